@@ -1,0 +1,230 @@
+"""What every detector is: framing, the Lightning steps, the optimizer, and three verbs that a model fills in.
+
+A detector is a network on framed batches. `encode` runs the network once; `compute_losses` and
+`compute_predictions` read what it gave. Nothing hangs on `self.training`, so validation has its loss and its
+predictions from one pass, and a detector can be called inside anybody's own loop.
+"""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Generic, Literal, TypedDict, TypeVar, final
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from zoo.nn.frame import Frame, FrameConfig
+from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
+
+Outputs = TypeVar("Outputs")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is optimised. Times are fractions of the whole training, so a recipe fits any budget.
+
+    Args:
+        optimizer: "sgd" (with Nesterov off, as in the papers) or "adamw" or "adam".
+        lr: the highest learning rate, for the batch that the config names.
+        momentum: of SGD; beta1 of Adam.
+        weight_decay: on weights of two dimensions or more ...
+        norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
+        warmup_steps: optimizer steps over which the rate rises in a line from lr / 1000.
+        schedule: "constant", "multistep" or "cosine" (to zero).
+        milestones: where "multistep" multiplies the rate by gamma, each in 0..1.
+        gamma: that factor.
+    """
+
+    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_weight_decay: float | None = None
+    warmup_steps: int = 1000
+    schedule: Literal["constant", "multistep", "cosine"] = "multistep"
+    milestones: tuple[float, ...] = (16 / 26, 22 / 26)
+    gamma: float = 0.1
+
+    def factor(self, progress: float, step: int) -> float:
+        """Learning rate at `step` and this fraction of the training, as a multiple of lr."""
+        warmup = min(1.0, 1e-3 + (1 - 1e-3) * step / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "cosine":
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if self.schedule == "multistep":
+            return warmup * self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        return warmup
+
+
+class StepOutput(TypedDict):
+    """What validation and test steps give to callbacks."""
+
+    loss: Tensor
+    predictions: list[Prediction]
+
+
+class Detector(LightningModule, ABC, Generic[Outputs]):
+    """The contract of the house. Subclasses are final: they build their parts and implement the three verbs.
+
+    Args:
+        num_classes: foreground classes C; labels are 0..C-1.
+        class_names: their names, kept in checkpoints; "0", "1", ... when not given.
+        frame: how images are brought to the network.
+        recipe: how the network is optimised.
+        channels_last: keep images and weights in NHWC order, which bf16 convolutions want.
+        arguments: what the subclass was built with, as plain values: a checkpoint carries them (`plain_arguments`).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None,
+        frame: FrameConfig,
+        recipe: Recipe,
+        channels_last: bool,
+        arguments: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}: a detector needs at least one foreground class")
+        names = tuple(class_names) if class_names is not None else tuple(str(c) for c in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"{len(names)} class names for {num_classes} classes")
+        self.num_classes = num_classes
+        self.class_names = names
+        self.frame = Frame(frame, channels_last)
+        self.recipe = recipe
+        self.channels_last = channels_last
+        self.arguments = arguments | {"class_names": list(names)}
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Outputs:
+        """The network on whole framed images, once. Reads `batch.images` and sizes, never the targets."""
+
+    @abstractmethod
+    def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
+        """Assign targets and compute the losses: finite, weighted scalars whose sum is the total."""
+
+    @abstractmethod
+    def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
+        """Decode and select detections, in framed pixels, surest first."""
+
+    @final
+    def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> list[Prediction]:
+        """Detections of raw images, in the pixels of each.
+
+        Args:
+            images: uint8 [3, H, W] RGB, any sizes.
+            targets: only for detectors that need region proposals, which travel in them; never looked at otherwise.
+        """
+        batch = self.frame(images, targets)
+        return self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
+
+    @final
+    def compute_raw_losses(self, batch: RawBatch) -> Losses:
+        """Losses of a raw batch, for training loops that are not Lightning's."""
+        framed = self.frame(*batch)
+        return self.compute_losses(self.encode(framed), framed)
+
+    @final
+    def training_step(self, batch: RawBatch, batch_idx: int) -> Tensor:
+        """Sum of the losses; each is logged by its name."""
+        losses = self.compute_raw_losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss.detach(), batch_size=len(batch[0]))
+        return total
+
+    @final
+    def validation_step(self, batch: RawBatch, batch_idx: int) -> StepOutput:
+        """Loss and predictions from one pass."""
+        return self._evaluation_step(batch, "val")
+
+    @final
+    def test_step(self, batch: RawBatch, batch_idx: int) -> StepOutput:
+        """Loss and predictions from one pass."""
+        return self._evaluation_step(batch, "test")
+
+    @final
+    def predict_step(self, batch: RawBatch, batch_idx: int) -> list[Prediction]:
+        """Detections of each image, in its own pixels."""
+        return self(*batch)
+
+    def _evaluation_step(self, batch: RawBatch, stage: str) -> StepOutput:
+        framed = self.frame(*batch)
+        outputs = self.encode(framed)
+        losses = self.compute_losses(outputs, framed)
+        total = torch.stack(list(losses.values())).sum()
+        self.log(f"{stage}/loss", total, batch_size=len(batch[0]), sync_dist=True)
+        predictions = self.frame.unframe(self.compute_predictions(outputs, framed), framed)
+        return StepOutput(loss=total, predictions=predictions)
+
+    @final
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The recipe's optimizer, and its schedule stepped after every optimizer step."""
+        recipe = self.recipe
+        norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = build_optimizer(groups, recipe)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.factor(self.progress(), step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @final
+    def progress(self) -> float:
+        """Fraction of the training that is done, by steps or by the clock of `max_time`, whichever is further."""
+        trainer = self.trainer
+        total_steps = trainer.estimated_stepping_batches
+        progress = trainer.global_step / total_steps if math.isfinite(total_steps) and total_steps > 0 else 0.0
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
+                elapsed = callback.time_elapsed()
+                progress = max(progress, elapsed / max(elapsed + left, 1e-9))
+        return min(progress, 1.0)
+
+    @final
+    def configure_model(self) -> None:
+        """Bring the weights to NHWC, if that is wanted."""
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what it takes to build this detector again; `zoo.load` reads it."""
+        checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments}
+
+
+def plain_arguments(cls: type[Detector], values: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of a detector as plain values (numbers, strings, lists, dicts).
+
+    Args:
+        cls: the detector's class.
+        values: `locals()` at the constructor's first line.
+    """
+    names = [name for name in inspect.signature(cls).parameters]
+    return {name: _plain(values[name]) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over parameter groups."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))

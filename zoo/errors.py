@@ -1,0 +1,19 @@
+"""The one exception for what a user handed in: the command line prints it as one line and exits with 2."""
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    Args:
+        message: what is wrong and what to do about it, in one line.
+        file: the file in which it was found.
+        place: where in that file (a line, an annotation id, a key).
+    """
+
+    def __init__(self, message: str, file: str | Path | None = None, place: str | None = None) -> None:
+        self.file = None if file is None else str(file)
+        self.place = place
+        prefix = ": ".join(part for part in (self.file, place) if part)
+        super().__init__(f"{prefix}: {message}" if prefix else message)

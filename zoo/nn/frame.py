@@ -1,0 +1,154 @@
+"""A list of uint8 images -> one normalised, padded Batch, and boxes back again.
+
+Image sizes exist only here: every detector works in framed pixels and never sees how large an image was.
+Resizing follows torchvision's GeneralizedRCNNTransform (bilinear, half-pixel centres, no antialiasing), so that
+weights trained there see the same pixels here. Normalising commutes with resizing and is done once, on the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.types import Batch, Image, Prediction, Target
+
+
+@dataclass(frozen=True)
+class FrameConfig:
+    """How images are framed for a network.
+
+    Args:
+        min_size: the shorter side of an image is brought to this many pixels ...
+        max_size: ... unless the longer side would then be longer than this.
+        stretch: bring every image to min_size x min_size instead, whatever its shape (YOLOv1).
+        divisor: frames are padded to multiples of this, the network's largest stride of interest.
+        mean: of each channel, on the scale 0..1.
+        std: of each channel, on the scale 0..1.
+    """
+
+    min_size: int = 800
+    max_size: int = 1333
+    stretch: bool = False
+    divisor: int = 32
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        """Refuse what no image could be framed with."""
+        if not 0 < self.min_size <= self.max_size:
+            raise ValueError(f"min_size {self.min_size} and max_size {self.max_size}: want 0 < min_size <= max_size")
+        if self.divisor < 1 or min(self.std) <= 0:
+            raise ValueError("divisor must be at least 1 and every std above 0")
+
+    def framed_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this size is resized to."""
+        if self.stretch:
+            return self.min_size, self.min_size
+        scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
+        return max(int(height * scale), 1), max(int(width * scale), 1)
+
+
+class Frame(nn.Module):
+    """Frames raw images for a network and takes its predictions back to the images' own pixels."""
+
+    def __init__(self, config: FrameConfig, channels_last: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.channels_last = channels_last
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
+        """Frame images, and their targets when there are any.
+
+        Args:
+            images: uint8 [3, H, W], any sizes.
+            targets: one for each image; only boxes, labels, flags and `proposals` are read.
+        """
+        framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
+        batch_images = self._stack(images, framed_sizes)
+        device = batch_images.device
+        given_sizes = _to_device([[float(image.shape[2]), float(image.shape[1])] for image in images], device)
+        sizes = _to_device([[float(width), float(height)] for height, width in framed_sizes], device)
+        scales = sizes / given_sizes
+        boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
+        proposals, proposal_mask = _pad_proposals(targets or [], scales)
+        return Batch(batch_images, sizes, scales, given_sizes, boxes, labels, mask, ids, proposals, proposal_mask)
+
+    def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        divisor = self.config.divisor
+        height = -(-max(size[0] for size in framed_sizes) // divisor) * divisor
+        width = -(-max(size[1] for size in framed_sizes) // divisor) * divisor
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        device = self.mean.device
+        batch = torch.empty(len(images), 3, height, width, device=device, memory_format=memory_format).zero_()
+        for framed, image, (h, w) in zip(batch, images, framed_sizes, strict=True):
+            pixels = image[None].to(device, non_blocking=True).float()
+            if image.shape[-2:] != (h, w):
+                pixels = F.interpolate(pixels, size=(h, w), mode="bilinear", align_corners=False)
+            # The padding stays 0 after normalising, as it is in torchvision: hence image by image, in place.
+            torch.sub(pixels[0], self.mean[0], out=framed[:, :h, :w]).div_(self.std[0])
+        return batch
+
+    @staticmethod
+    def unframe(predictions: list[Prediction], batch: Batch) -> list[Prediction]:
+        """Predictions in framed pixels -> predictions in each given image's pixels, clipped to it, none empty.
+
+        A detection that vanishes to no area at the image's edge is dropped (the one host read of prediction).
+        """
+        unframed = []
+        for prediction, scale, size in zip(predictions, batch.scales, batch.given_sizes, strict=True):
+            boxes = prediction["boxes"].float() / scale.repeat(2)
+            boxes = torch.minimum(boxes.clamp(min=0), size.repeat(2))
+            keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            unframed.append(
+                Prediction(boxes=boxes[keep], scores=prediction["scores"][keep].float(), labels=prediction["labels"][keep])
+            )
+        return unframed
+
+
+def _to_device(rows: list[list[float]], device: torch.device) -> Tensor:
+    """A small table made on the host; pinned where that lets the copy run beside the device's work."""
+    table = torch.tensor(rows, dtype=torch.float32)
+    if device.type == "cuda":
+        return table.pin_memory().to(device, non_blocking=True)
+    return table.to(device)
+
+
+def _pad_targets(
+    targets: Sequence[Target], scales: Tensor, num_images: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes [B, M, 4] in framed pixels, labels [B, M], mask [B, M] of objects to learn from, image ids [B]."""
+    device = scales.device
+    longest = max((len(target["labels"]) for target in targets), default=0)
+    boxes = torch.zeros(num_images, longest, 4, device=device)
+    labels = torch.zeros(num_images, longest, dtype=torch.int64, device=device)
+    mask = torch.zeros(num_images, longest, dtype=torch.bool, device=device)
+    for index, target in enumerate(targets):
+        count = len(target["labels"])
+        boxes[index, :count] = target["boxes"]
+        labels[index, :count] = target["labels"]
+        # Crowd regions and difficult objects are not learned from, as in torchvision's and Girshick's code.
+        mask[index, :count] = ~(target["iscrowd"] | target["difficult"])
+    boxes *= scales.repeat(1, 2)[:, None]
+    ids = (
+        torch.stack([target["image_id"] for target in targets])
+        if targets
+        else torch.arange(num_images, device=device)
+    )
+    return boxes, labels, mask, ids
+
+
+def _pad_proposals(targets: Sequence[Target], scales: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Proposals [B, P, 4] in framed pixels and their mask [B, P], or None where the targets carry none."""
+    if not targets or "proposals" not in targets[0]:
+        return None, None
+    longest = max(len(target["proposals"]) for target in targets)
+    proposals = torch.zeros(len(targets), longest, 4, device=scales.device)
+    mask = torch.zeros(len(targets), longest, dtype=torch.bool, device=scales.device)
+    for index, target in enumerate(targets):
+        proposals[index, : len(target["proposals"])] = target["proposals"]
+        mask[index, : len(target["proposals"])] = True
+    return proposals * scales.repeat(1, 2)[:, None], mask

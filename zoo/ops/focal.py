@@ -1,0 +1,67 @@
+"""Focal loss (Lin et al., arXiv 1708.02002, equation 5).
+
+    FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t),   p_t = p for the true class, 1 - p for every other
+
+Almost every logit is a negative, and almost every anchor has no positive. So the sum is taken as if all were
+negatives, and put right at the few positives: no one-hot target, and one saved tensor for the backward pass.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class _NegativeFocal(torch.autograd.Function):
+    """sum over classes and anchors of weight * (1 - alpha) p^gamma softplus(x), with its gradient by hand.
+
+    d/dx p^gamma softplus(x) = p^gamma (gamma (1 - p) softplus(x) + p)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, weights: Tensor, gamma: float) -> Tensor:
+        logits32 = logits.float()
+        p = torch.sigmoid(logits32)
+        softplus = F.softplus(logits32)
+        modulation = p.square() if gamma == 2 else p.pow(gamma)
+        modulation = modulation.mul_(weights[..., None])
+        loss = (modulation * softplus).sum(dim=(1, 2))
+        if ctx.needs_input_grad[0]:
+            gradient = softplus.mul_(1 - p).mul_(gamma).add_(p).mul_(modulation)
+            ctx.save_for_backward(gradient.to(logits.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad[:, None, None].to(gradient.dtype), None, None
+
+
+def focal_loss_per_image(
+    logits: Float[Tensor, "B N C"],
+    labels: Int64[Tensor, "B N"],
+    ignored: Tensor,
+    alpha: float,
+    gamma: float,
+) -> Float[Tensor, "B"]:
+    """Sum of the sigmoid focal loss over the anchors and classes of each image.
+
+    Args:
+        logits: of each class at each anchor.
+        labels: 0..C-1, or negative for background.
+        ignored: bool [B, N], anchors that count for nothing.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: how strongly easy examples are turned down.
+    """
+    counted = (~ignored).float()
+    negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted, gamma)
+    positive = (labels >= 0) & ~ignored
+    own = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0].float()
+    p = torch.sigmoid(own)
+    as_positive = alpha * (1 - p) ** gamma * F.softplus(-own)
+    as_negative = (1 - alpha) * p**gamma * F.softplus(own)
+    return negatives + torch.where(positive, as_positive - as_negative, 0.0).sum(dim=1)

@@ -1,0 +1,107 @@
+"""What a comparison found out: the form of `results.json`, and reading and writing it.
+
+A figure that is not defined (AP of small objects where there are none) is NaN here and null in the file;
+a cost that was not measured is None here and null in the file.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.errors import InputError
+from zoo.report.files import convert_json, decode_json, encode_json, write_atomically
+
+_ADVICE = "expected the results.json that `zoo compare` writes"
+
+
+@dataclass
+class CurvePoint:
+    """One validation during training."""
+
+    epoch: int
+    images_seen: int
+    minutes: float
+    AP: float
+    AP50: float
+    loss: float
+
+
+@dataclass
+class Cost:
+    """What a detector costs; None where it was not measured."""
+
+    parameters: int | None = None
+    flops: float | None = None  # multiply-adds counted as 2, one image framed as in `flops_input`
+    flops_input: str | None = None  # e.g. "640x480 framed to 427x320"
+    train_images_per_s: float | None = None
+    train_minutes: float | None = None
+    ms_per_image: float | None = None  # batch 1, framing, network and post-processing; median
+
+
+@dataclass
+class Run:
+    """One model trained and tested with one seed."""
+
+    model: str  # a key of zoo.models.MODELS
+    config: str  # name of the model file without .yaml
+    seed: int
+    folder: str  # relative to results.json; names the run, so no two runs share it
+    status: Literal["done", "failed"]
+    error: str | None = None
+    metrics: dict[str, float] = field(
+        default_factory=dict
+    )  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # class name -> AP AP50 VOC07 VOC10
+    cost: Cost = field(default_factory=Cost)
+    curve: list[CurvePoint] = field(default_factory=list)
+    shown_score: float | None = None  # pictures show detections from here up: where F1 is best; None means 0.5
+
+
+@dataclass
+class Results:
+    """A whole comparison."""
+
+    runs: list[Run]
+    data: dict[str, str | int]  # "name", number of images by split ("train", "val", "test"), "classes" (their number)
+    classes: list[str]
+    budget: str  # in words: "30 epochs", "20000 images", "20 minutes"
+    command: str
+    hardware: str
+    versions: dict[str, str]
+    created: str  # ISO 8601
+    fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and images
+    configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
+
+
+def write_results(results: Results, path: str | Path) -> None:
+    """Write `results.json`: whole or not at all, the same bytes for the same results."""
+    write_atomically(Path(path), encode_json(results))
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a `results.json`.
+
+    Raises:
+        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+    """
+    path = Path(path)
+    content = decode_json(path, _ADVICE)
+    runs = content.get("runs") if isinstance(content, dict) else None
+    for run in runs if isinstance(runs, list) else []:
+        for key in ("metrics", "per_class", "curve"):
+            if isinstance(run, dict) and key in run:
+                run[key] = _nan_for_null(run[key])
+    results = convert_json(content, Results, path, _ADVICE)
+    for folder, count in Counter(run.folder for run in results.runs).items():
+        if count > 1:
+            raise InputError(f"{count} runs have the folder {folder!r}; each needs its own", file=path, place="runs")
+    return results
+
+
+def _nan_for_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_for_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_for_null(item) for item in value]
+    return float("nan") if value is None else value
