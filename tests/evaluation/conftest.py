@@ -1,0 +1,101 @@
+"""Random sets of ground truth and predictions that hold everything an evaluation can meet."""
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from zoo.evaluation import GroundTruth, Predictions
+
+
+@dataclass
+class Case:
+    """A data set and what a detector said of it."""
+
+    ground_truth: GroundTruth
+    predictions: Predictions
+
+
+def random_case(
+    seed: int, num_images: int, num_classes: int, most_objects: int, most_detections: int, grid: bool
+) -> Case:
+    """Draws a case: images without objects, without detections, crowds, difficult objects, ties, odd areas.
+
+    Args:
+        seed: of everything.
+        num_images: N; ids have gaps and are not in order.
+        num_classes: C; some may have no object.
+        most_objects: of an image; some images have none.
+        most_detections: of an image; some images have none.
+        grid: whole-number boxes on a coarse grid and scores in tenths, so that IoUs and scores tie.
+    """
+    rng = np.random.default_rng(seed)
+
+    def random_boxes(count: int) -> np.ndarray:
+        corners = rng.uniform(0, 200, (count, 2))
+        sizes = np.exp(rng.uniform(np.log(4), np.log(150), (count, 2)))
+        if grid:
+            corners, sizes = corners // 20 * 20, sizes // 20 * 20 + 20
+        return np.concatenate([corners, corners + sizes], axis=1).astype(np.float32).astype(np.float64)
+
+    image_ids = rng.choice(1000, num_images, replace=False)
+    counts = rng.integers(0, most_objects + 1, num_images) * (rng.random(num_images) > 0.2)
+    num_objects = int(counts.sum())
+    boxes = random_boxes(num_objects)
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    ground_truth = GroundTruth.from_counts(
+        classes=[f"class{c}" for c in range(num_classes)],
+        image_ids=image_ids,
+        counts=counts,
+        boxes=boxes,
+        areas=np.where(rng.random(num_objects) < 0.5, box_areas, box_areas * rng.uniform(0.1, 1, num_objects)),
+        labels=rng.integers(0, num_classes, num_objects),
+        iscrowd=rng.random(num_objects) < 0.15,
+        difficult=rng.random(num_objects) < 0.15,
+    )
+    detections = rng.integers(0, most_detections + 1, num_images) * (rng.random(num_images) > 0.2)
+    ids, found, labels = [], [], []
+    for image_id, count in zip(image_ids, detections, strict=True):
+        own = ground_truth.image_ids[ground_truth.image_index] == image_id
+        truths, truth_labels = ground_truth.boxes[own], ground_truth.labels[own]
+        drawn, drawn_labels = random_boxes(count), rng.integers(0, num_classes, count)
+        if len(truths):  # most detections are an object, displaced or not
+            near = rng.random(count) < 0.7
+            which = rng.integers(0, len(truths), count)
+            shift = rng.integers(-1, 2, (count, 4)) * 20 if grid else rng.normal(0, 6, (count, 4))
+            moved = truths[which] + shift * (rng.random((count, 1)) < 0.8)
+            moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 2)
+            drawn = np.where(near[:, None], moved, drawn)
+            drawn_labels = np.where(near & (rng.random(count) < 0.9), truth_labels[which], drawn_labels)
+        ids.append(np.full(count, image_id))
+        found.append(drawn)
+        labels.append(drawn_labels)
+    scores = rng.random(sum(map(len, ids)))
+    if grid:
+        scores = scores.round(1)
+    predictions = Predictions(
+        image_ids=np.concatenate(ids),
+        boxes=np.concatenate(found).astype(np.float32),
+        scores=scores.astype(np.float32),
+        labels=np.concatenate(labels),
+    )
+    return Case(ground_truth, predictions)
+
+
+cases = st.builds(
+    random_case,
+    seed=st.integers(0, 2**32 - 1),
+    num_images=st.integers(1, 12),
+    num_classes=st.integers(1, 5),
+    most_objects=st.sampled_from([0, 1, 5, 12]),
+    most_detections=st.sampled_from([0, 3, 30, 150]),
+    grid=st.booleans(),
+)
+"""A strategy over everything above."""
+
+
+@pytest.fixture(scope="session")
+def case() -> Case:
+    """One case of a useful size."""
+    return random_case(seed=0, num_images=40, num_classes=4, most_objects=8, most_detections=40, grid=False)

@@ -1,0 +1,20 @@
+"""The ruler: columns in, numbers out. No Lightning and no models in here."""
+
+from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.metric import DetectionMAP
+from zoo.evaluation.predictions import Predictions, read_coco_results, write_coco_results
+from zoo.evaluation.scores import PROTOCOLS, Scores, evaluate, evaluate_file, format_scores, scores_table
+
+__all__ = [
+    "PROTOCOLS",
+    "DetectionMAP",
+    "GroundTruth",
+    "Predictions",
+    "Scores",
+    "evaluate",
+    "evaluate_file",
+    "format_scores",
+    "read_coco_results",
+    "scores_table",
+    "write_coco_results",
+]

@@ -1,0 +1,170 @@
+"""What is true of a set of images, as columns, in the one order that every protocol evaluates in.
+
+Legend:
+    N  images      T  objects of all images      C  classes
+
+The order is canonical: images by ascending id, objects of an image as they were given. Whoever collects the same
+images in another order, or on several processes, ends up with the same columns and so with the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+
+from zoo.errors import InputError
+from zoo.types import Target
+
+if TYPE_CHECKING:
+    from zoo.data.table import AnnotationTable
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Objects of all images in packed columns; build one with `from_table`, `from_targets` or `from_counts`."""
+
+    classes: tuple[str, ...]
+    image_ids: Int64[np.ndarray, "N"]  # strictly ascending
+    image_index: Int64[np.ndarray, "T"]  # the object's image as a place in `image_ids`; never descending
+    boxes: Float[np.ndarray, "T 4"]  # f64 xyxy, pixels
+    areas: Float[np.ndarray, "T"]  # f64 pixels^2; COCO's sizes go by it
+    labels: Int64[np.ndarray, "T"]
+    iscrowd: Bool[np.ndarray, "T"]
+    difficult: Bool[np.ndarray, "T"]
+
+    @classmethod
+    def from_counts(
+        cls,
+        classes: Sequence[str] | None,
+        image_ids: Int64[np.ndarray, "N"],
+        counts: Int64[np.ndarray, "N"],
+        boxes: Float[np.ndarray, "T 4"],
+        areas: Float[np.ndarray, "T"],
+        labels: Int64[np.ndarray, "T"],
+        iscrowd: Bool[np.ndarray, "T"],
+        difficult: Bool[np.ndarray, "T"],
+    ) -> "GroundTruth":
+        """Puts columns in any order of images into the canonical one; of an image that comes twice the first stays.
+
+        Args:
+            classes: names of the classes by label; None names them by their number, as many as there are labels.
+            image_ids: id of each image.
+            counts: objects of each image, in the order of `image_ids`; the other columns follow it.
+            boxes: xyxy in pixels.
+            areas: pixels^2.
+            labels: 0 .. C - 1.
+            iscrowd: regions of many objects: a detection in one is neither right nor wrong.
+            difficult: VOC's mark, with the same effect in VOC's protocols; COCO's does not know it.
+
+        Raises:
+            InputError: a label that `classes` has no name for.
+        """
+        ids, first = np.unique(image_ids, return_index=True)
+        names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
+        take = take_ragged(counts, first)
+        image_index = np.repeat(np.arange(len(ids)), counts[first])
+        labels = labels[take].astype(np.int64, copy=False)
+        check_labels(labels, len(names), ids[image_index], "an object")
+        return cls(
+            classes=names,
+            image_ids=ids.astype(np.int64, copy=False),
+            image_index=image_index,
+            boxes=boxes[take].astype(np.float64, copy=False),
+            areas=areas[take].astype(np.float64, copy=False),
+            labels=labels,
+            iscrowd=iscrowd[take].astype(bool, copy=False),
+            difficult=difficult[take].astype(bool, copy=False),
+        )
+
+    @classmethod
+    def from_table(cls, table: "AnnotationTable") -> "GroundTruth":
+        """Takes the columns of an annotation table, whichever format it was read from."""
+        return cls.from_counts(
+            classes=table.classes,
+            image_ids=table.image_ids,
+            counts=np.diff(table.offsets),
+            boxes=table.boxes,
+            areas=table.areas,
+            labels=table.labels,
+            iscrowd=table.iscrowd,
+            difficult=table.difficult,
+        )
+
+    def of_images(self, image_ids: Int64[np.ndarray, "P"]) -> "GroundTruth":
+        """Keeps some of the images, given by id in any order.
+
+        Raises:
+            InputError: an id that is not among them.
+        """
+        strangers = np.setdiff1d(image_ids, self.image_ids)
+        if len(strangers):
+            raise InputError("is not in the ground truth", place=f"image {strangers[0]}")
+        kept = np.searchsorted(self.image_ids, np.unique(image_ids))
+        counts = np.bincount(self.image_index, minlength=len(self.image_ids))
+        take = take_ragged(counts, kept)
+        return GroundTruth.from_counts(
+            classes=self.classes,
+            image_ids=self.image_ids[kept],
+            counts=counts[kept],
+            boxes=self.boxes[take],
+            areas=self.areas[take],
+            labels=self.labels[take],
+            iscrowd=self.iscrowd[take],
+            difficult=self.difficult[take],
+        )
+
+    @classmethod
+    def from_targets(cls, targets: Sequence[Target], classes: Sequence[str] | None = None) -> "GroundTruth":
+        """Collects the targets that a DataModule hands out, one an image, with or without objects.
+
+        Args:
+            targets: one target an image; their boxes may lie on any device.
+            classes: names of the classes by label; None names them by their number.
+        """
+
+        def column(key: str, *shape: int) -> Shaped[np.ndarray, "T *_"]:
+            if not targets:
+                return np.zeros((0, *shape))
+            return torch.cat([target[key].reshape(-1, *shape) for target in targets]).cpu().numpy()  # type: ignore[literal-required]
+
+        return cls.from_counts(
+            classes=classes,
+            image_ids=column("image_id").astype(np.int64),
+            counts=np.array([len(target["labels"]) for target in targets], dtype=np.int64),
+            boxes=column("boxes", 4),
+            areas=column("area"),
+            labels=column("labels"),
+            iscrowd=column("iscrowd"),
+            difficult=column("difficult"),
+        )
+
+
+def take_ragged(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]) -> Int64[np.ndarray, "Q"]:
+    """Places of the rows that belong to groups, group after group.
+
+    Args:
+        counts: rows of each group; the rows lie group after group.
+        order: the groups to take, in the wanted order.
+
+    Returns:
+        row numbers: all of group `order[0]`, then all of `order[1]`, and so on.
+    """
+    starts = np.cumsum(counts) - counts
+    taken = counts[order]
+    return np.repeat(starts[order] - (np.cumsum(taken) - taken), taken) + np.arange(taken.sum())
+
+
+def check_labels(
+    labels: Int64[np.ndarray, "D"], num_classes: int, image_ids: Int64[np.ndarray, "D"], what: str
+) -> None:
+    """Raises `InputError` naming the image of the first label outside 0 .. num_classes - 1."""
+    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(bad):
+        place = f"image {image_ids[bad[0]]}"
+        raise InputError(
+            f"{what} has label {labels[bad[0]]}, but there are {num_classes} classes (labels 0 to {num_classes - 1})",
+            place=place,
+        )

@@ -1,0 +1,173 @@
+"""The ruler as a torchmetrics `Metric`: exact on any number of processes, and at home in a `MetricCollection`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from torchmetrics import Metric
+
+from zoo.evaluation.coco import Engine
+from zoo.evaluation.ground_truth import GroundTruth, take_ragged
+from zoo.evaluation.predictions import Predictions
+from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate
+from zoo.types import Prediction, Target
+
+
+class DetectionMAP(Metric):
+    """COCO's and VOC's numbers over all images that `update` is given.
+
+    `update` keeps columns on the device where they are, and reads nothing back. `compute` brings the columns of all
+    processes to the first one, puts images into the order of their ids and drops those that a padded sampler handed
+    out twice (the first copy stays), measures once, and tells the others the result. So the numbers have the same
+    bits on one process and on any other number of them.
+
+    Args:
+        classes: names of the classes by label; None names them by their number.
+        protocols: any of "coco", "voc07" and "voc10".
+        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools".
+        ground_truth: what is true of the data set, where it is at hand; targets then only say which images were seen.
+            Numbers are then those of the file itself, whose boxes are f64 and not clipped to the image.
+        process_group: the processes that share the images; None means all.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    image_ids: list[Tensor]
+    pred_counts: list[Tensor]
+    pred_boxes: list[Tensor]
+    pred_scores: list[Tensor]
+    pred_labels: list[Tensor]
+    gt_counts: list[Tensor]
+    gt_boxes: list[Tensor]
+    gt_areas: list[Tensor]
+    gt_labels: list[Tensor]
+    gt_iscrowd: list[Tensor]
+    gt_difficult: list[Tensor]
+
+    def __init__(
+        self,
+        classes: Sequence[str] | None = None,
+        protocols: Sequence[Protocol] = PROTOCOLS,
+        engine: Engine = "hotcoco",
+        ground_truth: GroundTruth | None = None,
+        process_group: Any | None = None,
+    ) -> None:
+        super().__init__(process_group=process_group, dist_sync_fn=_gather_to_first)
+        self.classes = None if classes is None else tuple(classes)
+        self.protocols = tuple(protocols)
+        self.engine: Engine = engine
+        self.ground_truth = ground_truth
+        self.scores: Scores | None = None  # of the last `compute`, on every process
+        self.predictions: Predictions | None = None  # of the last `compute`, of all processes, on the first one only
+        for name in ("image_ids", *_PREDICTION_COLUMNS, *_TARGET_COLUMNS):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: Sequence[Prediction], target: Sequence[Target]) -> None:
+        """Adds images: what a detector said of each, and what is true.
+
+        Raises:
+            ValueError: not as many predictions as targets.
+        """
+        if len(preds) != len(target):
+            raise ValueError(f"{len(preds)} predictions for {len(target)} targets")
+        if not target:
+            return
+        self.image_ids.append(torch.stack([item["image_id"].reshape(()) for item in target]))
+        self.pred_counts.append(torch.tensor([len(item["scores"]) for item in preds]))
+        self.pred_boxes.append(torch.cat([item["boxes"] for item in preds]).detach().float())
+        self.pred_scores.append(torch.cat([item["scores"] for item in preds]).detach().float())
+        self.pred_labels.append(torch.cat([item["labels"] for item in preds]))
+        self.gt_counts.append(torch.tensor([len(item["labels"]) for item in target]))
+        self.gt_boxes.append(torch.cat([item["boxes"] for item in target]))
+        self.gt_areas.append(torch.cat([item["area"] for item in target]))
+        self.gt_labels.append(torch.cat([item["labels"] for item in target]))
+        self.gt_iscrowd.append(torch.cat([item["iscrowd"] for item in target]))
+        self.gt_difficult.append(torch.cat([item["difficult"] for item in target]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Measures all images of all processes.
+
+        Returns:
+            f64 scalars by name: those of `Scores.metrics`, and `AP/<class>` and so on for each class.
+
+        Raises:
+            InputError: see `zoo.evaluation.evaluate`; on every process alike.
+        """
+        self.predictions = None
+        if not self._is_synced:
+            self.scores = self._measure()
+        else:
+            # Errors travel as results do: raised on one process alone, they would leave the others waiting.
+            told: list[Scores | Exception | None] = [None]
+            if torch.distributed.get_rank(self.process_group) == 0:
+                try:
+                    told[0] = self._measure()
+                except Exception as error:
+                    told[0] = error
+            torch.distributed.broadcast_object_list(told, group=self.process_group, group_src=0)
+            if isinstance(told[0], Exception):
+                raise told[0]
+            self.scores = told[0]
+        assert self.scores is not None
+        values = dict(self.scores.metrics)
+        for name, of_class in self.scores.per_class.items():
+            values |= {f"{key}/{name}": value for key, value in of_class.items()}
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+
+    def _measure(self) -> Scores:
+        image_ids = _column(self.image_ids, np.int64)
+        _, first = np.unique(image_ids, return_index=True)
+        pred_counts = _column(self.pred_counts, np.int64)
+        take = take_ragged(pred_counts, first)
+        self.predictions = Predictions(
+            image_ids=np.repeat(image_ids[first], pred_counts[first]),
+            boxes=_column(self.pred_boxes, np.float32, 4)[take],
+            scores=_column(self.pred_scores, np.float32)[take],
+            labels=_column(self.pred_labels, np.int64)[take],
+        )
+        if self.ground_truth is not None:
+            ground_truth = self.ground_truth.of_images(image_ids)
+        else:
+            pred_labels = self.predictions.labels
+            gt_labels = _column(self.gt_labels, np.int64)
+            most = max(pred_labels.max(initial=-1), gt_labels.max(initial=-1)) + 1
+            ground_truth = GroundTruth.from_counts(
+                classes=self.classes if self.classes is not None else tuple(map(str, range(most))),
+                image_ids=image_ids,
+                counts=_column(self.gt_counts, np.int64),
+                boxes=_column(self.gt_boxes, np.float32, 4),
+                areas=_column(self.gt_areas, np.float32),
+                labels=gt_labels,
+                iscrowd=_column(self.gt_iscrowd, np.bool_),
+                difficult=_column(self.gt_difficult, np.bool_),
+            )
+        return evaluate(ground_truth, self.predictions, self.protocols, self.engine)
+
+
+_PREDICTION_COLUMNS = ("pred_counts", "pred_boxes", "pred_scores", "pred_labels")
+_TARGET_COLUMNS = ("gt_counts", "gt_boxes", "gt_areas", "gt_labels", "gt_iscrowd", "gt_difficult")
+
+
+def _column(state: list[Tensor] | Tensor, dtype: type[np.generic], *shape: int) -> np.ndarray:
+    """One array of a state, which is a list of chunks, or one tensor once the processes' states are brought together."""
+    chunks = [state] if isinstance(state, Tensor) else state
+    joined = torch.cat(chunks).cpu().numpy() if chunks else np.zeros(0)
+    return joined.astype(dtype, copy=False).reshape(-1, *shape)
+
+
+def _gather_to_first(state: Tensor, group: Any | None = None) -> list[Tensor]:
+    """Brings a state to the first process of the group, which alone measures; the others keep their own.
+
+    A process without images has an empty f32 tensor for every state: it is left out, lest ids become floats.
+    """
+    first = torch.distributed.get_rank(group) == 0
+    parts: list[Any] | None = [None] * torch.distributed.get_world_size(group) if first else None
+    torch.distributed.gather_object(state.cpu(), parts, group=group, group_dst=0)
+    if parts is None:
+        return [state]
+    return [part for part in parts if part.numel()] or [state]

@@ -1,0 +1,234 @@
+"""What a detector said of a set of images, as columns; COCO-results json in and out.
+
+Legend:
+    D  detections of all images      I  images      C  classes
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from zoo.errors import InputError
+from zoo.types import Prediction
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_CHUNK = 50_000  # json entries made at once: bounds the memory for the python objects to some 20 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Detections of all images in four columns, 36 bytes each instead of a dict each.
+
+    Detections of one image are in the order in which the detector gave them, which decides between equal scores.
+    Boxes and scores are f32 when they come from a detector and f64 when they come from a file: somebody else's
+    file may tell scores apart that are one and the same number in f32.
+    """
+
+    image_ids: Int64[np.ndarray, "D"]
+    boxes: Float[np.ndarray, "D 4"]  # xyxy, pixels of the given image
+    scores: Float[np.ndarray, "D"]
+    labels: Int64[np.ndarray, "D"]  # 0 .. C - 1
+
+    def __len__(self) -> int:
+        """Number of detections."""
+        return len(self.scores)
+
+    @classmethod
+    def from_lists(cls, image_ids: Sequence[int], predictions: Sequence[Prediction]) -> "Predictions":
+        """Packs what a detector returned: one `Prediction` an image, on any device, some of them empty."""
+        counts = [len(prediction["scores"]) for prediction in predictions]
+        if len(image_ids) != len(counts):
+            raise ValueError(f"{len(image_ids)} image ids for {len(counts)} predictions")
+        if not counts:
+            return cls(
+                np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            )
+        # one copy from the device for each column, not three for each image
+        return cls(
+            image_ids=np.repeat(np.asarray(image_ids, dtype=np.int64), counts),
+            boxes=torch.cat([prediction["boxes"] for prediction in predictions]).float().cpu().numpy(),
+            scores=torch.cat([prediction["scores"] for prediction in predictions]).float().cpu().numpy(),
+            labels=torch.cat([prediction["labels"] for prediction in predictions]).cpu().numpy(),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Joins the predictions of batches, or of processes, that saw different images."""
+        if not parts:
+            return cls.from_lists([], [])
+        return cls(
+            image_ids=np.concatenate([part.image_ids for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+        )
+
+    def of_image(self, image_id: int) -> Prediction:
+        """Gives back one image's detections as tensors, in their order; none if the image is not known."""
+        rows = np.flatnonzero(self.image_ids == image_id)
+        return Prediction(
+            boxes=torch.from_numpy(self.boxes[rows]).float(),
+            scores=torch.from_numpy(self.scores[rows]).float(),
+            labels=torch.from_numpy(self.labels[rows]),
+        )
+
+
+class _Result(msgspec.Struct, gc=False):
+    """One entry of a COCO-results json; other keys in it are passed over."""
+
+    image_id: _Int64
+    category_id: _Int64
+    bbox: tuple[float, float, float, float]  # x, y, width, height
+    score: float
+
+
+def write_coco_results(
+    predictions: Predictions, path: str | Path, class_ids: Sequence[int] | Int64[np.ndarray, "C"]
+) -> None:
+    """Writes detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h] and score.
+
+    Widths are differences in f64, so that `read_coco_results` gives back each f32 edge exactly.
+
+    Args:
+        predictions: what to write.
+        path: the file; its folder must exist. It is replaced only when all is written.
+        class_ids: the data set's category id for each label.
+
+    Raises:
+        InputError: a label without a category id, or a folder that cannot be written to.
+    """
+    ids = np.asarray(class_ids, dtype=np.int64)
+    bad = np.flatnonzero((predictions.labels < 0) | (predictions.labels >= len(ids)))
+    if len(bad):
+        raise InputError(
+            f"a detection has label {predictions.labels[bad[0]]}, but there are {len(ids)} category ids",
+            file=path,
+            place=f"image {predictions.image_ids[bad[0]]}",
+        )
+    part = Path(f"{path}.{os.getpid()}.part")
+    encoder = msgspec.json.Encoder()
+    try:
+        with part.open("wb") as stream:
+            stream.write(b"[")
+            for start in range(0, len(predictions), _CHUNK):
+                rows = slice(start, start + _CHUNK)
+                bbox = to_xywh(predictions.boxes[rows])
+                columns = (
+                    predictions.image_ids[rows].tolist(),
+                    ids[predictions.labels[rows]].tolist(),
+                    map(tuple, bbox.tolist()),
+                    predictions.scores[rows].tolist(),
+                )
+                entries = encoder.encode([_Result(*row) for row in zip(*columns, strict=True)])
+                stream.write(b",\n" if start else b"\n")
+                stream.write(entries[1:-1])
+            stream.write(b"\n]\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_coco_results(
+    path: str | Path, image_ids: Int64[np.ndarray, "N"], class_ids: Sequence[int] | Int64[np.ndarray, "C"]
+) -> Predictions:
+    """Reads COCO-results json, ours or anybody's; detections keep the order of the file.
+
+    Args:
+        path: a json list of objects with image_id, category_id, bbox [x, y, w, h] and score.
+        image_ids: the ids of the images that may occur, in any order.
+        class_ids: the data set's category id for each label.
+
+    Returns:
+        columns in f64 with labels 0 .. C - 1.
+
+    Raises:
+        InputError: the file is missing or is not such a list, or an entry (named by its place in the list) has an
+            unknown image or category, a missing key, a score or a box that is not a finite number, or a negative size.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    try:
+        entries = msgspec.json.decode(text, type=list[_Result])
+    except msgspec.ValidationError as error:
+        problem, _, json_path = str(error).partition(" - at ")
+        place = re.search(r"\[(\d+)\]", json_path)
+        message = f"{problem[0].lower()}{problem[1:]}{f' at {json_path}' if json_path else ''}"
+        raise InputError(
+            f"{message}; COCO results are a list of image_id, category_id, bbox [x, y, w, h] and score",
+            file=path,
+            place=f"entry {place[1]}" if place else None,
+        ) from error
+    except msgspec.DecodeError as error:
+        raise _explain_malformed(text, path) from error
+
+    ids = np.fromiter((entry.image_id for entry in entries), np.int64, len(entries))
+    categories = np.fromiter((entry.category_id for entry in entries), np.int64, len(entries))
+    bbox = np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4)
+    scores = np.fromiter((entry.score for entry in entries), np.float64, len(entries))
+
+    _check(np.isin(ids, image_ids), path, lambda i: f"image_id {ids[i]} is not in the data set")
+    _check(np.isin(categories, class_ids), path, lambda i: f"category_id {categories[i]} is not in the data set")
+    # bounds a hundred times a huge image's keep later products finite
+    _check((np.abs(bbox) < 1e9).all(axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
+    _check((bbox[:, 2:] >= 0).all(axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
+    known = np.asarray(class_ids, dtype=np.int64)
+    order = np.argsort(known)
+    return Predictions(
+        image_ids=ids,
+        boxes=_to_xyxy(bbox),
+        scores=scores,
+        labels=order[np.searchsorted(known, categories, sorter=order)],
+    )
+
+
+def to_xywh(boxes: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
+    """Makes COCO's x, y, width, height in f64 of xyxy edges in f32 or f64."""
+    wide = boxes.astype(np.float64)
+    wide[:, 2:] -= wide[:, :2]
+    return wide
+
+
+def _to_xyxy(bbox: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
+    """Undoes `to_xywh`: where x + w misses an f32 edge by no more than the rounding of the sum, the edge is meant."""
+    boxes = bbox.copy()
+    boxes[:, 2:] += bbox[:, :2]
+    far = boxes[:, 2:]
+    edge = far.astype(np.float32).astype(np.float64)
+    rounding = np.spacing(np.abs(bbox).max(axis=1, initial=0.0, keepdims=True))
+    boxes[:, 2:] = np.where(np.abs(edge - far) <= rounding, edge, far)
+    return boxes
+
+
+def _check(good: np.ndarray, path: str | Path, message) -> None:  # noqa: ANN001
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        raise InputError(message(bad[0]), file=path, place=f"entry {bad[0]}")
+
+
+def _explain_malformed(text: bytes, path: str | Path) -> InputError:
+    """Says what is wrong with json that msgspec refuses: Python's own parser knows the line, and accepts NaN."""
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        return InputError(f"is not json: {error.msg}", file=path, place=f"line {error.lineno} column {error.colno}")
+    except UnicodeDecodeError as error:
+        return InputError("is not json: not utf-8 text", file=path, place=f"byte {error.start}")
+    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+        numbers = {"score": [entry.get("score")], "bbox": entry.get("bbox")} if isinstance(entry, dict) else {}
+        for key, values in numbers.items():
+            if any(isinstance(value, float) and not np.isfinite(value) for value in values or ()):
+                return InputError(f"{key} is not a finite number", file=path, place=f"entry {i}")
+    return InputError("is not json: it holds NaN or Infinity", file=path)

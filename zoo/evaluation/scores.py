@@ -1,0 +1,147 @@
+"""The ruler: ground truth and predictions in, COCO's and VOC's numbers by name out.
+
+    scores = evaluate(GroundTruth.from_table(table), predictions)
+    scores.metrics["AP"], scores.metrics["VOC07"], scores.per_class["cat"]["AP50"]
+
+Detections are put into canonical order first: by image id, those of one image as they came. Equal scores are then
+ranked the same way whatever the order of images, and however many processes collected them.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from zoo.errors import InputError
+from zoo.evaluation.coco import Engine, evaluate_coco
+from zoo.evaluation.ground_truth import GroundTruth, check_labels
+from zoo.evaluation.predictions import Predictions, read_coco_results
+from zoo.evaluation.voc import evaluate_voc, mean_over_classes
+
+if TYPE_CHECKING:
+    from zoo.data.table import AnnotationTable
+
+Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
+PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
+_BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All numbers in 0..1, or -1 where there was nothing to measure; only those of the protocols asked for."""
+
+    metrics: dict[str, float]  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
+    per_class: dict[str, dict[str, float]]  # class name -> AP AP50 VOC07 VOC10
+
+
+def evaluate(
+    ground_truth: GroundTruth,
+    predictions: Predictions,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    engine: Engine = "hotcoco",
+) -> Scores:
+    """Measures one set of predictions by each of the protocols.
+
+    Args:
+        ground_truth: what is true; images without detections count as well.
+        predictions: what a detector said of these images.
+        protocols: any of "coco" (twelve numbers), "voc07" (11-point) and "voc10" (all-point).
+        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools", which is slow.
+
+    Raises:
+        InputError: a protocol or engine that does not exist; a detection of an image or class that the ground truth
+            does not know, or whose score or box is not finite.
+    """
+    _check_names(protocols, engine)
+    known = ground_truth.image_ids
+    index = np.searchsorted(known, predictions.image_ids)
+    inside = index < len(known)
+    inside[inside] = known[index[inside]] == predictions.image_ids[inside]
+    if not inside.all():
+        stranger = predictions.image_ids[~inside][0]
+        raise InputError("has predictions but no ground truth; hand in both of one data set", place=f"image {stranger}")
+    check_labels(predictions.labels, len(ground_truth.classes), predictions.image_ids, "a detection")
+    finite = np.isfinite(predictions.scores) & np.isfinite(predictions.boxes).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            "a detection's score or box is NaN or infinite; the detector that made it has diverged",
+            place=f"image {predictions.image_ids[~finite][0]}",
+        )
+
+    boxes, scores, labels = predictions.boxes, predictions.scores, predictions.labels
+    if (np.diff(index) < 0).any():
+        order = np.argsort(index, kind="stable")
+        index, boxes, scores, labels = index[order], boxes[order], scores[order], labels[order]
+
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
+    by_class = {}
+    if "coco" in protocols:
+        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
+        metrics |= coco.metrics
+        by_class |= {"AP": coco.ap, "AP50": coco.ap50}
+    if "voc07" in protocols or "voc10" in protocols:
+        voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
+        for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
+            if protocol in protocols:
+                metrics[key] = mean_over_classes(values)
+                by_class[key] = values
+    for key, values in by_class.items():
+        for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
+            per_class[name][key] = value
+    return Scores(metrics, per_class)
+
+
+def evaluate_file(
+    path: str | Path,
+    table: "AnnotationTable",
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    engine: Engine = "hotcoco",
+) -> Scores:
+    """Measures a COCO-results json, ours or anybody's, against a data set in any format.
+
+    Raises:
+        InputError: see `read_coco_results` and `evaluate`.
+    """
+    predictions = read_coco_results(path, table.image_ids, table.class_ids)
+    return evaluate(GroundTruth.from_table(table), predictions, protocols, engine)
+
+
+def scores_table(scores: Scores) -> Group:
+    """Sets the scores out for a terminal: the means on top, then class by class; `-` where nothing was measured."""
+    columns = [key for key in _BY_CLASS if key in scores.metrics]
+    table = Table()
+    table.add_column("class")
+    for key in columns:
+        table.add_column(key, justify="right")
+    table.add_row("all", *(_show(scores.metrics[key]) for key in columns), style="bold", end_section=True)
+    for name, values in scores.per_class.items():
+        table.add_row(Text(name), *(_show(values[key]) for key in columns))
+    rest = [f"{key} {_show(value)}" for key, value in scores.metrics.items() if key not in _BY_CLASS]
+    lines = [Text("   ".join(rest[start : start + 5])) for start in range(0, len(rest), 5)]
+    return Group(table, *lines)
+
+
+def format_scores(scores: Scores) -> str:
+    """Writes `scores_table` as plain text, for logs and pipes."""
+    stream = io.StringIO()
+    Console(file=stream, width=120, color_system=None).print(scores_table(scores))
+    return stream.getvalue()
+
+
+def _show(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _check_names(protocols: Sequence[str], engine: str) -> None:
+    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
+    if unknown or not protocols:
+        raise InputError(f"no protocol {unknown[0]!r}" if unknown else "no protocol given", place="protocols")
+    if engine not in ("hotcoco", "pycocotools"):
+        raise InputError(f"no engine {engine!r}; there are hotcoco and pycocotools", place="engine")
