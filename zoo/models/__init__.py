@@ -1,6 +1,60 @@
 """Every detector of the zoo, by the name that configs, reports and checkpoints use."""
 
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
 from zoo.detector import Detector
+from zoo.errors import InputError
+from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
 
-MODELS: dict[str, type[Detector]] = {"retinanet": RetinaNet}
+MODELS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN}
+
+
+def load(checkpoint: str | Path) -> Detector:
+    """The detector that a checkpoint of `zoo fit` or of a Lightning Trainer holds, in eval mode, on the CPU.
+
+    Args:
+        checkpoint: a .ckpt file.
+
+    Raises:
+        InputError: there is no such file, or it holds no detector of the zoo.
+    """
+    content = read_checkpoint(checkpoint)
+    recorded = content["detector"]
+    by_class = {cls.__name__: cls for cls in MODELS.values()}
+    if recorded["class"] not in by_class:
+        raise InputError(f"holds a {recorded['class']}, which is none of {', '.join(by_class)}", checkpoint)
+    # Initial weights are replaced in a moment: nothing is to be fetched for them.
+    arguments = recorded["arguments"] | {"pretrained": False}
+    detector = _build(by_class[recorded["class"]], arguments)
+    detector.load_state_dict(content["state_dict"])
+    detector.configure_model()
+    return detector.eval()
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, read without running any code that it may carry.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a detector's.
+    """
+    if not Path(file).is_file():
+        raise InputError("no such checkpoint", file)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"is not a readable checkpoint ({type(error).__name__})", file) from error
+    if not isinstance(content, dict) or "state_dict" not in content or "detector" not in content:
+        raise InputError("is no checkpoint of a zoo detector", file)
+    return content
+
+
+def _build(cls: type[Detector], arguments: dict[str, Any]) -> Detector:
+    """A detector from its constructor arguments as plain values; jsonargparse checks and converts them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "detector")
+    return parser.instantiate_classes(parser.parse_object({"detector": arguments})).detector

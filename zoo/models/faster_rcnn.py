@@ -1,0 +1,261 @@
+"""Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks (Ren, He, Girshick, Sun;
+arXiv 1506.01497), in the paper's form (VGG-16, one level, RoIPool) and with FPN (arXiv 1612.03144) and RoIAlign.
+
+    trunk [-> FPN] -> RPN: objectness and four deltas at each anchor -> proposals -> RoI head: class and box
+
+    section 3.1.1  anchors of 3 scales and 3 ratios at each place (with FPN one scale a level)
+    section 3.1.2  an anchor is positive from IoU 0.7 or if it is an object's best, negative below 0.3;
+                   equation 1: L = 1/N_cls sum L_cls + lambda 1/N_reg sum p* L_reg
+    section 3.1.3  256 anchors an image, up to half of them positive
+    section 3.3    NMS of proposals at 0.7; RPN and RoI head trained jointly ("approximate joint training"): no gradient
+                   flows through the proposals' coordinates
+    Fast R-CNN, section 2.3: RoIs at IoU 0.5 with ground truth are positive, at most a quarter of those sampled
+
+Original code: rbgirshick/py-faster-rcnn. Deviations, all shared with torchvision so that its weights run here:
+  - both RPN terms are divided by the number of sampled anchors; anchors across the frame's edge take part;
+  - every RoI below IoU 0.5 is a negative (paper: 0.1 to 0.5); 512 RoIs an image with FPN;
+  - anchor edges are rounded to pixels; ground truth joins the proposals in training.
+
+Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an image, R sampled regions, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.nn.fpn import Pyramid
+from zoo.nn.frame import FrameConfig
+from zoo.nn.roi import SMOOTH_L1_BETA, RoIHead, RoIPooling, roi_losses, roi_predictions, sample_rois
+from zoo.nn.trunk import Norm, Trunk
+from zoo.ops.anchors import cell_anchors, pyramid_anchors
+from zoo.ops.boxes import clip_boxes, pairwise_iou
+from zoo.ops.coding import decode_boxes, encode_boxes
+from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.sampling import sample
+from zoo.types import Batch, Losses, Prediction
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+SINGLE_LEVEL = (16,)
+PYRAMID_LEVELS = (4, 8, 16, 32)
+POOLED_SIDE = 7
+RPN_NMS = 0.7
+
+
+@dataclass
+class Outputs:
+    """Feature maps that RoIs are pooled from, and what the RPN says at each anchor, level by level."""
+
+    features: list[Float[Tensor, "B D _ _"]]
+    objectness: list[Float[Tensor, "B _"]]
+    deltas: list[Float[Tensor, "B _ 4"]]
+    anchors: list[Float[Tensor, "_ 4"]]
+
+
+# ---------------------------------------------------------------------------------------------------------- network
+
+
+class RegionProposalNetwork(nn.Module):
+    """3x3 convolutions with ReLU, then objectness and four deltas for each anchor of a place; shared by all levels."""
+
+    def __init__(self, in_channels: int, depth: int, num_anchors: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU(inplace=True)]
+        self.tower = nn.Sequential(*layers)
+        self.objectness = nn.Conv2d(in_channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(in_channels, num_anchors * 4, 1)
+        for layer in (*self.tower, self.objectness, self.deltas):
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
+        """Maps -> objectness logits [B, N_l] and deltas [B, N_l, 4] a level."""
+        hidden = [self.tower(level) for level in levels]
+        objectness = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
+        deltas = [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
+        return objectness, deltas
+
+
+# -------------------------------------------------------------------------------------------------------- the model
+
+
+@final
+class FasterRCNN(Detector[Outputs]):
+    """Faster R-CNN over any timm trunk, with or without FPN.
+
+    Args:
+        num_classes: foreground classes.
+        class_names: their names.
+        trunk: name of a timm model with features at strides 4 to 32 (with FPN) or 16 (without).
+        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false.
+        norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
+        frozen_stages: trunk stages that are not trained, counted from the image.
+        pyramid: FPN, or the trunk's one level at stride 16 (paper).
+        pyramid_norm: batch norm in the FPN.
+        channels: of the pyramid.
+        pooling: "align" (RoIAlign), or "pool" (RoIPool, one level only; paper).
+        anchor_scales: anchor sizes at a place of a level, in strides of that level.
+        rpn_depth: convolutions of the RPN.
+        head_convs: convolutions of the RoI head.
+        head_fcs: fully connected layers of the RoI head.
+        head_width: of these.
+        dropout: after each of these.
+        rois_per_image: sampled for the RoI head's losses.
+        proposals_before_nms: of each level, in training and in testing.
+        proposals_after_nms: of each image, in training and in testing.
+        score_threshold: of detections.
+        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        detections_per_image: kept after NMS.
+        frame: how images are brought to the network.
+        recipe: how it is optimised.
+        channels_last: memory order of images and weights.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        trunk: str = "resnet50",
+        pretrained: bool | str = False,
+        norm: Norm = "batch",
+        frozen_stages: int = 0,
+        pyramid: bool = True,
+        pyramid_norm: bool = False,
+        channels: int = 256,
+        pooling: Literal["align", "pool"] = "align",
+        anchor_scales: tuple[float, ...] = (8.0,),
+        rpn_depth: int = 1,
+        head_convs: int = 0,
+        head_fcs: int = 2,
+        head_width: int = 1024,
+        dropout: float = 0.0,
+        rois_per_image: int = 512,
+        proposals_before_nms: tuple[int, int] = (2000, 1000),
+        proposals_after_nms: tuple[int, int] = (2000, 1000),
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+        frame: FrameConfig = FrameConfig(),
+        recipe: Recipe = Recipe(lr=0.02),
+        channels_last: bool = True,
+    ) -> None:
+        arguments = plain_arguments(FasterRCNN, locals())
+        super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
+        self.rois_per_image = rois_per_image
+        self.proposals_before_nms = proposals_before_nms
+        self.proposals_after_nms = proposals_after_nms
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+        strides = PYRAMID_LEVELS if pyramid else SINGLE_LEVEL
+        self.trunk = Trunk(trunk, strides, pretrained, norm, frozen_stages)
+        build_norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d if pyramid_norm else None
+        self.pyramid = Pyramid(self.trunk.channels, channels, "pool", build_norm) if pyramid else None
+        width = channels if pyramid else self.trunk.channels[0]
+        self.rpn = RegionProposalNetwork(width, rpn_depth, len(anchor_scales) * len(ASPECT_RATIOS))
+        self.roi_pooling = RoIPooling(strides, pooling, POOLED_SIDE)
+        self.roi_head = RoIHead(width, POOLED_SIDE, head_convs, head_fcs, head_width, num_classes, dropout)
+        anchor_strides = (*strides, 2 * strides[-1]) if pyramid else strides
+        for level, stride in enumerate(anchor_strides):
+            cells = cell_anchors([scale * stride for scale in anchor_scales], ASPECT_RATIOS)
+            self.register_buffer(f"cell_anchors_{level}", cells, persistent=False)
+
+    def encode(self, batch: Batch) -> Outputs:
+        """Feature maps, and the RPN's word on every anchor."""
+        features = self.trunk(batch.images)
+        levels = self.pyramid(features) if self.pyramid is not None else features
+        objectness, deltas = self.rpn(levels)
+        cells = [self.get_buffer(f"cell_anchors_{level}") for level in range(len(levels))]
+        grid_sizes = [(level.shape[2], level.shape[3]) for level in levels]
+        anchors = pyramid_anchors(cells, grid_sizes, (batch.images.shape[2], batch.images.shape[3]))
+        return Outputs(levels[: len(self.roi_pooling.strides)], objectness, deltas, anchors)
+
+    def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
+        """Equation 1 for the RPN, and the RoI head's two losses on sampled proposals."""
+        proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[0], self.proposals_after_nms[0])
+        rois = sample_rois(proposals, mask, batch, self.rois_per_image, positive_fraction=0.25, foreground_iou=0.5)
+        class_logits, deltas = self.read_rois(outputs, rois.boxes)
+        return rpn_losses(outputs, batch) | roi_losses(class_logits, deltas, rois)
+
+    def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
+        """The RoI head's word on the best proposals."""
+        proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[1], self.proposals_after_nms[1])
+        class_logits, deltas = self.read_rois(outputs, proposals)
+        limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
+        return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
+
+    def read_rois(self, outputs: Outputs, boxes: Float[Tensor, "B R 4"]) -> tuple[Tensor, Tensor]:
+        """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
+        class_logits, deltas = self.roi_head(self.roi_pooling(outputs.features, boxes))
+        return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+
+    @torch.no_grad()
+    def propose(
+        self, outputs: Outputs, batch: Batch, before_nms: int, after_nms: int
+    ) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
+        """The RPN's proposals: the best of each level, decoded, clipped, NMS within each level, the best of an image.
+
+        Returns:
+            Boxes in framed pixels, padded to the longest, and which of them are real.
+        """
+        boxes, scores, levels = [], [], []
+        for number, (objectness, deltas, anchors) in enumerate(
+            zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True)
+        ):
+            best, index = objectness.float().topk(min(before_nms, objectness.shape[1]), dim=1)
+            best_deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
+            boxes.append(clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes))
+            scores.append(best)
+            levels.append(torch.full_like(index, number))
+        kept = [
+            _suppress(*image, after_nms)
+            for image in zip(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), strict=True)
+        ]
+        proposals = nn.utils.rnn.pad_sequence(kept, batch_first=True)
+        counts = [len(image) for image in kept]
+        mask = torch.arange(proposals.shape[1]) < torch.tensor(counts)[:, None]
+        return proposals, mask.to(proposals.device, non_blocking=True)
+
+
+def _suppress(
+    boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N"], levels: Tensor, after_nms: int
+) -> Float[Tensor, "k 4"]:
+    """Proposals of one image after NMS within each level; slivers thinner than a thousandth of a pixel go first."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    keep = (sides >= 1e-3).all(dim=1)
+    boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
+    return boxes[batched_nms(boxes, scores, levels, RPN_NMS)[:after_nms]]
+
+
+# ----------------------------------------------------------------------------------------------------------- losses
+
+
+def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
+    """Equation 1 over 256 sampled anchors an image: log loss of objectness, smooth L1 of the positives' deltas."""
+    anchors = torch.cat(outputs.anchors)
+    iou = pairwise_iou(batch.boxes, anchors)
+    matched = match(iou, batch.mask, low=0.3, high=0.7, keep_best_of_each_object=True)
+    chosen, filled = sample(matched >= 0, matched == BACKGROUND, num=256, positive_fraction=0.5)
+    num_sampled = filled.sum().clamp(min=1)
+    matched = matched.gather(1, chosen)
+    positive = (matched >= 0) & filled
+
+    objectness = torch.cat(outputs.objectness, dim=1).gather(1, chosen).float()
+    log_loss = F.binary_cross_entropy_with_logits(objectness, positive.float(), reduction="none")
+    deltas = torch.cat(outputs.deltas, dim=1).gather(1, chosen[..., None].expand(-1, -1, 4)).float()
+    targets = encode_boxes(gather_matched(batch.boxes, matched), anchors[chosen])
+    smooth_l1 = F.smooth_l1_loss(deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
+    return {
+        "objectness": (log_loss * filled).sum() / num_sampled,
+        "rpn_box": torch.where(positive, smooth_l1, 0.0).sum() / num_sampled,
+    }

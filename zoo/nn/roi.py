@@ -1,0 +1,272 @@
+"""Regions of interest: pooling them out of feature maps, the head that reads them, its targets, losses and decoding.
+
+Shared by Fast R-CNN (arXiv 1504.08083) and Faster R-CNN (arXiv 1506.01497).
+
+Legend: B images, R regions an image (padded), L pyramid levels, D channels, S pooled side (7), C classes.
+Class slot 0 is background here and nowhere else; labels are 0..C-1 outside of this file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_pool
+
+from zoo.ops.boxes import clip_boxes, pairwise_iou
+from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
+from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.sampling import sample
+from zoo.ops.select import nms_by_class
+from zoo.types import Batch, Losses, Prediction
+
+SMOOTH_L1_BETA = 1 / 9
+"""Where smooth L1 turns from square to straight: sigma 3 of py-faster-rcnn, and torchvision's."""
+
+# --------------------------------------------------------------------------------------------------------- pooling
+
+
+def assign_levels(boxes: Float[Tensor, "B R 4"], coarsest: int, finest: int) -> Int64[Tensor, "B R"]:
+    """Pyramid level of each region, 0 = finest: k = floor(4 + log2(sqrt(area) / 224)) (FPN, arXiv 1612.03144, eq. 1).
+
+    Args:
+        boxes: regions in framed pixels.
+        coarsest: log2 of the coarsest level's stride.
+        finest: log2 of the finest level's stride.
+    """
+    side = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).clamp(min=1e-12).sqrt()
+    level = torch.floor(4 + torch.log2(side / 224) + 1e-6)
+    return level.clamp(finest, coarsest).long() - finest
+
+
+def pyramid_roi_align(
+    features: Sequence[Float[Tensor, "B D _ _"]],
+    boxes: Float[Tensor, "B R 4"],
+    strides: Sequence[int],
+    side: int,
+    samples: int,
+) -> Float[Tensor, "BR D S S"]:
+    """RoIAlign (arXiv 1703.06870) over a pyramid: each region from the level of its size.
+
+    A pooled cell is the mean of samples x samples bilinear readings, and a reading a weighted sum of four pixels: so
+    a cell is one weighted bag of 4 * samples^2 rows of a table that holds the pixels of all levels and images. One
+    embedding bag then does all levels at once, without reading level numbers back, in parallel forward and
+    backward (torchvision's CPU kernel is not), and with D contiguous as channels_last has it.
+
+    Same numbers as torchvision.ops.MultiScaleRoIAlign for regions inside the frame.
+
+    Args:
+        features: maps of each level, fine to coarse.
+        boxes: regions in framed pixels.
+        strides: of each level.
+        side: S.
+        samples: readings along each axis of a cell.
+
+    Returns:
+        [B * R, D, S, S], channels_last.
+    """
+    num_images, num_rois = boxes.shape[:2]
+    device = boxes.device
+    channels = features[0].shape[1]
+    sizes = [(level.shape[2], level.shape[3]) for level in features]
+    table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features])
+
+    level = assign_levels(boxes, strides[-1].bit_length() - 1, strides[0].bit_length() - 1)
+    height = _lookup([h for h, _ in sizes], level)
+    width = _lookup([w for _, w in sizes], level)
+    starts = [0]
+    for h, w in sizes[:-1]:
+        starts.append(starts[-1] + num_images * h * w)
+    first_row = _lookup(starts, level) + torch.arange(num_images, device=device)[:, None] * height * width
+    scale = torch.exp2(-(level + strides[0].bit_length() - 1).float())
+
+    x1, y1, x2, y2 = (boxes * scale[..., None]).unbind(-1)
+    rows, row_weights = _axis_readings(y1, y2, height, side, samples)
+    columns, column_weights = _axis_readings(x1, x2, width, side, samples)
+    index = first_row[..., None, None, None, None] + (
+        rows[..., :, None, :, None] * width[..., None, None, None, None] + columns[..., None, :, None, :]
+    )
+    weights = row_weights[..., :, None, :, None] * column_weights[..., None, :, None, :]
+    bag_size = (2 * samples) ** 2
+    pooled = F.embedding_bag(
+        index.reshape(-1, bag_size),
+        table,
+        mode="sum",
+        per_sample_weights=weights.reshape(-1, bag_size).to(table.dtype),
+    )
+    return pooled.view(num_images * num_rois, side, side, channels).permute(0, 3, 1, 2)
+
+
+def _lookup(values: list[int], level: Int64[Tensor, "B R"]) -> Int64[Tensor, "B R"]:
+    """values[level] without a copy to the device: a chain of selections over a handful of levels."""
+    result = torch.full_like(level, values[0])
+    for number, value in enumerate(values[1:], start=1):
+        result = torch.where(level == number, value, result)
+    return result
+
+
+def _axis_readings(
+    start: Float[Tensor, "B R"], end: Float[Tensor, "B R"], size: Int64[Tensor, "B R"], side: int, samples: int
+) -> tuple[Int64[Tensor, "B R S T"], Float[Tensor, "B R S T"]]:
+    """Pixel indices along one axis that each of S cells reads, and their weights (sum 1 a cell); T = 2 * samples."""
+    step = (end - start).clamp(min=1) / side
+    offsets = (torch.arange(side * samples, device=start.device) + 0.5) / samples
+    last = (size - 1)[..., None]
+    position = (start[..., None] + offsets * step[..., None]).clamp(min=0)
+    low = position.floor().long().minimum(last)
+    high = (low + 1).minimum(last)
+    # At and past the last pixel both readings are that pixel.
+    fraction = torch.where(low == last, 0.0, position - low)
+    pixels = torch.stack((low, high), dim=-1)
+    weights = torch.stack((1 - fraction, fraction), dim=-1) / samples
+    shape = (*start.shape, side, 2 * samples)
+    return pixels.view(shape), weights.view(shape)
+
+
+class RoIPooling(nn.Module):
+    """Regions -> [B * R, D, S, S], by RoIAlign over a pyramid or by the papers' RoIPool on one level."""
+
+    def __init__(self, strides: Sequence[int], kind: Literal["align", "pool"], side: int = 7) -> None:
+        super().__init__()
+        if kind == "pool" and len(strides) != 1:
+            raise ValueError("RoIPool reads one feature level; a pyramid takes RoIAlign")
+        self.strides, self.kind, self.side = tuple(strides), kind, side
+
+    def forward(self, features: Sequence[Tensor], boxes: Float[Tensor, "B R 4"]) -> Float[Tensor, "BR D S S"]:
+        """Pool every region; `features` are the levels of `strides`."""
+        if self.kind == "align":
+            return pyramid_roi_align(features, boxes, self.strides, self.side, samples=2)
+        return roi_pool(features[0].float(), list(boxes), self.side, 1 / self.strides[0])
+
+
+# ------------------------------------------------------------------------------------------------------------ head
+
+
+class RoIHead(nn.Module):
+    """Pooled regions -> class logits [N, 1 + C] and box deltas [N, C, 4].
+
+    Args:
+        in_channels: D of the pooled regions.
+        side: S of the pooled regions.
+        num_convs: 3x3 convolutions of 256 with batch norm before the fully connected layers.
+        num_fcs: fully connected layers.
+        width: of these.
+        num_classes: C.
+        dropout: after each fully connected layer, as in VGG.
+    """
+
+    def __init__(
+        self, in_channels: int, side: int, num_convs: int, num_fcs: int, width: int, num_classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        convs: list[nn.Module] = []
+        for _ in range(num_convs):
+            convs += [nn.Conv2d(in_channels, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(inplace=True)]
+            in_channels = 256
+        self.convs = nn.Sequential(*convs)
+        fcs: list[nn.Module] = []
+        features = in_channels * side * side
+        for _ in range(num_fcs):
+            fcs += [nn.Linear(features, width), nn.ReLU(inplace=True)]
+            if dropout:
+                fcs.append(nn.Dropout(dropout))
+            features = width
+        self.fcs = nn.Sequential(*fcs)
+        self.class_logits = nn.Linear(features, 1 + num_classes)
+        self.box_deltas = nn.Linear(features, 4 * num_classes)
+        nn.init.normal_(self.class_logits.weight, std=0.01)
+        nn.init.normal_(self.box_deltas.weight, std=0.001)
+        nn.init.zeros_(self.class_logits.bias)
+        nn.init.zeros_(self.box_deltas.bias)
+
+    def forward(self, pooled: Float[Tensor, "N D S S"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
+        """Logits with background first, and deltas for each foreground class."""
+        # Cell by cell, channels together: the order in which channels_last already has them.
+        hidden = self.fcs(self.convs(pooled).permute(0, 2, 3, 1).flatten(1))
+        return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (-1, 4))
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class SampledRoIs:
+    """Regions chosen for a training step; empty slots are masked out."""
+
+    boxes: Float[Tensor, "B R 4"]
+    labels: Int64[Tensor, "B R"]  # 0..C-1, BACKGROUND, anything in an empty slot
+    gt_boxes: Float[Tensor, "B R 4"]
+    filled: Bool[Tensor, "B R"]
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Float[Tensor, "B P 4"],
+    proposal_mask: Bool[Tensor, "B P"],
+    batch: Batch,
+    num: int,
+    positive_fraction: float,
+    foreground_iou: float,
+) -> SampledRoIs:
+    """Choose `num` regions an image among proposals and ground truth, at most a fraction of them on objects."""
+    candidates = torch.cat((proposals, batch.boxes), dim=1)
+    candidate_mask = torch.cat((proposal_mask, batch.mask), dim=1)
+    iou = pairwise_iou(batch.boxes, candidates)
+    matched = match(iou, batch.mask, foreground_iou, foreground_iou, keep_best_of_each_object=False)
+    positive = (matched >= 0) & candidate_mask
+    negative = (matched == BACKGROUND) & candidate_mask
+    chosen, filled = sample(positive, negative, num, positive_fraction)
+    matched = matched.gather(1, chosen)
+    labels = torch.where(matched >= 0, gather_matched(batch.labels, matched), BACKGROUND)
+    boxes = candidates.gather(1, chosen[..., None].expand(-1, -1, 4))
+    return SampledRoIs(boxes, labels, gather_matched(batch.boxes, matched), filled)
+
+
+def roi_losses(
+    class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R C 4"], rois: SampledRoIs
+) -> Losses:
+    """Cross entropy over all sampled regions, smooth L1 over those on objects; both per sampled region.
+
+    Fast R-CNN, arXiv 1504.08083, equations 1 to 3.
+    """
+    num_sampled = rois.filled.sum().clamp(min=1)
+    slots = torch.where(rois.filled, rois.labels + 1, 0)
+    cross_entropy = F.cross_entropy(class_logits.float().flatten(0, 1), slots.flatten(), reduction="none")
+    class_loss = (cross_entropy * rois.filled.flatten()).sum() / num_sampled
+
+    positive = (rois.labels >= 0) & rois.filled
+    own = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
+    own_deltas = deltas.float().gather(2, own)[:, :, 0]
+    # An empty slot's region has no area and infinite targets: they must go before they meet a gradient.
+    targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
+    smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
+    return {"roi_class": class_loss, "roi_box": torch.where(positive, smooth_l1, 0.0).sum() / num_sampled}
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def roi_predictions(
+    class_logits: Float[Tensor, "B R _"],
+    deltas: Float[Tensor, "B R C 4"],
+    rois: Float[Tensor, "B R 4"],
+    roi_mask: Bool[Tensor, "B R"],
+    sizes: Float[Tensor, "B 2"],
+    score_threshold: float,
+    nms_threshold: float,
+    limit: int,
+) -> list[Prediction]:
+    """Softmax scores of each region, its box for each class that scores, NMS by class.
+
+    Only the (region, class) pairs above the threshold are decoded.
+    """
+    scores = class_logits.float().softmax(dim=-1)[..., 1:]
+    image, region, label = ((scores > score_threshold) & roi_mask[..., None]).nonzero(as_tuple=True)
+    counts = torch.bincount(image, minlength=len(rois)).tolist()
+    boxes = decode_boxes(deltas[image, region, label].float(), rois[image, region], ROI_WEIGHTS)
+    boxes = clip_boxes(boxes[:, None], sizes[image])[:, 0]
+    parts = zip(boxes.split(counts), scores[image, region, label].split(counts), label.split(counts), strict=True)
+    return [nms_by_class(*part, nms_threshold, limit) for part in parts]
