@@ -125,20 +125,21 @@ class GroundTruth:
             classes: names of the classes by label; None names them by their number.
         """
 
-        def column(key: str, *shape: int) -> Shaped[np.ndarray, "T *_"]:
+        def column(key: str, dtype: type[np.generic], *shape: int) -> Shaped[np.ndarray, "..."]:
             if not targets:
-                return np.zeros((0, *shape))
-            return torch.cat([target[key].reshape(-1, *shape) for target in targets]).cpu().numpy()  # type: ignore[literal-required]
+                return np.zeros((0, *shape), dtype)
+            joined = torch.cat([target[key].reshape(-1, *shape) for target in targets])  # type: ignore[literal-required]
+            return joined.cpu().numpy().astype(dtype, copy=False)
 
         return cls.from_counts(
             classes=classes,
-            image_ids=column("image_id").astype(np.int64),
+            image_ids=column("image_id", np.int64),
             counts=np.array([len(target["labels"]) for target in targets], dtype=np.int64),
-            boxes=column("boxes", 4),
-            areas=column("area"),
-            labels=column("labels"),
-            iscrowd=column("iscrowd"),
-            difficult=column("difficult"),
+            boxes=column("boxes", np.float64, 4),
+            areas=column("area", np.float64),
+            labels=column("labels", np.int64),
+            iscrowd=column("iscrowd", np.bool_),
+            difficult=column("difficult", np.bool_),
         )
 
 

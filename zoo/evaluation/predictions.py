@@ -7,7 +7,7 @@ Legend:
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from zoo.errors import InputError
 from zoo.types import Prediction
@@ -212,7 +212,7 @@ def _to_xyxy(bbox: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
     return boxes
 
 
-def _check(good: np.ndarray, path: str | Path, message) -> None:  # noqa: ANN001
+def _check(good: Bool[np.ndarray, "D"], path: str | Path, message: Callable[[int], str]) -> None:
     bad = np.flatnonzero(~good)
     if len(bad):
         raise InputError(message(bad[0]), file=path, place=f"entry {bad[0]}")

@@ -58,7 +58,7 @@ def evaluate(
         InputError: a protocol or engine that does not exist; a detection of an image or class that the ground truth
             does not know, or whose score or box is not finite.
     """
-    _check_names(protocols, engine)
+    check_names(protocols, engine)
     known = ground_truth.image_ids
     index = np.searchsorted(known, predictions.image_ids)
     inside = index < len(known)
@@ -139,9 +139,11 @@ def _show(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _check_names(protocols: Sequence[str], engine: str) -> None:
+def check_names(protocols: Sequence[str], engine: str) -> None:
+    """Raises `InputError` for a protocol or an engine that does not exist, and for no protocol at all."""
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown or not protocols:
-        raise InputError(f"no protocol {unknown[0]!r}" if unknown else "no protocol given", place="protocols")
+        problem = f"no protocol {unknown[0]!r}" if unknown else "no protocol given"
+        raise InputError(f"{problem}; there are {', '.join(PROTOCOLS)}", place="protocols")
     if engine not in ("hotcoco", "pycocotools"):
         raise InputError(f"no engine {engine!r}; there are hotcoco and pycocotools", place="engine")

@@ -1,0 +1,324 @@
+"""COCO's and VOC's numbers against pycocotools itself, a slow reading of VOC's rules, and tables worked by hand."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
+import pytest
+from hypothesis import given, settings
+
+from zoo.data.coco import read_coco
+from zoo.errors import InputError
+from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, format_scores
+from zoo.evaluation.coco import KEYS
+from zoo.evaluation.scores import check_names
+from zoo.evaluation.voc import average_precisions
+
+COCOAPI = Path(__file__).parents[2] / ".." / "shared" / "data" / "cocoapi"
+
+arguments = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**32 - 1),
+        "num_images": st.integers(1, 12),
+        "num_classes": st.integers(1, 5),
+        "most_objects": st.sampled_from([0, 1, 5, 12]),
+        "most_detections": st.sampled_from([0, 3, 30, 150, 300]),
+        "grid": st.booleans(),
+    }
+)
+reproducible = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def pycocotools_stats(ground_truth: GroundTruth, predictions: Predictions) -> np.ndarray:
+    """The twelve numbers by pycocotools' own road: its dicts, its loadRes, its summary."""
+    boxes = ground_truth.boxes
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(ground_truth.image_ids[ground_truth.image_index[i]]),
+            "category_id": int(ground_truth.labels[i]) * 7 + 3,
+            "bbox": [*boxes[i, :2].tolist(), *(boxes[i, 2:] - boxes[i, :2]).tolist()],
+            "area": float(ground_truth.areas[i]),
+            "iscrowd": int(ground_truth.iscrowd[i]),
+        }
+        for i in range(len(boxes))
+    ]
+    found = predictions.boxes.astype(np.float64)
+    results = [
+        {
+            "image_id": int(predictions.image_ids[i]),
+            "category_id": int(predictions.labels[i]) * 7 + 3,
+            "bbox": [*found[i, :2].tolist(), *(found[i, 2:] - found[i, :2]).tolist()],
+            "score": float(predictions.scores[i]),
+        }
+        for i in range(len(found))
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = pycocotools.coco.COCO()
+        truth.dataset = {
+            "info": {},
+            "images": [{"id": int(i)} for i in ground_truth.image_ids],
+            "categories": [{"id": c * 7 + 3} for c in range(len(ground_truth.classes))],
+            "annotations": annotations,
+        }
+        truth.createIndex()
+        if results:
+            detections = truth.loadRes(results)
+        else:  # loadRes cannot read an empty list
+            detections = pycocotools.coco.COCO()
+            detections.dataset = truth.dataset | {"annotations": []}
+            detections.createIndex()
+        run = pycocotools.cocoeval.COCOeval(truth, detections, "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run.stats
+
+
+@given(arguments=arguments, engine=st.sampled_from(["hotcoco", "hotcoco", "pycocotools"]))
+@reproducible
+def test_coco_equals_pycocotools(make_case, arguments, engine):
+    case = make_case(**arguments)
+    scores = evaluate(case.ground_truth, case.predictions, ["coco"], engine)
+    ours = np.array([scores.metrics[key] for key in KEYS])
+    np.testing.assert_allclose(ours, pycocotools_stats(case.ground_truth, case.predictions), rtol=0, atol=1e-12)
+
+
+@given(arguments=arguments)
+@settings(reproducible, max_examples=20)
+def test_engines_agree_by_class(make_case, arguments):
+    case = make_case(**arguments)
+    ours, reference = (
+        evaluate(case.ground_truth, case.predictions, ["coco"], engine) for engine in ("hotcoco", "pycocotools")
+    )
+    for name, values in reference.per_class.items():
+        assert ours.per_class[name] == pytest.approx(values, abs=1e-12)
+
+
+def test_class_ap_averages_to_ap(case):
+    scores = evaluate(case.ground_truth, case.predictions)
+    for key in ("AP", "AP50", "VOC07", "VOC10"):
+        measured = [values[key] for values in scores.per_class.values() if values[key] >= 0]
+        assert scores.metrics[key] == pytest.approx(np.mean(measured), abs=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_known_result_of_cocoapi(engine):
+    if not COCOAPI.exists():
+        pytest.skip("the pair of cocoapi is not here: ../shared/data/cocoapi")
+    table = read_coco(COCOAPI / "instances_val2014_100.json")
+    scores = evaluate_file(COCOAPI / "instances_val2014_fakebbox100_results.json", table, ["coco"], engine)
+    published = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
+    assert [round(scores.metrics[key], 3) for key in KEYS] == published
+
+
+# ---- VOC ----
+
+
+def slow_voc(case, voc07: bool) -> dict[str, float]:
+    """The devkit's rules read one detection at a time (VOCevaldet.m), -1 for a class that has nothing to find."""
+    truth, found = case.ground_truth, case.predictions
+    result = {}
+    for label, name in enumerate(truth.classes):
+        objects = {}
+        for i in np.flatnonzero(truth.labels == label):
+            image_id = int(truth.image_ids[truth.image_index[i]])
+            counts = not (truth.difficult[i] or truth.iscrowd[i])
+            objects.setdefault(image_id, []).append({"box": truth.boxes[i], "counts": counts, "taken": False})
+        num_positive = sum(item["counts"] for items in objects.values() for item in items)
+        detections = [
+            (float(found.scores[i]), int(found.image_ids[i]), found.boxes[i].astype(float))
+            for i in np.flatnonzero(found.labels == label)
+        ]
+        detections.sort(key=lambda item: item[1])  # equal scores: by image, then as given
+        detections.sort(key=lambda item: -item[0])
+        true, false = [], []
+        for _, image_id, (x1, y1, x2, y2) in detections:
+            best, most = None, -np.inf
+            for item in objects.get(image_id, []):
+                a1, b1, a2, b2 = item["box"]
+                width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+                if width > 0 and height > 0:
+                    overlap = width * height
+                    iou = overlap / ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap)
+                    if iou > most:
+                        best, most = item, iou
+            right = wrong = 0
+            if best is not None and most >= 0.5:
+                if best["counts"]:
+                    right, wrong = (0, 1) if best["taken"] else (1, 0)
+                    best["taken"] = True
+            else:
+                wrong = 1
+            true.append(right)
+            false.append(wrong)
+        if num_positive == 0:
+            result[name] = -1.0
+            continue
+        true, false = np.cumsum(true), np.cumsum(false)
+        with np.errstate(invalid="ignore"):
+            precision = np.nan_to_num(true / (true + false))
+        recall = true / num_positive
+        if voc07:
+            result[name] = sum(max(precision[recall >= k / 10], default=0) for k in range(11)) / 11
+        else:
+            recall = np.concatenate([[0], recall, [1]])
+            precision = np.concatenate([[0], precision, [0]])
+            for i in range(len(precision) - 2, -1, -1):
+                precision[i] = max(precision[i], precision[i + 1])
+            result[name] = sum((recall[1:] - recall[:-1]) * precision[1:])
+    return result
+
+
+@given(arguments=arguments)
+@reproducible
+def test_voc_equals_the_devkits_rules(make_case, arguments):
+    case = make_case(**arguments)
+    scores = evaluate(case.ground_truth, case.predictions, ["voc07", "voc10"])
+    for key, voc07 in (("VOC07", True), ("VOC10", False)):
+        expected = slow_voc(case, voc07)
+        assert {name: values[key] for name, values in scores.per_class.items()} == pytest.approx(expected, abs=1e-12)
+        measured = [value for value in expected.values() if value >= 0]
+        assert scores.metrics[key] == pytest.approx(np.mean(measured) if measured else -1, abs=1e-12)
+
+
+def one_class(objects, detections) -> tuple[GroundTruth, Predictions]:
+    """Objects as (image, box, difficult), detections as (image, box, score); images 1 to 3."""
+    objects = sorted(objects, key=lambda item: item[0])
+    boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
+    ground_truth = GroundTruth.from_counts(
+        classes=["thing"],
+        image_ids=np.array([1, 2, 3]),
+        counts=np.array([sum(image == i for image, _, _ in objects) for i in (1, 2, 3)]),
+        boxes=boxes,
+        areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        labels=np.zeros(len(objects), dtype=np.int64),
+        iscrowd=np.zeros(len(objects), dtype=bool),
+        difficult=np.array([difficult for _, _, difficult in objects], dtype=bool),
+    )
+    predictions = Predictions(
+        image_ids=np.array([image for image, _, _ in detections], dtype=np.int64),
+        boxes=np.array([box for _, box, _ in detections], dtype=np.float32).reshape(-1, 4),
+        scores=np.array([score for _, _, score in detections], dtype=np.float32),
+        labels=np.zeros(len(detections), dtype=np.int64),
+    )
+    return ground_truth, predictions
+
+
+def voc(objects, detections) -> tuple[float, float]:
+    metrics = evaluate(*one_class(objects, detections), ["voc07", "voc10"]).metrics
+    return metrics["VOC07"], metrics["VOC10"]
+
+
+A, B, NEAR_A, ELSEWHERE = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 8), (50, 50, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("objects", "detections", "voc07", "voc10"),
+    [
+        pytest.param([(1, A, False)], [(1, A, 0.9)], 1, 1, id="found"),
+        pytest.param([(1, A, False)], [], 0, 0, id="nothing said"),
+        pytest.param([(1, A, False)], [(2, A, 0.9)], 0, 0, id="right box in the wrong image"),
+        pytest.param([(1, A, False)], [(1, (0, 0, 10, 5), 0.9)], 1, 1, id="an IoU of exactly one half is enough"),
+        pytest.param([(1, A, False)], [(1, (0, 0, 10, 4.9), 0.9)], 0, 0, id="less is not"),
+        pytest.param([(1, A, True)], [(1, A, 0.9)], -1, -1, id="only a difficult object: nothing to measure"),
+        # precision 1/2 at recall 1
+        pytest.param([(1, A, False)], [(1, ELSEWHERE, 0.9), (1, A, 0.8)], 0.5, 0.5, id="a mistake first"),
+        pytest.param([(1, A, False)], [(1, A, 0.8), (1, ELSEWHERE, 0.7)], 1, 1, id="a mistake last does not matter"),
+        # right, wrong (second on A), right: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1;
+        # 07: six places at 1 (0 to .5) and five at 2/3; 10: 1/2 * 1 + 1/2 * 2/3
+        pytest.param(
+            [(1, A, False), (1, B, False)],
+            [(1, A, 0.9), (1, NEAR_A, 0.8), (1, B, 0.7)],
+            (6 + 5 * 2 / 3) / 11,
+            5 / 6,
+            id="a second detection of one object is a mistake",
+        ),
+        # the difficult object's detections are no events: as if only the third were there
+        pytest.param(
+            [(1, A, True), (1, B, False)],
+            [(1, A, 0.9), (1, NEAR_A, 0.8), (1, B, 0.7)],
+            1,
+            1,
+            id="difficult neither rewards nor punishes",
+        ),
+        # The better box of two on A comes later, and looks at A all the same: B's neighbour is no way out.
+        pytest.param(
+            [(1, (0, 0, 10, 10), False), (1, (0, 4, 10, 14), False)],
+            [(1, (0, 0, 10, 10), 0.9), (1, (0, 1, 10, 11), 0.8)],
+            6 / 11,
+            0.5,
+            id="a detection looks at its best object only, taken or not",
+        ),
+        # one of two found: recall .5 reached: six of eleven places
+        pytest.param([(1, A, False), (2, B, False)], [(1, A, 0.9)], 6 / 11, 0.5, id="half found"),
+        # equal scores: image 1 before image 2, so the mistake comes first
+        pytest.param([(2, A, False)], [(2, A, 0.5), (1, A, 0.5)], 0.5, 0.5, id="ties go by image"),
+    ],
+)
+def test_voc_by_hand(objects, detections, voc07, voc10):
+    assert voc(objects, detections) == pytest.approx((voc07, voc10), abs=1e-12)
+
+
+def test_voc07_recall_of_three_tenths_is_reached_by_three_of_ten():
+    # 0, .1, .2 and .3: four of eleven places (0.1 * 3 > 3 / 10 in floating point)
+    assert average_precisions(np.array([1, 2, 3]), 10) == pytest.approx((4 / 11, 0.3), abs=1e-15)
+
+
+def test_voc_inclusive_coordinates_are_edges():
+    # VOC's 1..10 (ten pixels wide) against 1..20: 10 / 20 with its + 1; as edges 0..10 and 0..20
+    assert voc([(1, (0, 0, 20, 10), False)], [(1, (0, 0, 10, 10), 0.5)]) == (1, 1)
+
+
+# ---- the front ----
+
+
+def test_order_of_images_does_not_matter(make_case):
+    case = make_case(seed=5, num_images=12, num_classes=3, most_objects=8, most_detections=40, grid=True)
+    expected = evaluate(case.ground_truth, case.predictions)
+    shuffled = np.random.default_rng(0).permutation(np.unique(case.predictions.image_ids))
+    rows = np.concatenate([np.flatnonzero(case.predictions.image_ids == image_id) for image_id in shuffled])
+    found = case.predictions
+    again = Predictions(found.image_ids[rows], found.boxes[rows], found.scores[rows], found.labels[rows])
+    assert evaluate(case.ground_truth, again) == expected
+
+
+def test_only_the_protocols_asked_for(case):
+    scores = evaluate(case.ground_truth, case.predictions, ["voc07"])
+    assert list(scores.metrics) == ["VOC07"]
+    assert all(list(values) == ["VOC07"] for values in scores.per_class.values())
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_nothing_to_measure_is_minus_one(engine):
+    ground_truth, predictions = one_class([], [(1, A, 0.5)])
+    assert set(evaluate(ground_truth, predictions, engine=engine).metrics.values()) == {-1.0}
+    nobody = GroundTruth.from_targets([], classes=["thing"])
+    assert set(evaluate(nobody, Predictions.from_lists([], []), engine=engine).metrics.values()) == {-1.0}
+
+
+def test_strangers_are_refused(case):
+    found = case.predictions
+    stranger = Predictions(found.image_ids + 5000, found.boxes, found.scores, found.labels)
+    with pytest.raises(InputError, match=r"image \d+: has predictions but no ground truth"):
+        evaluate(case.ground_truth, stranger)
+    with pytest.raises(InputError, match="label 4, but there are 4 classes"):
+        evaluate(case.ground_truth, Predictions(found.image_ids, found.boxes, found.scores, found.labels * 0 + 4))
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(case.ground_truth, Predictions(found.image_ids, found.boxes, found.scores * np.nan, found.labels))
+
+
+def test_names_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="no protocol 'voc12'; there are coco, voc07, voc10"):
+        check_names(["voc12"], "hotcoco")
+    with pytest.raises(InputError, match="no engine 'coldcoco'"):
+        check_names(["coco"], "coldcoco")
+
+
+def test_table_in_words(case):
+    text = format_scores(evaluate(case.ground_truth, case.predictions))
+    assert all(word in text for word in ("class0", "class3", "VOC07", "AR100"))
