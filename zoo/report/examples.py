@@ -19,7 +19,7 @@ from zoo.errors import InputError
 from zoo.report.files import convert_json, decode_json, encode_json, write_atomically
 from zoo.types import Image, Prediction, Target
 
-_ADVICE = "expected the examples.json that `zoo compare` writes"
+_ADVICE = "expected a file that `zoo compare` wrote"
 _LONGEST_SIDE = 640  # pixels of the kept picture; the page shows it at about half of this
 _KEPT_SCORE = 0.05  # detections below this are no use in a picture
 _KEPT_DETECTIONS = 100

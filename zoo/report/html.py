@@ -5,15 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import ImageFont
 
 from zoo.report.draw import class_color, format_score, text_color
-from zoo.report.examples import Detections, Example, Matching, Objects, match_detections
-from zoo.report.plots import learning_curves, series_of
+from zoo.report.examples import Box, Detections, Example, Matching, Objects, match_detections
+from zoo.report.plots import learning_curves
 from zoo.report.results import Results, Run
-from zoo.report.tables import COLUMNS, class_table, legend, main_table, ranked, run_labels, verdict
+from zoo.report.tables import (
+    COLUMNS,
+    class_table,
+    evaluated_images,
+    facts,
+    legend,
+    main_table,
+    model_name,
+    ranked,
+    run_labels,
+    verdict,
+)
 
 DEFAULT_SHOWN_SCORE = 0.5
-_MAX_TAGS = 6  # a picture with more boxes names none: labels would hide it; colours and pointing at a box tell
+_MAX_TAGS = 8  # boxes; fuller pictures name none, which would hide them: colours, and pointing at a box, tell
+
+
+# Text cannot be measured in the page: a font of similar widths says how large a tag's plate must be.
+_TAG_FONT = ImageFont.load_default(100)
 
 
 @dataclass
@@ -28,7 +44,8 @@ class Shape:
     color: str
     text_color: str
     title: str  # what it says when pointed at
-    tag: str  # what is written beside it; "" for nothing
+    tag: str  # what is written on it; "" for nothing
+    tag_width: float  # of the tag's text, in units of the font size
 
 
 @dataclass
@@ -69,6 +86,7 @@ def render_html(results: Results, examples: list[Example]) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
+        images=evaluated_images(results),
         columns=COLUMNS,
         groups=_group_columns(),
         runs=runs,
@@ -76,14 +94,18 @@ def render_html(results: Results, examples: list[Example]) -> str:
         labels=labels,
         rows=main_table(runs),
         legend=legend(runs),
+        facts=facts(results),
         class_rows=class_table(runs, results.classes),
         class_colors=[class_color(index) for index in range(len(results.classes))],
-        series=series_of(runs),
-        panels=learning_curves(runs, labels),
+        names={run.folder: model_name(run.model) for run in results.runs},
+        panels=learning_curves(runs),
         pictures=[_make_picture(example, runs, labels, results.classes) for example in examples],
-        shown_scores=[
-            (labels[run.folder], format_score(shown_score(run)), run.shown_score is not None) for run in runs
+        any_ignored=any(any(example.truth.ignored) for example in examples),
+        default_score=format_score(DEFAULT_SHOWN_SCORE),
+        best_scores=[
+            f"{labels[run.folder]} {format_score(run.shown_score)}" for run in runs if run.shown_score is not None
         ],
+        default_scored=[labels[run.folder] for run in runs if run.shown_score is None],
     )
 
 
@@ -101,17 +123,22 @@ def _group_columns() -> list[tuple[str, int]]:
 
 
 def _make_picture(example: Example, runs: list[Run], labels: dict[str, str], classes: Sequence[str]) -> Picture:
-    views = [_view_truth(example.truth, classes)]
-    for run in runs:
-        if run.folder in example.predictions:
-            detections, score = example.predictions[run.folder], shown_score(run)
-            views.append(_view_run(labels[run.folder], detections, example.truth, score, classes))
+    matchings = {
+        run.folder: match_detections(example.predictions[run.folder], example.truth, shown_score(run))
+        for run in runs
+        if run.folder in example.predictions
+    }
+    num_boxes = [len(example.truth.boxes), *(len(matching.verdicts) for matching in matchings.values())]
+    tagged = max(num_boxes) <= _MAX_TAGS  # all views alike
+    views = [_view_truth(example.truth, classes, tagged)]
+    for folder, matching in matchings.items():
+        shapes = _shape_detections(example.predictions[folder], example.truth, matching, classes, tagged)
+        views.append(View(labels[folder], _count_matches(matching, example.truth), shapes))
     uri = "data:image/jpeg;base64," + base64.b64encode(example.jpeg).decode()
     return Picture(example.name, example.width, example.height, uri, views)
 
 
-def _view_truth(truth: Objects, classes: Sequence[str]) -> View:
-    tagged = len(truth.boxes) <= _MAX_TAGS
+def _view_truth(truth: Objects, classes: Sequence[str], tagged: bool) -> View:
     shapes = [
         _make_shape(box, label, "ignored" if ignored else "truth", _name(classes, label), tagged)
         for box, label, ignored in zip(truth.boxes, truth.labels, truth.ignored, strict=True)
@@ -121,25 +148,27 @@ def _view_truth(truth: Objects, classes: Sequence[str]) -> View:
     return View("Ground truth", f"{counts}, {num_ignored} ignored" if num_ignored else counts, shapes)
 
 
-def _view_run(name: str, detections: Detections, truth: Objects, min_score: float, classes: Sequence[str]) -> View:
-    matching = match_detections(detections, truth, min_score)
-    tagged = len(matching.verdicts) <= _MAX_TAGS
+def _shape_detections(
+    detections: Detections, truth: Objects, matching: Matching, classes: Sequence[str], tagged: bool
+) -> list[Shape]:
     shapes = [
-        _make_shape(box, label, "missed", f"missed: {_name(classes, label)}", False)
+        _make_shape(box, label, "missed", f"missed: {_name(classes, label)}", tagged=False)
         for box, label, found, ignored in zip(truth.boxes, truth.labels, matching.found, truth.ignored, strict=True)
         if not found and not ignored
     ]
-    shown = list(zip(detections.boxes, detections.labels, detections.scores, strict=True))[: len(matching.verdicts)]
-    for (box, label, score), kind in reversed(list(zip(shown, matching.verdicts, strict=True))):  # the surest on top
-        shapes.append(_make_shape(box, label, kind, f"{_name(classes, label)} {format_score(score)}", tagged))
-    return View(name, _count_matches(matching, truth), shapes)
+    for at, kind in reversed(list(enumerate(matching.verdicts))):  # the surest is drawn last, on top
+        label = detections.labels[at]
+        text = f"{_name(classes, label)} {format_score(detections.scores[at])}"
+        shapes.append(_make_shape(detections.boxes[at], label, kind, text, tagged))
+    return shapes
 
 
-def _make_shape(box: tuple[float, float, float, float], label: int, kind: str, text: str, tagged: bool) -> Shape:
+def _make_shape(box: Box, label: int, kind: str, text: str, tagged: bool) -> Shape:
     x1, y1, x2, y2 = box
     width, height = round(max(0.0, x2 - x1), 1), round(max(0.0, y2 - y1), 1)
     color = class_color(label)
-    return Shape(x1, y1, width, height, kind, color, text_color(color), text, text if tagged else "")
+    tag = text if tagged else ""
+    return Shape(x1, y1, width, height, kind, color, text_color(color), text, tag, _TAG_FONT.getlength(tag) / 100)
 
 
 def _count_matches(matching: Matching, truth: Objects) -> str:

@@ -3,7 +3,18 @@
 from collections.abc import Iterable
 
 from zoo.report.results import Results
-from zoo.report.tables import COLUMNS, Cell, class_table, legend, main_table, ranked, run_labels, verdict
+from zoo.report.tables import (
+    COLUMNS,
+    Cell,
+    class_table,
+    evaluated_images,
+    facts,
+    legend,
+    main_table,
+    ranked,
+    run_labels,
+    verdict,
+)
 
 
 def render_markdown(results: Results) -> str:
@@ -19,7 +30,7 @@ def render_markdown(results: Results) -> str:
             for run, cells in zip(runs, main_table(runs), strict=True)
         ]
         lines += [*_format_table(head, rows), ""]
-        lines += ["Test split. Accuracies from 0 to 1, higher is better. **Bold**: best of the column.", ""]
+        lines += [f"On the {evaluated_images(results)}. Accuracies from 0 to 1. **Bold**: best of the column.", ""]
         lines += [f"- {_escape(term)}: {_escape(meaning)}" for term, meaning in legend(runs)]
         lines += [""]
     failed = [run for run in results.runs if run.status == "failed"]
@@ -35,17 +46,12 @@ def render_markdown(results: Results) -> str:
         ]
         head = ["Class", *(_escape(labels[run.folder]) for run in runs)]
         lines += ["## AP by class", "", *_format_table(head, rows), ""]
-    lines += ["Learning curves and test images side by side are in [report.html](report.html).", ""]
+    lines += [
+        "Learning curves, and images with every detector's boxes side by side, are in [report.html](report.html).",
+        "",
+    ]
     lines += ["## Reproduction", "", *_format_code(results.command), ""]
-    facts = {
-        "Data": ", ".join(f"{key} {value}" for key, value in results.data.items()),
-        **{f"Fingerprint, {split}": fingerprint for split, fingerprint in results.fingerprints.items()},
-        "Budget": results.budget,
-        "Hardware": results.hardware,
-        "Versions": ", ".join(f"{package} {version}" for package, version in results.versions.items()),
-        "Made": results.created,
-    }
-    lines += [f"- {_escape(term)}: {_escape(fact)}" for term, fact in facts.items()]
+    lines += [f"- {_escape(term)}: {_escape(fact)}" for term, fact in facts(results)]
     for config, text in results.configs.items():
         summary = _escape(config)
         lines += ["", f"<details><summary>{summary}</summary>", "", *_format_code(text), "", "</details>"]

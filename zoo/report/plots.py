@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from zoo.report.results import CurvePoint, Run
-from zoo.report.tables import format_ap
+from zoo.report.tables import config_labels, format_ap, run_labels
 
 # Size of a panel in SVG units (pixels on a wide screen), and the room for tick and line labels around the plot.
 WIDTH, HEIGHT = 560, 340
-LEFT, RIGHT, TOP, BOTTOM = 44, 128, 14, 46
+LEFT, TOP, BOTTOM = 44, 14, 46
 _LABEL_HEIGHT = 16
+_LABEL_WIDTH = 9  # of a character, generously: nobody measures text here
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Mark:
 class Line:
     """The curve of one run."""
 
-    series: int  # runs of one configuration share a colour
+    series: int  # a colour; runs of one configuration share it
     marks: list[Mark]
     label: str  # "" where another line of the series has it
     label_y: float = 0.0
@@ -53,21 +54,20 @@ class Panel:
     x_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    right: int
     lines: list[Line] = field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
-    right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
 
 
-def learning_curves(runs: list[Run], labels: dict[str, str]) -> list[Panel]:
+def learning_curves(runs: list[Run]) -> list[Panel]:
     """AP on the validation images against images seen, and against minutes.
 
     Args:
         runs: in the order in which colours are given.
-        labels: `Run.folder` -> what to call it.
 
     Returns:
         Two panels, or none where no run recorded a defined AP while it trained.
@@ -77,15 +77,9 @@ def learning_curves(runs: list[Run], labels: dict[str, str]) -> list[Panel]:
     if not curves:
         return []
     return [
-        _make_panel(curves, labels, series_of(runs), "images seen in training", lambda point: float(point.images_seen)),
-        _make_panel(curves, labels, series_of(runs), "minutes of training", lambda point: point.minutes),
+        _make_panel(curves, "images seen in training", lambda point: float(point.images_seen)),
+        _make_panel(curves, "minutes of training", lambda point: point.minutes),
     ]
-
-
-def series_of(runs: list[Run]) -> dict[str, int]:
-    """`Run.folder` -> number of its colour: runs of one configuration share it."""
-    configs = list(dict.fromkeys((run.model, run.config) for run in runs))
-    return {run.folder: configs.index((run.model, run.config)) for run in runs}
 
 
 def nice_ticks(highest: float, most: int) -> list[float]:
@@ -99,34 +93,30 @@ def nice_ticks(highest: float, most: int) -> list[float]:
     return [round(step * at, 10) for at in range(count + 1)]
 
 
-def _make_panel(
-    curves: list[tuple[Run, list[CurvePoint]]],
-    labels: dict[str, str],
-    series: dict[str, int],
-    x_label: str,
-    x_of: Callable[[CurvePoint], float],
-) -> Panel:
-    x_values = nice_ticks(max(x_of(point) for _, points in curves for point in points), 6)
-    y_values = nice_ticks(max(point.AP for _, points in curves for point in points), 6)
+def _make_panel(curves: list[tuple[Run, list[CurvePoint]]], x_label: str, x_of: Callable[[CurvePoint], float]) -> Panel:
+    runs = [run for run, _ in curves]
+    names, labels = config_labels(runs), run_labels(runs)
     # The x axis ends with the data, not with the next round number: budgets are rarely round.
     x_end = max(x_of(point) for _, points in curves for point in points) or 1.0
+    y_values = nice_ticks(max(point.AP for _, points in curves for point in points), 6)
+    bottom, right = HEIGHT - BOTTOM, WIDTH - 16 - _LABEL_WIDTH * max(len(name) for name in names.values())
+    right = max(right, WIDTH // 2)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         return round(LEFT + (right - LEFT) * x / x_end, 1), round(bottom - (bottom - TOP) * y / y_values[-1], 1)
 
     panel = Panel(
         x_label=x_label,
-        x_ticks=[Tick(place(x, 0)[0], f"{x:,g}") for x in x_values if x <= x_end],
+        x_ticks=[Tick(place(x, 0)[0], f"{x:,g}") for x in nice_ticks(x_end, 6) if x <= x_end],
         y_ticks=[Tick(place(0, y)[1], "0" if y == 0 else f"{y:g}".removeprefix("0")) for y in y_values],
+        right=right,
     )
-    named: set[int] = set()
+    series = {key: number for number, key in enumerate(names)}
     for run, points in curves:
-        number = series[run.folder]
+        key = (run.model, run.config)
         marks = [Mark(*place(x_of(point), point.AP), _describe(labels[run.folder], point)) for point in points]
-        name = labels[run.folder] if number not in named else ""
-        named.add(number)
-        panel.lines.append(Line(number, marks, name, marks[-1].y))
+        is_first = all(line.series != series[key] for line in panel.lines)
+        panel.lines.append(Line(series[key], marks, names[key] if is_first else "", marks[-1].y))
     _spread_labels([line for line in panel.lines if line.label])
     return panel
 

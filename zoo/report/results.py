@@ -12,7 +12,7 @@ from typing import Any, Literal
 from zoo.errors import InputError
 from zoo.report.files import convert_json, decode_json, encode_json, write_atomically
 
-_ADVICE = "expected the results.json that `zoo compare` writes"
+_ADVICE = "expected a file that `zoo compare` wrote"
 
 
 @dataclass
@@ -89,14 +89,36 @@ def read_results(path: str | Path) -> Results:
     content = decode_json(path, _ADVICE)
     runs = content.get("runs") if isinstance(content, dict) else None
     for run in runs if isinstance(runs, list) else []:
-        for key in ("metrics", "per_class", "curve"):
-            if isinstance(run, dict) and key in run:
-                run[key] = _nan_for_null(run[key])
+        _restore_undefined(run)
     results = convert_json(content, Results, path, _ADVICE)
     for folder, count in Counter(run.folder for run in results.runs).items():
         if count > 1:
             raise InputError(f"{count} runs have the folder {folder!r}; each needs its own", file=path, place="runs")
     return results
+
+
+def write_run(run: Run, path: str | Path) -> None:
+    """Write one run apart, in the form that it has in `results.json`."""
+    write_atomically(Path(path), encode_json(run))
+
+
+def read_run(path: str | Path) -> Run:
+    """Read what `write_run` wrote.
+
+    Raises:
+        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+    """
+    path = Path(path)
+    content = decode_json(path, _ADVICE)
+    _restore_undefined(content)
+    return convert_json(content, Run, path, _ADVICE)
+
+
+def _restore_undefined(run: Any) -> None:
+    """Put NaN where a decoded run has null for an undefined figure; whatever else is in it is left to the types."""
+    if isinstance(run, dict):
+        for key in run.keys() & {"metrics", "per_class", "curve"}:
+            run[key] = _nan_for_null(run[key])
 
 
 def _nan_for_null(value: Any) -> Any:

@@ -62,9 +62,9 @@ def format_ap(value: float) -> str:
 
 
 def format_cost(values: Iterable[Value]) -> Callable[[float], str]:
-    """How to write the figures of one column: with so many decimals, at most two, that the least has two digits."""
+    """How to write the figures of one column: with so many decimals, at most two, that the least has three digits."""
     least = min((value for value in values if value), default=1.0)
-    decimals = min(2, max(0, 1 - math.floor(math.log10(least))))
+    decimals = min(2, max(0, 2 - math.floor(math.log10(least))))
     return lambda value: f"{value:,.{decimals}f}"
 
 
@@ -139,16 +139,31 @@ def run_labels(runs: list[Run]) -> dict[str, str]:
     Returns:
         `Run.folder` -> label.
     """
-    names = {run.folder: MODEL_NAMES.get(run.model, run.model) for run in runs}
-    for detail in (lambda run: run.config, lambda run: f"seed {run.seed}", lambda run: run.folder):
+    configs = config_labels(runs)
+    names = {run.folder: configs[run.model, run.config] for run in runs}
+    for detail in (lambda run: f"seed {run.seed}", lambda run: run.folder):
         alike = defaultdict(list)
         for run in runs:
             alike[names[run.folder]].append(run)
         for group in alike.values():
-            if len({detail(run) for run in group}) > 1:
-                for run in group:
-                    names[run.folder] += f" ({detail(run)})"
-    return {folder: name.replace(") (", ", ") for folder, name in names.items()}
+            if len(group) > 1:
+                names.update({run.folder: f"{names[run.folder]}, {detail(run)}" for run in group})
+    return names
+
+
+def config_labels(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
+    """What to call the runs of a configuration, all seeds: `(Run.model, Run.config)` -> label."""
+    keys = dict.fromkeys((run.model, run.config) for run in runs)
+    models = [model for model, _ in keys]
+    return {
+        (model, config): model_name(model) + (f", {config}" if models.count(model) > 1 else "")
+        for model, config in keys
+    }
+
+
+def model_name(model: str) -> str:
+    """A detector's name as its paper writes it; the key itself where it is none of ours."""
+    return MODEL_NAMES.get(model, model)
 
 
 def main_table(runs: list[Run]) -> list[list[Cell]]:
@@ -179,29 +194,43 @@ def verdict(results: Results) -> str:
 
     scores = {key: sum(metric(run, "AP") or 0.0 for run in runs) / len(runs) for key, runs in by_config.items()}
     order = sorted(scores, key=lambda key: -scores[key])
-    models = [model for model, _ in order]
-    names = {
-        key: MODEL_NAMES.get(key[0], key[0]) + (f" ({key[1]})" if models.count(key[0]) > 1 else "") for key in order
-    }
+    names = config_labels(results.runs)
     first = order[0]
     seeds = sorted({run.seed for runs in by_config.values() for run in runs})
-    budget = f"{results.budget} of training for each"
-    budget += f", seed {seeds[0]}." if len(seeds) == 1 else f", mean over seeds {', '.join(map(str, seeds))}."
+    under = f"trained for {results.budget}, "
+    under += f"seed {seeds[0]}." if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}."
     where = f"On {_name_data(results)}, {names[first]}"
     score = format_ap(scores[first])
     if len(order) == 1:
-        return f"{where} reaches AP {score}: {budget}{failures}"
+        return f"{where} reaches AP {score}, {under}{failures}"
     level = [key for key in order if format_ap(scores[key]) == score]
     if len(level) > 1:
         others = " and ".join(names[key] for key in level[1:])
-        return f"{where} and {others} lead level with AP {score}: {budget}{failures}"
+        return f"{where} and {others} lead level with AP {score}; each {under}{failures}"
     second = order[1]
     # The difference of the rounded figures, so that a reader who subtracts them finds the same.
     lead = format_ap(round(scores[first], 3) - round(scores[second], 3))
-    return (
-        f"{where} leads with AP {score}, {lead} ahead of {names[second]} ({format_ap(scores[second])}): "
-        f"{budget}{failures}"
-    )
+    runner_up = f"{names[second]} ({format_ap(scores[second])})"
+    return f"{where} leads with AP {score}, {lead} ahead of {runner_up}; each {under}{failures}"
+
+
+def evaluated_images(results: Results) -> str:
+    """Which images the accuracies are of: the test split's, or the validation split's where there is none."""
+    return "test images" if "test" in results.data else "validation images" if "val" in results.data else "images"
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """What it takes to do it again, besides command and configurations: (name, fact)."""
+    order = ["name", "train", "val", "test"]  # then the rest, as the file has it
+    keys = sorted(results.data, key=lambda key: order.index(key) if key in order else len(order))
+    return [
+        ("Data", ", ".join(f"{key} {results.data[key]}" if key != "name" else f"{results.data[key]}" for key in keys)),
+        *((f"Fingerprint, {split}", fingerprint) for split, fingerprint in results.fingerprints.items()),
+        ("Budget", results.budget),
+        ("Hardware", results.hardware),
+        ("Versions", ", ".join(f"{package} {version}" for package, version in results.versions.items())),
+        ("Made", results.created),
+    ]
 
 
 def legend(runs: list[Run]) -> list[tuple[str, str]]:
@@ -215,8 +244,8 @@ def legend(runs: list[Run]) -> list[tuple[str, str]]:
 
 def _name_data(results: Results) -> str:
     name = results.data.get("name", "the data")
-    num_test = results.data.get("test")
-    return f"{name}" if num_test is None else f"the {num_test} test images of {name}"
+    number = results.data.get("test", results.data.get("val"))
+    return f"{name}" if number is None else f"the {number} {evaluated_images(results)} of {name}"
 
 
 def _mark_best(values: list[Value], text: Callable[[float], str], lower_is_better: bool) -> list[Cell]:
