@@ -1,0 +1,1 @@
+"""Files in, tables and batches out: readers and writers, augmentation, and the one DataModule."""

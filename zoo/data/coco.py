@@ -1,0 +1,306 @@
+"""COCO's json, in and out.
+
+Only what detection needs is decoded: msgspec walks over polygons without making a Python object of them, and the typed
+records it leaves are turned into columns at once.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.data.images import load_image
+from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, report_bad_boxes
+from zoo.data.table import AnnotationTable
+from zoo.errors import InputError
+from zoo.types import Image
+
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int
+    name: str
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: int | bool | None = None
+    difficult: int | bool | None = None  # not COCO's; our writer keeps VOC's marker in it
+
+
+class _File(msgspec.Struct, gc=False):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+@dataclass(frozen=True)
+class Coco(Source):
+    """One split in COCO's format.
+
+    Args:
+        annotations: the json file, such as `annotations/instances_train2017.json`.
+        images: the folder that its file names are relative to.
+    """
+
+    annotations: str
+    images: str
+
+    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+        """See `Source.read`; the classes are always the file's own."""
+        table = read_coco(self.annotations, self.images, strict=strict)
+        check_files(table, self.annotations)
+        return table
+
+    def load_image(self, table: AnnotationTable, index: int) -> Image:
+        """See `Source.load_image`."""
+        return load_image(table.path(index), (int(table.widths[index]), int(table.heights[index])))
+
+
+def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool = False) -> AnnotationTable:
+    """Reads a COCO json without looking for the images.
+
+    Categories become labels 0..C-1 in the order of their ids; `class_ids` leads back. `area` defaults to the box's,
+    `iscrowd` to 0, `info` and `licenses` are not looked at.
+
+    Args:
+        annotations: the json file.
+        images: the folder that file names are relative to.
+        strict: bad boxes (no area, reversed, NaN, outside the image) are errors; else they are skipped with one warning.
+
+    Raises:
+        InputError: missing or broken json, a required key that is absent or of a wrong type, duplicate ids or names, an
+            annotation of an unknown image or category, bad boxes under `strict`.
+    """
+    content = _decode(annotations)
+    categories = sorted(content.categories, key=attrgetter("id"))
+    class_ids = _column(categories, "id", np.int64)
+    _require_unique([category.id for category in categories], "category id", annotations)
+    _require_unique([category.name for category in categories], "category name", annotations)
+
+    images_once = _without_repetitions(content.images, annotations, strict)
+    image_ids = _column(images_once, "id", np.int64)
+    widths, heights = _column(images_once, "width", np.int32), _column(images_once, "height", np.int32)
+    sizeless = np.flatnonzero((widths <= 0) | (heights <= 0))
+    if len(sizeless):
+        raise InputError("width and height must be positive", annotations, f"image id {image_ids[sizeless[0]]}")
+
+    rows = content.annotations
+    ids = _column(rows, "id", np.int64)
+    _require_unique(ids.tolist(), "annotation id", annotations)
+    image_index = _positions(_column(rows, "image_id", np.int64), image_ids, ids, "image", annotations)
+    labels = _positions(_column(rows, "category_id", np.int64), class_ids, ids, "category", annotations)
+    flat = (value for row in rows for value in row.bbox)
+    corner_and_size = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
+    own_areas = corner_and_size[:, 2] * corner_and_size[:, 3]
+    areas = np.fromiter((math.nan if row.area is None else row.area for row in rows), np.float64, len(rows))
+    boxes = corner_and_size  # in place: a split of COCO's size has 28 MB of them
+    boxes[:, 2:] += boxes[:, :2]
+
+    bad = find_bad_boxes(boxes, widths[image_index], heights[image_index])
+
+    def describe(row: int) -> tuple[str, str | Path, str]:
+        image = image_index[row]
+        return describe_bad_box(boxes[row], widths[image], heights[image]), annotations, f"annotation id {ids[row]}"
+
+    report_bad_boxes(bad, describe, strict)
+    good = ~bad
+    return AnnotationTable.from_rows(
+        classes=[category.name for category in categories],
+        class_ids=class_ids,
+        image_ids=image_ids,
+        widths=widths,
+        heights=heights,
+        file_names=[image.file_name for image in images_once],
+        folders=(images,),
+        image_index=image_index[good],
+        boxes=boxes[good],
+        labels=labels[good],
+        areas=np.where(np.isnan(areas), own_areas, areas)[good],
+        iscrowd=_flags(rows, "iscrowd")[good],
+        difficult=_flags(rows, "difficult")[good],
+        annotation_ids=ids[good],
+    )
+
+
+def write_coco(table: AnnotationTable, path: str | Path) -> None:
+    """Writes a table as COCO json; reading it again gives the same table (but for the folder of the images).
+
+    `difficult` is kept as an extra key of the annotations that have it set.
+
+    Raises:
+        InputError: two images of the same file name, from different folders.
+    """
+    names = [table.file_name(index) for index in range(len(table))]
+    _require_unique(names, "file name", path)
+    images = [
+        {"id": image_id, "file_name": name, "width": width, "height": height}
+        for image_id, name, width, height in zip(
+            table.image_ids.tolist(), names, table.widths.tolist(), table.heights.tolist(), strict=True
+        )
+    ]
+    image_ids = np.repeat(table.image_ids, np.diff(table.offsets))
+    sizes = _exact_sizes(table.boxes)
+    annotations = []
+    for row in range(table.num_objects):
+        annotation = {
+            "id": int(table.annotation_ids[row]),
+            "image_id": int(image_ids[row]),
+            "category_id": int(table.class_ids[table.labels[row]]),
+            "bbox": [*table.boxes[row, :2].tolist(), *sizes[row].tolist()],
+            "area": float(table.areas[row]),
+            "iscrowd": int(table.iscrowd[row]),
+        }
+        if table.difficult[row]:
+            annotation["difficult"] = 1
+        annotations.append(annotation)
+    categories = [
+        {"id": class_id, "name": name} for class_id, name in zip(table.class_ids.tolist(), table.classes, strict=True)
+    ]
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(msgspec.json.encode(content))
+    os.replace(partial, path)
+
+
+def _exact_sizes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T, 4] edges -> [T, 2] widths and heights that give the far edges back when they are added to the near ones.
+
+    x1 + (x2 - x1) may miss x2 by one rounding; the neighbouring size then hits it.
+    """
+    near, far = boxes[:, :2], boxes[:, 2:]
+    sizes = far - near
+    for towards in (np.inf, -np.inf):
+        neighbour = np.nextafter(sizes, towards)
+        sizes = np.where((near + sizes != far) & (near + neighbour == far), neighbour, sizes)
+    return sizes
+
+
+def _decode(path: str | Path) -> _File:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError("annotation file is missing", file=path) from None
+    except OSError as error:
+        raise InputError(f"annotation file cannot be read: {error.strerror or error}", file=path) from error
+    try:
+        return msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # slow, but it knows the line, and unlike the standard it lets NaN pass, which json.dump writes
+        return _decode_slowly(data, path)
+
+
+def _decode_slowly(data: bytes, path: str | Path) -> _File:
+    try:
+        content = json.loads(data)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"json does not parse: {error.msg}; is the file complete?", path, place) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, f"byte {error.start}") from None
+    if not isinstance(content, dict):
+        raise InputError("expected an object with `images`, `annotations` and `categories`", path)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise InputError(f"expected a list `{key}`; is this a file of detection annotations?", path)
+    return _File(
+        images=_convert(content["images"], _Image, "images", path),
+        annotations=_convert(content["annotations"], _Annotation, "annotations", path),
+        categories=_convert(content["categories"], _Category, "categories", path),
+    )
+
+
+def _convert(values: list[object], record: type[Record], key: str, path: str | Path) -> list[Record]:
+    records = []
+    for number, value in enumerate(values):
+        try:
+            records.append(msgspec.convert(value, record))
+        except msgspec.ValidationError as error:
+            known = f" (id {value['id']})" if isinstance(value, dict) and "id" in value else ""
+            raise InputError(str(error), path, f"{key}[{number}]{known}") from None
+    return records
+
+
+def _without_repetitions(images: list[_Image], path: str | Path, strict: bool) -> list[_Image]:
+    """Images of which each id occurs once.
+
+    The same record said twice (merged files have that) does no harm once it is counted once; two different images of one
+    id cannot be told apart.
+
+    Raises:
+        InputError: two different records of one id; under `strict`, any repetition.
+    """
+    by_id = {image.id: image for image in images}
+    if len(by_id) == len(images):
+        return images
+    image_id, count = Counter(image.id for image in images).most_common(1)[0]
+    if strict or any(image != by_id[image.id] for image in images):
+        raise InputError(f"image id {image_id} occurs {count} times; each must be unique", path)
+    warnings.warn(
+        f"{path}: {len(images) - len(by_id)} images are listed again, the first of them id {image_id}; each is counted once",
+        DataWarning,
+        stacklevel=3,
+    )
+    return list(by_id.values())
+
+
+def _column(records: Sequence[msgspec.Struct], key: str, dtype: type[np.generic]) -> NDArray:
+    return np.fromiter(map(attrgetter(key), records), dtype, len(records))
+
+
+def _flags(records: Sequence[msgspec.Struct], key: str) -> NDArray[np.bool_]:
+    return np.fromiter(map(bool, map(attrgetter(key), records)), bool, len(records))
+
+
+def _require_unique(values: Sequence[int] | Sequence[str], what: str, path: str | Path) -> None:
+    if len(set(values)) == len(values):
+        return
+    value, count = Counter(values).most_common(1)[0]
+    raise InputError(f"{what} {value!r} occurs {count} times; each must be unique", path)
+
+
+def _positions(
+    wanted: NDArray[np.int64], known: NDArray[np.int64], ids: NDArray[np.int64], what: str, path: str | Path
+) -> NDArray[np.int64]:
+    """Where each wanted id stands among the known ones.
+
+    Raises:
+        InputError: an annotation that names an unknown one.
+    """
+    order = np.argsort(known)
+    places = np.searchsorted(known, wanted, sorter=order)
+    positions = order[np.minimum(places, len(known) - 1)] if len(known) else np.zeros(len(wanted), np.int64)
+    unknown = known[positions] != wanted if len(known) else np.ones(len(wanted), bool)
+    if unknown.any():
+        row = int(np.flatnonzero(unknown)[0])
+        raise InputError(
+            f"{what} {wanted[row]} is not among the file's {what} ids ({int(unknown.sum())} such annotations)",
+            path,
+            f"annotation id {ids[row]}",
+        )
+    return positions

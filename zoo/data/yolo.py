@@ -1,0 +1,231 @@
+"""YOLO's text files: `images/*.jpg` beside `labels/*.txt`, one line an object (class cx cy w h, relative), and a yaml; in and out."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
+from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, read_text, report_bad_boxes
+from zoo.data.table import AnnotationTable
+from zoo.errors import InputError
+from zoo.types import Image
+
+
+@dataclass(frozen=True)
+class Yolo(Source):
+    """One split in YOLO's format.
+
+    Args:
+        data: the yaml that names the classes (`names`, a list or a mapping from number to name) and, for each split, a
+            folder of images, a text file that lists images, or a list of such; relative to its own folder, or to `path`
+            where it has one.
+        split: a key of that yaml.
+    """
+
+    data: str
+    split: str = "train"
+
+    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+        """See `Source.read`; the classes are always the yaml's."""
+        return read_yolo(self.data, self.split, strict=strict)
+
+    def load_image(self, table: AnnotationTable, index: int) -> Image:
+        """See `Source.load_image`."""
+        return load_image(table.path(index), (int(table.widths[index]), int(table.heights[index])))
+
+
+def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> AnnotationTable:
+    """Reads one split; see `Yolo` for the arguments.
+
+    Image ids are 1..N in the order of the paths. An image without a label file has no objects. Sizes come from the
+    headers of the images, since YOLO's files do not have them.
+
+    Raises:
+        InputError: a yaml that is missing, does not parse, or lacks the split or the names; a missing image; a line that
+            is not five numbers; a class number without a name; bad boxes under `strict`.
+    """
+    content = _read_yaml(Path(data))
+    classes = _class_names(content, data)
+    base = Path(data).parent / str(content.get("path") or "")
+    if split not in content or not content[split]:
+        raise InputError(f"split {split!r} is not in this file; it has {', '.join(map(str, content))}", data)
+    entries = content[split] if isinstance(content[split], list) else [content[split]]
+    paths = [path for entry in entries for path in _split_images(base, str(entry))]
+    if len(set(paths)) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InputError(f"image {twice} is named twice in split {split!r}", data)
+
+    # Folders are those above the last `images`, so that names keep what is below it.
+    split_paths = [_below_images(path) for path in paths]
+    folders = sorted({folder for folder, _ in split_paths})
+    numbers = {folder: number for number, folder in enumerate(folders)}
+    table_of_files = AnnotationTable.from_rows(
+        classes=classes,
+        image_ids=np.arange(1, len(paths) + 1),
+        widths=np.zeros(len(paths), np.int32),
+        heights=np.zeros(len(paths), np.int32),
+        file_names=[name for _, name in split_paths],
+        folders=folders,
+        folder_ids=np.array([numbers[folder] for folder, _ in split_paths], np.int64),
+        image_index=np.zeros(0, np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, np.int64),
+    )
+    check_files(table_of_files, data)
+    sizes = image_sizes(paths)
+
+    rows: list[tuple[float, ...]] = []
+    image_index: list[int] = []
+    places: list[str] = []
+    files = [_label_file(path) for path in paths]
+    for index, file in enumerate(files):
+        if not file.exists():
+            continue
+        for number, line in enumerate(read_text(file, "label file").splitlines(), start=1):
+            if line.strip():
+                rows.append(_read_line(line, file, f"line {number}", len(classes)))
+                image_index.append(index)
+                places.append(f"line {number}")
+    values = np.array(rows, np.float64).reshape(-1, 5)
+    where = np.array(image_index, np.int64)
+    scale = np.tile(sizes[where].astype(np.float64), 2)
+    centres, halves = values[:, 1:3], values[:, 3:5] / 2
+    boxes = np.concatenate([centres - halves, centres + halves], axis=1) * scale
+    bad = find_bad_boxes(boxes, sizes[where, 0], sizes[where, 1])
+
+    def describe(row: int) -> tuple[str, str | Path, str]:
+        width, height = sizes[where[row]]
+        return describe_bad_box(boxes[row], width, height), files[where[row]], places[row]
+
+    report_bad_boxes(bad, describe, strict)
+    good = ~bad
+    return AnnotationTable.from_rows(
+        classes=classes,
+        image_ids=table_of_files.image_ids,
+        widths=sizes[:, 0],
+        heights=sizes[:, 1],
+        file_names=[name for _, name in split_paths],
+        folders=folders,
+        folder_ids=table_of_files.folder_ids,
+        image_index=where[good],
+        boxes=boxes[good],
+        labels=values[good, 0].astype(np.int64),
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(read_text(path, "data file"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = None if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
+        raise InputError(f"yaml does not parse: {getattr(error, 'problem', error)}", path, place) from None
+    if not isinstance(content, dict):
+        raise InputError("expected keys such as `train`, `val` and `names`", path)
+    return content
+
+
+def _class_names(content: dict[str, object], path: str | Path) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise InputError(f"the numbers of `names` must be 0..{len(names) - 1} without a gap", path, "names")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise InputError("`names` must be a list of class names, or a mapping from 0..C-1 to them", path, "names")
+    classes = tuple(map(str, names))
+    if len(set(classes)) != len(classes):
+        raise InputError("a class name occurs twice", path, "names")
+    return classes
+
+
+def _split_images(base: Path, entry: str) -> list[Path]:
+    """The images of a folder, or of a text file that lists them (relative to the file where they start with `./`)."""
+    path = base / entry
+    if path.suffix == ".txt":
+        lines = [line.strip() for line in read_text(path, "list of images").splitlines() if line.strip()]
+        return [path.parent / line if line.startswith("./") else base / line for line in lines]
+    return list_images(path)
+
+
+def _below_images(path: Path) -> tuple[str, str]:
+    """a/images/b/c.jpg -> (a/images, b/c.jpg); without an `images` in it, the folder and the name."""
+    parts = path.parts
+    if "images" not in parts[:-1]:
+        return str(path.parent), path.name
+    last = len(parts) - 2 - parts[-2::-1].index("images")
+    return str(Path(*parts[: last + 1])), "/".join(parts[last + 1 :])
+
+
+def _label_file(image: Path) -> Path:
+    """YOLO's rule: the last `images` of the path becomes `labels`."""
+    folder, name = _below_images(image)
+    labels = Path(folder).with_name("labels") if Path(folder).name == "images" else Path(folder)
+    return (labels / name).with_suffix(".txt")
+
+
+def _read_line(line: str, file: Path, place: str, num_classes: int) -> tuple[float, ...]:
+    words = line.split()
+    try:
+        values = tuple(map(float, words))
+    except ValueError:
+        values = ()
+    if len(values) != 5:
+        raise InputError(f"expected `class cx cy w h`, found {line.strip()[:60]!r}", file, place)
+    if values[0] != int(values[0]) or not 0 <= values[0] < num_classes:
+        raise InputError(f"class {words[0]} has no name; the data file names 0..{num_classes - 1}", file, place)
+    return values
+
+
+def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -> Path:
+    """Writes `labels/<split>/*.txt` and an entry in `data.yaml` below a root; images belong in `images/<split>/`.
+
+    What YOLO has no word for is lost: ids, areas, `difficult`, and crowds, which are left out (they are no objects).
+    Splits are written one after the other; their classes must agree.
+
+    Args:
+        table: what to write.
+        root: is made if need be.
+        split: train, val or test.
+
+    Returns:
+        The path of `data.yaml`.
+
+    Raises:
+        InputError: an image whose suffix readers of this format do not look for; `data.yaml` is there with other classes.
+    """
+    root = Path(root)
+    data = root / "data.yaml"
+    content: dict[str, object] = _read_yaml(data) if data.exists() else {}
+    if "names" in content and _class_names(content, data) != table.classes:
+        raise InputError("names other classes than the split to be written; choose another folder", data)
+    if table.iscrowd.any():
+        warnings.warn(f"{int(table.iscrowd.sum())} crowds are left out", DataWarning, stacklevel=2)
+    scale = np.stack([table.widths, table.heights], axis=1).astype(np.float64)
+    for index in range(len(table)):
+        name = Path(table.file_name(index))
+        if name.suffix.lower() not in SUFFIXES:
+            raise InputError(f"image {name} has no suffix of an image", root)
+        rows = table.rows(index)
+        lines = []
+        for row in range(rows.start, rows.stop):
+            if table.iscrowd[row]:
+                continue
+            near, far = table.boxes[row, :2], table.boxes[row, 2:]
+            numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
+            lines.append(" ".join([str(table.labels[row]), *map(repr, numbers.tolist())]))
+        _write_text(root / "labels" / split / name.with_suffix(".txt"), "".join(f"{line}\n" for line in lines))
+    content |= {split: f"images/{split}", "names": dict(enumerate(table.classes))}
+    _write_text(data, yaml.safe_dump(content, sort_keys=False))
+    return data
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
