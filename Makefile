@@ -1,0 +1,65 @@
+# Every target does all the set-up it needs, on a machine with Python 3.11+, make and a package index.
+# The second time it starts at once: the set-up runs again only when pyproject.toml has changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.zoo-installed
+WORKERS ?= 2
+ARGS ?=
+
+# The workers of the tests share the cores: one thread each, or they fight over them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help setup compare test test-all lint format benchmarks clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install everything into it
+
+compare: $(STAMP) ## train and compare every detector on the built-in shapes (ARGS="--data ... --trainer ...")
+	$(RUN) -m zoo.cli compare $(ARGS)
+
+test: $(STAMP) ## run the tests, without the slow ones (ARGS="-k boxes")
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-all: $(STAMP) ## run all tests
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "slow or not slow" $(ARGS)
+
+lint: $(STAMP) ## formatting, lint rules and types; changes nothing
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy zoo
+
+format: $(STAMP) ## format the code and fix what can be fixed
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+benchmarks: $(STAMP) ## measure against peers; takes a while and wants an idle machine
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(RUN) "$$file" $(ARGS); done
+
+clean: ## remove the environment
+	rm -rf $(VENV)
+
+# The stamp comes last, so an interrupted set-up is taken up again. The environment is thrown away only if it is broken.
+# uv reads no pip configuration, so an index that pip was told of is handed on to it. torch and torchvision come from
+# one index in one resolution: torchvision's compiled operators load only beside the torch build they were made for.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "zoo needs Python 3.11 or newer; hand it in with: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m uv --version > /dev/null 2>&1 || $(RUN) -m pip install --quiet uv
+	index="$$($(RUN) -m pip config get global.index-url 2> /dev/null || true)"; \
+	if [ -n "$${PIP_INDEX_URL:-$$index}" ] && [ -z "$${UV_DEFAULT_INDEX:-}$${UV_INDEX_URL:-}" ]; then \
+		export UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$$index}"; \
+	fi; \
+	$(RUN) -m uv pip install --python $(RUN) --editable . --group dev
+	@$(RUN) -c 'import torch, torchvision as tv; tv.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)' || \
+		{ echo "torch and torchvision do not fit together: both must come from one package index;" \
+		       "set UV_DEFAULT_INDEX to an index that has both, then: make clean setup" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,213 @@
+"""The front door: `zoo <verb> ...`.
+
+Verbs are imported when they are called, so that `zoo --help` and a mistyped verb answer at once. What a user handed in
+and cannot be used ends in one line on stderr and exit code 2; `--debug`, or ZOO_DEBUG=1, shows the traceback.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from zoo.errors import InputError
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Do what a command line says.
+
+    Args:
+        args: without the program's name; those of the process if not given.
+
+    Returns:
+        The exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words or os.environ.get("ZOO_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return OK
+    if words[0] == "--version":
+        from zoo import __version__
+
+        print(__version__)
+        return OK
+    try:
+        return _call(words[0], words[1:])
+    except SystemExit as leave:  # --help and --print_config
+        return leave.code if isinstance(leave.code, int) else OK if leave.code is None else FAILED
+    except KeyboardInterrupt as interrupt:
+        print(f"\nzoo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        known = _find_input_error(error)
+        if known is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"zoo: {' '.join(str(known).split())}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _call(verb: str, args: list[str]) -> int:
+    if verb not in VERBS:
+        raise InputError(f"no verb {verb!r}; there are {', '.join(VERBS)}")
+    return VERBS[verb][1](verb, args)
+
+
+def _train_or_measure(verb: str, args: list[str]) -> int:
+    from zoo.run import TrainingCLI
+
+    TrainingCLI([verb, *args])
+    return OK
+
+
+def _predict(verb: str, args: list[str]) -> int:
+    parser = _Parser(prog=f"zoo {verb}", description=VERBS[verb][0], allow_abbrev=False)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, and folders of them")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--score", type=float, default=0.3, help="detections below it are left out (0.3)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images at once (4)")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (auto)")
+    parser.add_argument("--precision", default="32-true", help="as Lightning names it (32-true)")
+    options = parser.parse_args(args)
+
+    from zoo.predict import predict
+    from zoo.run import quieten
+
+    quieten()
+    count = predict(
+        options.checkpoint,
+        options.images,
+        options.out,
+        options.score,
+        options.batch_size,
+        options.accelerator,
+        options.precision,
+    )
+    print(f"{count} image{'s' if count != 1 else ''} done: {options.out}")
+    return OK
+
+
+def _evaluate(verb: str, args: list[str]) -> int:
+    from pytorch_lightning.cli import LightningArgumentParser
+    from rich.console import Console
+
+    from zoo.data.module import DetectionDataModule
+    from zoo.evaluation.scores import Engine, evaluate_file, scores_table
+    from zoo.run import instantiate, parse
+
+    parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
+    parser.add_argument("--predictions", type=str, required=True, help="COCO-results json")
+    parser.add_argument("--split", type=str, default="test", choices=["train", "val", "test"])
+    parser.add_argument("--engine", type=Engine, default="hotcoco", help="who computes COCO's numbers")
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    built = instantiate(parser, parse(parser, args))
+    scores = evaluate_file(built.predictions, built.data.table(built.split), engine=built.engine)
+    Console().print(scores_table(scores))
+    return OK
+
+
+def _compare(verb: str, args: list[str]) -> int:
+    parser = _Parser(
+        prog=f"zoo {verb}",
+        description=f"{VERBS[verb][0]} Single values of all runs can be set as in `zoo fit`: --data.batch_size 4",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--models", type=Path, nargs="+", metavar="FILE", help="model files (every detector, tiny)")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="data file (the built-in shapes)")
+    parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (one CPU)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder; what is done in it is kept (runs/<data>)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each and model (0)")
+    parser.add_argument("--names", nargs="+", help="of the models (the names of their files)")
+    parser.add_argument("--epochs", type=int, help="budget of each run ...")
+    parser.add_argument("--images", type=int, help="... or this ...")
+    parser.add_argument("--minutes", type=float, help="... or this (what the trainer file says)")
+    options, overrides = parser.parse_known_args(args)
+    strangers = [word for word in overrides if word.startswith("-") and not word.startswith(_OVERRIDES)]
+    if strangers or (overrides and not overrides[0].startswith("-")):
+        raise InputError(f"unrecognized arguments: {' '.join(strangers or overrides)}")
+
+    from zoo.compare import DEFAULT_BUDGET, Budget, compare, print_table
+    from zoo.run import quieten
+
+    quieten()
+    configs = find_configs()
+    limits = {"epochs": options.epochs, "images": options.images, "minutes": options.minutes}
+    if any(limit is not None for limit in limits.values()):
+        budget = Budget(**limits)
+    else:
+        budget = DEFAULT_BUDGET if options.models is None and options.trainer is None else None
+    data = options.data or configs / "data" / "shapes.yaml"
+    out = options.out or Path("runs", data.stem)
+    results = compare(
+        options.models or sorted((configs / "models").glob("*_tiny.yaml")),
+        data,
+        options.trainer or configs / "trainers" / "cpu.yaml",
+        out,
+        budget,
+        options.seeds,
+        options.names,
+        overrides,
+        command=" ".join(["zoo", verb, *args]),
+    )
+    print_table(results)
+    print(f"report: {out / 'report.html'}")
+    return FAILED if any(run.status == "failed" for run in results.runs) else OK
+
+
+def find_configs() -> Path:
+    """Where the configurations of the package are: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+_OVERRIDES = ("--data.", "--model.", "--trainer.")
+
+VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
+    "fit": ("Train a detector.", _train_or_measure),
+    "validate": ("Measure a checkpoint on the validation split.", _train_or_measure),
+    "test": ("Measure a checkpoint on the test split.", _train_or_measure),
+    "predict": ("Detect objects in image files and folders.", _predict),
+    "compare": ("Train and test several detectors under one budget, and write one report.", _compare),
+    "evaluate": ("Measure a predictions file (COCO-results json) by all protocols.", _evaluate),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it as every other bad input is said."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _find_input_error(error: BaseException) -> InputError | None:
+    if "zoo.run" not in sys.modules:  # nothing heavy is loaded yet, so nothing can have wrapped the error
+        return error if isinstance(error, InputError) else None
+    from zoo.run import find_input_error
+
+    return find_input_error(error)
+
+
+def _overview() -> str:
+    lines = ["Train and compare object detectors: same data, same budget, same evaluation, one report.", ""]
+    lines += [f"  zoo {verb:10s} {text}" for verb, (text, _) in VERBS.items()]
+    lines += [
+        "",
+        "  zoo fit --model configs/models/retinanet_tiny.yaml --data configs/data/shapes.yaml \\",
+        "          --trainer configs/trainers/cpu.yaml",
+        "  zoo compare     every detector, tiny, on the built-in shapes, on a CPU",
+        "",
+        "zoo <verb> --help says more; --debug shows the traceback of an error.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

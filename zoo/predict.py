@@ -1,0 +1,116 @@
+"""Image files in, detections and annotated images out; no data configuration, no training."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image as PillowImage
+from pytorch_lightning import Trainer
+
+from zoo.data.module import DetectionDataModule
+from zoo.data.table import AnnotationTable
+from zoo.errors import InputError
+from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.models import load
+from zoo.report.draw import draw_boxes
+from zoo.report.files import write_atomically
+from zoo.types import Prediction
+
+
+def predict(
+    checkpoint: Path,
+    paths: Sequence[str],
+    out: Path,
+    score: float,
+    batch_size: int,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+) -> int:
+    """Detect objects in images, and write down and draw what was found.
+
+    Writes `predictions.json` (COCO results: image ids count from 0, category ids from 1), `images.json` (what those
+    ids mean, in COCO's form) and `annotated/<name>.jpg`. Nothing is written before all images have been read.
+
+    Args:
+        checkpoint: of `zoo fit` or `zoo compare`.
+        paths: image files, and folders that are searched at any depth.
+        out: a folder; made if it is not there.
+        score: detections below it are left out.
+        batch_size: images at once.
+        accelerator: of Lightning's Trainer.
+        precision: of Lightning's Trainer.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        InputError: a checkpoint or image that cannot be used, or an `out` that is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file; give --out a folder", file=out)
+    detector = load(checkpoint)
+    data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
+    table = data.table("predict")
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    batches = trainer.predict(detector, datamodule=data) or []
+    predictions = [_above(prediction, score) for batch in batches for prediction in batch]
+
+    annotated = out / "annotated"
+    annotated.mkdir(parents=True, exist_ok=True)
+    names = unique_names([Path(table.file_name(index)).stem for index in range(len(table))])
+    for index, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
+        image = data.sources["predict"].load_image(table, index)
+        drawn = draw_boxes(image, prediction["boxes"], prediction["labels"], detector.class_names, prediction["scores"])
+        partial = annotated / f".{name}.partial.jpg"
+        PillowImage.fromarray(drawn.permute(1, 2, 0).contiguous().numpy()).save(partial, quality=92)
+        os.replace(partial, annotated / f"{name}.jpg")
+    packed = Predictions.from_lists(table.image_ids.tolist(), predictions)
+    category_ids = list(range(1, detector.num_classes + 1))
+    write_atomically(out / "images.json", _explain_ids(table, detector.class_names))
+    write_coco_results(packed, out / "predictions.json", category_ids)
+    return len(table)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names for files in one folder: those given, with a number behind each that is taken."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            candidate, number = f"{name}_{number}", number + 1
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _above(prediction: Prediction, score: float) -> Prediction:
+    keep = prediction["scores"] >= score
+    return Prediction(
+        boxes=prediction["boxes"][keep].cpu(),
+        scores=prediction["scores"][keep].cpu(),
+        labels=prediction["labels"][keep].cpu(),
+    )
+
+
+def _explain_ids(table: AnnotationTable, class_names: Sequence[str]) -> str:
+    images = [
+        {
+            "id": int(table.image_ids[index]),
+            "file_name": str(table.path(index)),
+            "width": int(table.widths[index]),
+            "height": int(table.heights[index]),
+        }
+        for index in range(len(table))
+    ]
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
+    return json.dumps({"images": images, "categories": categories}, indent=2) + "\n"
