@@ -3,6 +3,7 @@
 Examples are kept in one file, `examples.json`, so that the report can be made again without data or training.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor
-from torchvision.io import encode_jpeg
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
@@ -60,6 +61,13 @@ class Example:
 
 
 @dataclass
+class _File:
+    """The form of `examples.json`."""
+
+    examples: list[Example]
+
+
+@dataclass
 class Matching:
     """Detections of one image held against its ground truth."""
 
@@ -85,7 +93,7 @@ def make_example(name: str, image: Image, target: Target, predictions: dict[str,
         name=name,
         width=image.shape[-1],
         height=image.shape[-2],
-        jpeg=encode_jpeg(image.cpu().contiguous(), quality=82).numpy().tobytes(),
+        jpeg=_encode_jpeg(image),
         truth=_to_objects(target, scale),
         predictions={folder: _to_detections(prediction, scale) for folder, prediction in predictions.items()},
     )
@@ -170,7 +178,7 @@ def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) 
 
 def write_examples(path: str | Path, examples: list[Example]) -> None:
     """Write `examples.json`, whole or not at all; pictures are JPEG in base64."""
-    write_atomically(Path(path), encode_json(examples))
+    write_atomically(Path(path), encode_json(_File(examples)))
 
 
 def read_examples(path: str | Path) -> list[Example]:
@@ -180,7 +188,7 @@ def read_examples(path: str | Path) -> list[Example]:
         InputError: the file is missing, is no json, or is not of this form; names the file and the place.
     """
     path = Path(path)
-    examples = convert_json(decode_json(path, _ADVICE), list[Example], path, _ADVICE)
+    examples = convert_json(decode_json(path, _ADVICE), _File, path, _ADVICE).examples
     for index, example in enumerate(examples):
         truth = example.truth
         lengths = {"truth": (len(truth.boxes), len(truth.labels), len(truth.ignored))}
@@ -188,8 +196,16 @@ def read_examples(path: str | Path) -> list[Example]:
             lengths[f"predictions[{folder!r}]"] = (len(found.boxes), len(found.labels), len(found.scores))
         for place, columns in lengths.items():
             if len(set(columns)) > 1:
-                raise InputError(f"columns of different lengths {columns}", file=path, place=f"[{index}].{place}")
+                raise InputError(
+                    f"columns of different lengths {columns}", file=path, place=f"examples[{index}].{place}"
+                )
     return examples
+
+
+def _encode_jpeg(image: Image) -> bytes:
+    content = io.BytesIO()
+    PillowImage.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())).save(content, "JPEG", quality=82)
+    return content.getvalue()
 
 
 def _to_objects(target: Target, scale: float = 1.0) -> Objects:

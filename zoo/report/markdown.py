@@ -1,5 +1,6 @@
 """The report in GitHub's Markdown, for a README or a pull request."""
 
+import html
 from collections.abc import Iterable
 
 from zoo.report.results import Results
@@ -53,8 +54,8 @@ def render_markdown(results: Results) -> str:
     lines += ["## Reproduction", "", *_format_code(results.command), ""]
     lines += [f"- {_escape(term)}: {_escape(fact)}" for term, fact in facts(results)]
     for config, text in results.configs.items():
-        summary = _escape(config)
-        lines += ["", f"<details><summary>{summary}</summary>", "", *_format_code(text), "", "</details>"]
+        # GitHub reads this line as HTML, not as Markdown.
+        lines += ["", f"<details><summary>{html.escape(config)}</summary>", "", *_format_code(text), "", "</details>"]
     return "\n".join(lines) + "\n"
 
 

@@ -107,8 +107,8 @@ def _make_panel(curves: list[tuple[Run, list[CurvePoint]]], x_label: str, x_of: 
 
     panel = Panel(
         x_label=x_label,
-        x_ticks=[Tick(place(x, 0)[0], f"{x:,g}") for x in nice_ticks(x_end, 6) if x <= x_end],
-        y_ticks=[Tick(place(0, y)[1], "0" if y == 0 else f"{y:g}".removeprefix("0")) for y in y_values],
+        x_ticks=[Tick(place(x, 0.0)[0], f"{x:,g}") for x in nice_ticks(x_end, 6) if x <= x_end],
+        y_ticks=[Tick(place(0.0, y)[1], "0" if y == 0 else f"{y:g}".removeprefix("0")) for y in y_values],
         right=right,
     )
     series = {key: number for number, key in enumerate(names)}

@@ -72,7 +72,7 @@ def _metric_column(group: str, name: str, legend: str) -> Column:
     return Column(group, name, "", legend, lambda run: metric(run, name), is_score=True)
 
 
-def _scaled(value: Value, scale: float) -> Value:
+def _scaled(value: int | float | None, scale: float) -> Value:
     return None if value is None else value * scale
 
 
