@@ -86,7 +86,7 @@ def test_labels_say_as_much_as_it_takes(make_run):
 def test_verdict_of_two(results):
     assert make_verdict(results) == (
         "On the 10 test images of made-up, RetinaNet leads with AP .500, .100 ahead of Faster R-CNN (.400); "
-        "each trained for 3 epochs, seed 0. 1 of 3 runs failed."
+        "each trained for 3 epochs, seed 0. Failed: 1 of 3 runs."
     )
 
 
@@ -102,7 +102,7 @@ def test_verdict_of_one_of_equals_and_of_none(results, make_run):
     results.runs.append(make_run("rcnn", 0.5001))
     assert "R-CNN and RetinaNet lead level with AP .500" in make_verdict(results)
     results.runs = [Run("rcnn", "rcnn", 0, "x", "failed", "no")]
-    assert make_verdict(results) == "No run on the 10 test images of made-up has an AP to compare. 1 of 1 runs failed."
+    assert make_verdict(results) == "No run on the 10 test images of made-up has an AP to compare. Failed: 1 of 1 runs."
 
 
 def test_verdict_names_the_validation_images_where_there_is_no_test_split(results):

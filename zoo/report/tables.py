@@ -188,7 +188,7 @@ def verdict(results: Results) -> str:
         if run.status == "done" and metric(run, "AP") is not None:
             by_config[run.model, run.config].append(run)
     num_failed = sum(run.status == "failed" for run in results.runs)
-    failures = f" {num_failed} of {len(results.runs)} runs failed." if num_failed else ""
+    failures = f" Failed: {num_failed} of {len(results.runs)} runs." if num_failed else ""
     if not by_config:
         return f"No run on {_name_data(results)} has an AP to compare.{failures}"
 
