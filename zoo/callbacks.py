@@ -62,7 +62,7 @@ class MeanAveragePrecision(Callback):
         self._metrics: dict[Stage, DetectionMAP] = {}
 
     def predictions(self, stage: Stage) -> Predictions | None:
-        """All detections of the last run of this stage; None before there was one, and on all processes but the first."""
+        """All detections of the last run of this stage, on the first process; None on others and before a run."""
         return self._metrics[stage].predictions if stage in self._metrics else None
 
     def scores(self, stage: Stage) -> Scores | None:
@@ -113,8 +113,8 @@ class MeanAveragePrecision(Callback):
         if self.results_file is not None and predictions is not None:
             class_ids = getattr(getattr(trainer, "datamodule", None), "class_ids", None)
             if class_ids is None:
-                num_classes = int(predictions.labels.max(initial=-1)) + 1
-                class_ids = range(1, num_classes + 1)
+                scores = self.scores("test")
+                class_ids = range(1, len(scores.per_class) + 1) if scores is not None else ()
             Path(self.results_file).parent.mkdir(parents=True, exist_ok=True)
             write_coco_results(predictions, self.results_file, list(class_ids))
 
@@ -123,7 +123,7 @@ class MeanAveragePrecision(Callback):
     ) -> None:
         if len(num_batches) > 1:
             raise InputError(
-                f"{len(num_batches)} {stage} loaders, whose images cannot be told apart; hand in one, or measure one a run"
+                f"{len(num_batches)} {stage} loaders, whose images cannot be told apart; hand in one at a time"
             )
         datamodule = getattr(trainer, "datamodule", None)
         table = getattr(datamodule, "table", None)
@@ -189,14 +189,11 @@ class StopOnNonFiniteLoss(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Runs before the file is opened; an error here leaves what was there untouched."""
         self._settle(trainer)
-        state = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
-        flags = {name: torch.isfinite(value).all() for name, value in state.items() if value.is_floating_point()}
-        # one read-back for all weights of a device, not one each
-        if flags and not torch.stack([flag.to("cpu", non_blocking=True) for flag in flags.values()]).all():
-            lost = [name for name, flag in flags.items() if not flag]
+        lost = [name for name, weight in pl_module.named_parameters() if not torch.isfinite(weight).all()]
+        if lost:
             raise InputError(
-                f"{len(lost)} weights are not finite after step {trainer.global_step} ({lost[0]}, ...), though the loss "
-                "still was; this checkpoint is not written: lower the learning rate or clip gradients"
+                f"{len(lost)} weights are not finite after step {trainer.global_step}, {lost[0]} among them, though "
+                "the loss still was; the checkpoint is not written: lower the learning rate or clip gradients"
             )
 
     def _settle(self, trainer: Trainer) -> None:
@@ -317,7 +314,7 @@ class LearningCurve(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a point, from what `MeanAveragePrecision` logged, and lets the clock go on."""
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
         self.points.append(

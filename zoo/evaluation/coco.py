@@ -2,7 +2,7 @@
 
 hotcoco is the default (Rust, the same numbers as pycocotools bit for bit and some fifty times faster); pycocotools
 itself is the reference. Both get the same arrays and give back the same precision and recall tables, which are
-summarised here once, as `COCOeval.summarize` does it (github.com/cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py).
+summarised here once, as `COCOeval.summarize` does it (github.com/cocodataset/cocoapi, pycocotools/cocoeval.py).
 
 COCO has no word for VOC's `difficult`: such objects count here like any other, as in every VOC data set that was
 converted to COCO's json.
@@ -18,8 +18,6 @@ from typing import Literal, TypeAlias
 
 import hotcoco
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 from jaxtyping import Float, Int64
 
 from zoo.evaluation.ground_truth import GroundTruth
@@ -101,6 +99,10 @@ def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]
 
 
 def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> _Tables:
+    # here, not above: it imports all of matplotlib's pyplot, which the default engine does not want to wait for
+    import pycocotools.coco
+    import pycocotools.cocoeval
+
     images = [{"id": i} for i in range(len(ground_truth.image_ids))]
     categories = [{"id": c, "name": name} for c, name in enumerate(ground_truth.classes)]
     objects = zip(

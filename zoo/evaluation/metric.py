@@ -154,7 +154,7 @@ _TARGET_COLUMNS = ("gt_counts", "gt_boxes", "gt_areas", "gt_labels", "gt_iscrowd
 
 
 def _column(state: list[Tensor] | Tensor, dtype: type[np.generic], *shape: int) -> np.ndarray:
-    """One array of a state, which is a list of chunks, or one tensor once the processes' states are brought together."""
+    """One array of a state: a list of chunks, or one tensor once the processes' states are brought together."""
     chunks = [state] if isinstance(state, Tensor) else state
     joined = torch.cat(chunks).cpu().numpy() if chunks else np.zeros(0)
     return joined.astype(dtype, copy=False).reshape(-1, *shape)

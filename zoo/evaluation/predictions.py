@@ -182,8 +182,8 @@ def read_coco_results(
     _check(np.isin(ids, image_ids), path, lambda i: f"image_id {ids[i]} is not in the data set")
     _check(np.isin(categories, class_ids), path, lambda i: f"category_id {categories[i]} is not in the data set")
     # bounds a hundred times a huge image's keep later products finite
-    _check((np.abs(bbox) < 1e9).all(axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
-    _check((bbox[:, 2:] >= 0).all(axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
+    _check(np.all(np.abs(bbox) < 1e9, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
+    _check(np.all(bbox[:, 2:] >= 0, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
     known = np.asarray(class_ids, dtype=np.int64)
     order = np.argsort(known)
     return Predictions(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -81,7 +82,7 @@ def evaluate(
 
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
-    by_class = {}
+    by_class: dict[str, Float[np.ndarray, "C"]] = {}
     if "coco" in protocols:
         coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
         metrics |= coco.metrics

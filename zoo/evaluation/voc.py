@@ -22,7 +22,7 @@ Legend:
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 
 from zoo.evaluation.ground_truth import GroundTruth
 
