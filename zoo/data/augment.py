@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as TVImage
 
@@ -32,8 +32,8 @@ class Augment:
     Args:
         flip: left to right, half of the time.
         vertical_flip: top to bottom, half of the time (microscopes and satellites know no up).
-        scale_jitter: (smallest, largest) factor by which the content grows, or None. The canvas keeps the image's size: what
-            grows is cropped at random, what shrinks is laid somewhere on a plain ground.
+        scale_jitter: (smallest, largest) factor by which the content grows, or None. The canvas keeps the image's size:
+            what grows is cropped at random, what shrinks is laid somewhere on a plain ground.
         photometric: brightness, contrast, saturation, hue and channel order, as SSD has them.
         iou_crop: SSD's random crop around objects; changes the size of the image.
     """
@@ -46,7 +46,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
-            raise ValueError(f"scale_jitter must be (smallest, largest) with 0 < smallest <= largest: {self.scale_jitter}")
+            raise ValueError(
+                f"scale_jitter must be (smallest, largest) with 0 < smallest <= largest: {self.scale_jitter}"
+            )
 
     def __call__(self, image: Image, target: Target) -> Sample:
         """Augments one image; neither argument is changed.
@@ -82,6 +84,7 @@ class _Boxed:
         self.proposals = self._boxes(target["proposals"]) if "proposals" in target else None
         # Area of the whole object's box in today's pixels. Zoomed objects have more of it, cropped ones no less.
         self.whole = _areas(self.boxes)
+        self.is_cut = False  # flips and colours leave every object whole
 
     def _boxes(self, boxes: Float[Tensor, "M 4"]) -> BoundingBoxes:
         height, width = self.image.shape[-2:]
@@ -96,6 +99,7 @@ class _Boxed:
         if isinstance(transform, v2.RandomPhotometricDistort):
             return
         self.boxes = transform.transform(self.boxes, params)
+        self.is_cut |= isinstance(transform, v2.RandomIoUCrop)
         if self.proposals is not None:
             if isinstance(transform, v2.RandomIoUCrop):
                 # the transform would use the mask of the objects on them
@@ -119,6 +123,7 @@ class _Boxed:
             fill = _BORDER_COLOUR if isinstance(value, TVImage) else None
             return F.pad(value, [left, top, width - new_width - left, height - new_height - top], fill=fill)
 
+        self.is_cut = True
         self.image = move(self.image)
         self.boxes = move(self.boxes)
         self.whole = self.whole * (new_width / width) * (new_height / height)
@@ -127,25 +132,20 @@ class _Boxed:
 
     def finish(self) -> Sample:
         """Plain tensors again; objects of which too little is left are gone."""
-        height, width = self.image.shape[-2:]
-        edges = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes = self.boxes.as_subclass(Tensor).clamp(min=torch.zeros(4), max=edges)
-        visible = _areas(boxes)
-        keep = _is_wide(boxes) & (visible >= _MIN_VISIBLE * self.whole)
-        if keep.all() and len(boxes) == len(self.target["labels"]):
-            keep_rows = slice(None)
-        else:
-            keep_rows = keep
-        old = self.target["boxes"]
-        share = visible / _areas(old).clamp(min=1e-6)
-        target = Target(
-            boxes=boxes[keep_rows],
-            labels=self.target["labels"][keep_rows],
-            image_id=self.target["image_id"],
-            iscrowd=self.target["iscrowd"][keep_rows],
-            difficult=self.target["difficult"][keep_rows],
-            area=(self.target["area"] * share)[keep_rows],
-        )
+        target = self.target.copy()
+        target["boxes"] = self.boxes.as_subclass(Tensor)
+        if self.is_cut:
+            height, width = self.image.shape[-2:]
+            edges = torch.tensor([width, height, width, height], dtype=torch.float32)
+            boxes = target["boxes"].clamp(min=torch.zeros(4), max=edges)
+            visible = _areas(boxes)
+            keep = _is_wide(boxes) & (visible >= _MIN_VISIBLE * self.whole)
+            # a segment's area goes with its box's
+            share = visible / _areas(self.target["boxes"]).clamp(min=1e-6)
+            target["boxes"] = boxes[keep]
+            target["area"] = (self.target["area"] * share)[keep]
+            for key in ("labels", "iscrowd", "difficult"):
+                target[key] = self.target[key][keep]
         if self.proposals is not None:
             proposals = self.proposals.as_subclass(Tensor)
             target["proposals"] = proposals[_is_wide(proposals)]

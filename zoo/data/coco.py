@@ -25,7 +25,6 @@ from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
 
-
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
@@ -89,7 +88,7 @@ def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool 
     Args:
         annotations: the json file.
         images: the folder that file names are relative to.
-        strict: bad boxes (no area, reversed, NaN, outside the image) are errors; else they are skipped with one warning.
+        strict: bad boxes (no area, reversed, NaN, outside the image) are errors; else one warning counts them.
 
     Raises:
         InputError: missing or broken json, a required key that is absent or of a wrong type, duplicate ids or names, an
@@ -222,7 +221,8 @@ def _decode_slowly(data: bytes, path: str | Path) -> _File:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"json does not parse: {error.msg}; is the file complete?", path, place) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, f"byte {error.start}") from None
+        place = f"byte {error.start}"
+        raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, place) from None
     if not isinstance(content, dict):
         raise InputError("expected an object with `images`, `annotations` and `categories`", path)
     for key in ("images", "annotations", "categories"):
@@ -249,8 +249,8 @@ def _convert(values: list[object], record: type[Record], key: str, path: str | P
 def _without_repetitions(images: list[_Image], path: str | Path, strict: bool) -> list[_Image]:
     """Images of which each id occurs once.
 
-    The same record said twice (merged files have that) does no harm once it is counted once; two different images of one
-    id cannot be told apart.
+    The same record said twice (merged files have that) does no harm once it is counted once; two different images
+    of one id cannot be told apart.
 
     Raises:
         InputError: two different records of one id; under `strict`, any repetition.
@@ -262,7 +262,7 @@ def _without_repetitions(images: list[_Image], path: str | Path, strict: bool) -
     if strict or any(image != by_id[image.id] for image in images):
         raise InputError(f"image id {image_id} occurs {count} times; each must be unique", path)
     warnings.warn(
-        f"{path}: {len(images) - len(by_id)} images are listed again, the first of them id {image_id}; each is counted once",
+        f"{path}: {len(images) - len(by_id)} images are listed again, such as id {image_id}; each counts once",
         DataWarning,
         stacklevel=3,
     )

@@ -4,7 +4,7 @@ No Lightning in here: this is what a loader's worker imports.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ class ImageCache:
 class DetectionDataset(Dataset[Sample]):
     """One split, image by image.
 
-    Keys are `epoch * N + index` (see `TrainSampler`); a plain index is epoch 0. The same key always gives the same sample.
+    Keys are `epoch * N + index` (see `TrainSampler`); a plain index is epoch 0. The same key always gives the same
+    sample.
 
     Args:
         table: what `source` read.
@@ -83,6 +84,7 @@ class DetectionDataset(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.cache = cache
+        self._columns: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -108,17 +110,16 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers that are spawned get the columns as shared memory instead of copies."""
-        state = self.__dict__ | {"table": None}
-        columns = {name: torch.from_numpy(getattr(self.table, name)) for name in COLUMNS}
+        """Workers that are spawned get the columns as shared memory, one copy for all of them."""
+        if self._columns is None:
+            # kept, since the memory must still be there when the worker comes to open it
+            self._columns = {name: torch.from_numpy(getattr(self.table, name)) for name in COLUMNS}
         words = {name: getattr(self.table, name) for name in ("classes", "folders", "name_bytes")}
-        return state | {"columns": columns, "words": words}
+        return self.__dict__ | {"table": words}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        columns, words = state.pop("columns"), state.pop("words")
-        self.__dict__ = state | {
-            "table": AnnotationTable(**{name: column.numpy() for name, column in columns.items()}, **words)
-        }
+        columns = {name: column.numpy() for name, column in state["_columns"].items()}
+        self.__dict__.update(state, table=AnnotationTable(**columns, **state["table"]))
 
 
 def collate(samples: list[Sample]) -> "RawBatch | _Parcel":
@@ -134,8 +135,8 @@ def collate(samples: list[Sample]) -> "RawBatch | _Parcel":
 class _Parcel:
     """A batch between two processes.
 
-    torch would open one shared-memory file for every tensor, seven and more an image. Here it is one for all pixels, and
-    the small columns go through the pipe as they are.
+    torch would open one shared-memory file for every tensor, seven and more an image. Here it is one for all pixels,
+    and the small columns go through the pipe as they are.
     """
 
     def __init__(self, images: list[Image], targets: list[Target]) -> None:
@@ -144,12 +145,14 @@ class _Parcel:
         start = 0
         for image in images:
             height, width = image.shape[1:]
-            rows_first = image.stride(0) == 1  # as decoders leave it; kept, since turning it around costs a third of the decoding
+            rows_first = (
+                image.stride(0) == 1
+            )  # as decoders leave it; kept, since turning it around costs a third of the decoding
             self.layouts.append((height, width, rows_first))
             block = self.pixels[start : start + image.numel()]
             _unfold(block, height, width, rows_first).copy_(image)
             start += image.numel()
-        self.targets = [{key: value.numpy() for key, value in target.items()} for target in targets]
+        self.targets = [{key: cast(Tensor, value).numpy() for key, value in target.items()} for target in targets]
 
     def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Any, ...]]:
         return _unpack, (self.pixels, self.layouts, self.targets)
@@ -164,7 +167,8 @@ def _unpack(
         end = start + 3 * height * width
         images.append(_unfold(pixels[start:end], height, width, rows_first))
         start = end
-    return images, [Target(**{key: torch.from_numpy(value) for key, value in target.items()}) for target in targets]
+    tensors = [{key: torch.from_numpy(value) for key, value in target.items()} for target in targets]
+    return images, cast(list[Target], tensors)
 
 
 def _unfold(block: Tensor, height: int, width: int, rows_first: bool) -> Image:

@@ -1,8 +1,9 @@
 """Image files to uint8 RGB tensors: upright, three channels, whatever the file holds.
 
-JPEGs are decoded by libjpeg-turbo straight into rows of RGB (simplejpeg), which gives the same pixels as Pillow in three
-quarters of its time; all that is special (EXIF rotation, CMYK, palettes, 16 bit, other formats, files that libjpeg
-complains about) goes through Pillow. Tensors have the layout of the decoded rows: shape [3, H, W], channels last in memory.
+JPEGs are decoded by libjpeg-turbo straight into rows of RGB (simplejpeg), which gives the same pixels as Pillow in
+three quarters of its time; all that is special (EXIF rotation, CMYK, palettes, 16 bit, other formats, files that
+libjpeg complains about) goes through Pillow. Tensors have the layout of the decoded rows: shape [3, H, W], channels
+last in memory.
 """
 
 import io
@@ -27,8 +28,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", 
 
 # EXIF orientations that swap width and height
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
-# Where JPEGs keep metadata; an EXIF block is at most 64 kB and comes among the first segments.
-_HEADER_BYTES = 1 << 17
+# What Pillow raises for files that are cut off or garbled
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
+_NO_IMAGE = "not an image, or of a format that Pillow does not know; remove or replace it"
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
@@ -57,31 +59,51 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
         raw = _decode(data, path, upright=False)
         if size == (raw.shape[2], raw.shape[1]):
             return raw
-    raise InputError(
-        f"image is {image.shape[2]}x{image.shape[1]} but its annotation says {size[0]}x{size[1]}; correct the annotation",
-        file=path,
-    )
+    found, wanted = f"{image.shape[2]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
+    raise InputError(f"image is {found} but its annotation says {wanted}; correct the annotation", file=path)
 
 
 def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
-    if data[:2] == b"\xff\xd8" and not (upright and _may_be_turned(data)):
-        try:
-            return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
-        except ValueError:
-            pass  # CMYK, or something that libjpeg complains about: Pillow decides
+    is_jpeg = data[:2] == b"\xff\xd8"
     try:
+        if is_jpeg and not (upright and _has_metadata(data) and _orientation(data) != 1):
+            return _decode_jpeg(data)
         with PILImage.open(io.BytesIO(data)) as image:
             turned = ImageOps.exif_transpose(image) if upright else image
             return torch.from_numpy(to_rgb(turned)).permute(2, 0, 1)
     except UnidentifiedImageError:
-        raise InputError("not an image, or of a format that Pillow does not know; remove or replace it", file=path) from None
-    except (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError) as error:
+        raise InputError(_NO_IMAGE, file=path) from None
+    except _DAMAGE as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
 
 
-def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether a JPEG carries metadata that could hold an orientation; cheaper than reading it."""
-    return jpeg.find(b"Exif\0", 0, _HEADER_BYTES) >= 0 or jpeg.find(b"tiff:Orientation", 0, _HEADER_BYTES) >= 0
+def _decode_jpeg(data: bytes) -> Image:
+    """The pixels as they lie in the file."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        # CMYK, or something that libjpeg complains about: Pillow decides
+        with PILImage.open(io.BytesIO(data)) as image:
+            pixels = to_rgb(image)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _has_metadata(jpeg: bytes) -> bool:
+    """Whether there is an APP1 segment (EXIF or XMP) before the picture; Pillow takes much longer to say."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff":
+        marker = jpeg[place + 1 : place + 2]
+        if marker == b"\xe1":
+            return True
+        if marker == b"\xda":  # the picture begins
+            return False
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return True  # not as the book has it: let Pillow look
+
+
+def _orientation(data: bytes) -> int:
+    with PILImage.open(io.BytesIO(data)) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
@@ -116,8 +138,8 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise InputError("image file is missing", file=path) from None
     except UnidentifiedImageError:
-        raise InputError("not an image, or of a format that Pillow does not know; remove or replace it", file=path) from None
-    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(_NO_IMAGE, file=path) from None
+    except _DAMAGE as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
     return (height, width) if turned else (width, height)
 
@@ -175,7 +197,7 @@ class ImageFolder(Source):
 
 
 def write_images(table: AnnotationTable, source: Source, folder: str | Path) -> None:
-    """Writes every image of a table below a folder, under its own name; files that the table points to are copied as they are.
+    """Writes every image of a table below a folder, under its own name; images that are files are copied as they are.
 
     Args:
         table: as `source` read it.
@@ -200,4 +222,3 @@ def write_images(table: AnnotationTable, source: Source, folder: str | Path) -> 
 def image_sizes(paths: Sequence[Path]) -> NDArray[np.int32]:
     """[N, 2] (width, height) of image files, from their headers."""
     return np.array([upright_size(path) for path in paths], np.int32).reshape(-1, 2)
-

@@ -8,17 +8,18 @@ from typing import Literal
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from zoo.data.augment import Augment
 from zoo.data.dataset import DetectionDataset, ImageCache, collate
 from zoo.data.images import ImageFolder
-from zoo.data.sampling import AspectRatioBatchSampler, EvalSampler, TrainSampler
+from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 
 Split = Literal["train", "val", "test", "predict"]
+_ANNOTATED: tuple[Split, ...] = ("train", "val", "test")
 
 _SHARED_MEMORY = Path("/dev/shm")
 # Part of the free shared memory that the cache may take: batches on their way need some too.
@@ -42,7 +43,8 @@ class DetectionDataModule(LightningDataModule):
         seed: decides the order of the images and what augmentation draws.
         augment: switches of the augmentations.
         strict: bad boxes end the run instead of being skipped with a warning.
-        cache_mb: most memory in MB for decoded images, kept from the first epoch on (0: no cache). For each process and split.
+        cache_mb: most memory in MB for the decoded images of a split, kept from the first epoch on and shared by its
+            workers (0: no cache). Each process of a distributed run has its own.
         aspect_ratio_grouping: training batches are all wide or all high images.
         pin_memory: for faster copies to a GPU; only when there is one.
     """
@@ -65,11 +67,13 @@ class DetectionDataModule(LightningDataModule):
         pin_memory: bool = True,
     ) -> None:
         super().__init__()
-        self.sources: dict[Split, Source] = {
-            split: source for split, source in (("train", train), ("val", val), ("test", test)) if source is not None
+        given: dict[Split, Source | None] = {
+            "train": train,
+            "val": val,
+            "test": test,
+            "predict": ImageFolder(predict) if predict else None,
         }
-        if predict:
-            self.sources["predict"] = ImageFolder(predict)
+        self.sources = {split: source for split, source in given.items() if source is not None}
         self.name = name
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -102,10 +106,11 @@ class DetectionDataModule(LightningDataModule):
 
     def _class_split(self) -> Split | None:
         """The split whose class list counts."""
-        return next((split for split in ("train", "val", "test") if split in self.sources), None)
+        return next((split for split in _ANNOTATED if split in self.sources), None)
 
     def _check_classes(self, split: Split, table: AnnotationTable, known: AnnotationTable, known_split: Split) -> None:
-        if split == "predict" or table.classes == known.classes and np.array_equal(table.class_ids, known.class_ids):
+        same = table.classes == known.classes and np.array_equal(table.class_ids, known.class_ids)
+        if same or split == "predict":
             return
         only_here = sorted(set(table.classes) - set(known.classes))
         only_there = sorted(set(known.classes) - set(table.classes))
@@ -119,7 +124,7 @@ class DetectionDataModule(LightningDataModule):
         else:
             detail = "the names are the same, but not their order or ids"
         raise InputError(
-            f"the class lists of {known_split} ({known.num_classes}) and {split} ({table.num_classes}) differ ({detail}); "
+            f"{known_split} has {known.num_classes} classes and {split} {table.num_classes}, which differ ({detail}); "
             "use splits of one data set"
         )
 
@@ -146,8 +151,8 @@ class DetectionDataModule(LightningDataModule):
 
     def describe(self) -> dict[str, str | int]:
         """Name, images by split, classes, and a fingerprint of the annotations of each split; for reports."""
-        facts: dict[str, str | int] = {"name": self.name, "num_classes": self.num_classes}
-        for split in ("train", "val", "test"):
+        facts: dict[str, str | int] = {"name": str(self.name), "num_classes": self.num_classes}
+        for split in _ANNOTATED:
             if split in self.sources:
                 facts[f"{split}_images"] = len(self.table(split))
                 facts[f"{split}_fingerprint"] = self.table(split).fingerprint()
@@ -155,8 +160,13 @@ class DetectionDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads what the stage needs, so that bad input ends the run before it starts."""
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-        for split in needed.get(stage or "", ("train", "val", "test", "predict")):
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": ("predict",),
+        }
+        for split in needed[stage] if stage else self.sources:
             if split in self.sources:
                 self.table(split)
 
@@ -191,16 +201,9 @@ class DetectionDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented; a last batch that is not full is left out, unless it is the only one."""
         dataset = self.dataset("train")
-        world_size, rank = self._processes()
-        sampler = TrainSampler(dataset, world_size, rank, self.seed)
-        drop_last = len(sampler) >= self.batch_size
-        if self.aspect_ratio_grouping:
-            groups = (dataset.table.widths < dataset.table.heights).astype(np.int64)
-            batches = AspectRatioBatchSampler(sampler, self.batch_size, drop_last, groups)
-            return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
-        return DataLoader(
-            dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last, **self._loader_options()
-        )
+        groups = (dataset.table.widths < dataset.table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
+        sampler = TrainSampler(dataset, *self._processes(), self.seed, groups, self.batch_size)
+        return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every image once over all processes, in order; nothing where no validation images are given."""
@@ -217,15 +220,21 @@ class DetectionDataModule(LightningDataModule):
     def _eval_loader(self, split: Split) -> DataLoader:
         dataset = self.dataset(split)
         sampler = EvalSampler(dataset, *self._processes())
-        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
+        return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
 
-    def _loader_options(self) -> dict[str, object]:
-        return {
-            "num_workers": self.num_workers,
-            "collate_fn": collate,
-            "pin_memory": self.pin_memory and torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
-        }
+    def _loader(
+        self, dataset: DetectionDataset, sampler: DistributedSampler[int], batch_size: int, drop_last: bool
+    ) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
 
     def _processes(self) -> tuple[int, int]:
         """(how many there are, which one this is); a trainer knows best, else torch.distributed."""

@@ -96,7 +96,7 @@ def report_bad_boxes(
     count = int(bad.sum())
     if strict:
         others = f" ({count} bad boxes in all)" if count > 1 else ""
-        raise InputError(f"{message}{others}; mend it, or leave `strict` off to skip such boxes", file=file, place=place)
+        raise InputError(f"{message}{others}; mend it, or leave `strict` off to skip such boxes", file, place)
     prefix = ": ".join(part for part in (str(file), place) if part)
     warnings.warn(
         f"{count} bad {'box' if count == 1 else 'boxes'} skipped, the first in {prefix}: {message}",

@@ -3,9 +3,9 @@
 Legend:
     N  images        T  annotated objects of all images together        C  classes
 
-One dict an object (what json gives) costs about a kilobyte, and every loader worker that touches it gets its own copy,
-because reading a Python object writes its reference count. Columns have no such counts: a COCO-sized split is 60 MB that
-forked workers share page by page.
+One dict an object (what json gives) costs about a kilobyte, and every loader worker that touches it gets its own
+copy, because reading a Python object writes its reference count. Columns have no such counts: a COCO-sized split is
+60 MB that forked workers share page by page.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class AnnotationTable:
 
     Args:
         classes: names, in the order of the labels.
-        class_ids: the data set's own category ids (COCO's 1..90 with gaps; else 1..C), ascending or in the order of `classes`.
+        class_ids: the data set's own category ids, in the order of the labels (COCO's 1..90 with gaps; else 1..C).
         image_ids: the data set's own image ids, unique.
         widths: pixels of the upright image (EXIF orientation applied).
         heights: as `widths`.
@@ -119,18 +119,15 @@ class AnnotationTable:
         difficult: NDArray[np.bool_] | None = None,
         annotation_ids: NDArray[np.int64] | None = None,
     ) -> Self:
-        """Makes a table from objects in any order.
+        """Makes a table from objects in any order; those of one image keep theirs.
 
-        Args:
-            image_index: which image (0..N-1) each object lies in; objects of one image keep their order.
-            areas: the boxes' own where not given.
-            class_ids: 1..C where not given.
-            annotation_ids: 1..T where not given.
-            The rest as for the class itself.
+        `image_index` [T] says which image (0..N-1) each object lies in; `file_names` are not packed yet. What is not
+        given becomes: class ids 1..C, annotation ids 1..T, the boxes' own areas, no crowds, nothing difficult. The
+        rest is as for the class itself.
         """
         num_objects = len(labels)
         order = np.argsort(image_index, kind="stable")
-        counts = np.bincount(image_index, minlength=len(image_ids)) if num_objects else np.zeros(len(image_ids), np.int64)
+        counts = np.bincount(np.asarray(image_index, np.int64), minlength=len(image_ids))
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         areas = box_areas(boxes) if areas is None else areas
         nothing = np.zeros(num_objects, bool)
@@ -304,8 +301,6 @@ def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """starts [2, 7], counts [3, 2] -> [2, 3, 4, 7, 8]."""
+    """From starts [2, 7] and counts [3, 2] to [2, 3, 4, 7, 8]."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-
-

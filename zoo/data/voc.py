@@ -15,7 +15,15 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from zoo.data.images import SUFFIXES, load_image, upright_size
-from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, read_text, report_bad_boxes
+from zoo.data.source import (
+    DataWarning,
+    Source,
+    check_files,
+    describe_bad_box,
+    find_bad_boxes,
+    read_text,
+    report_bad_boxes,
+)
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
@@ -74,8 +82,8 @@ def read_voc(
 ) -> AnnotationTable:
     """Reads the split of each root, one after the other; see `Voc` for the arguments.
 
-    Image ids are 1..N in that order. Objects with parts count once, by their own box. A size that is missing or 0 in the
-    xml is read from the image.
+    Image ids are 1..N in that order. Objects with parts count once, by their own box. A size that is missing or 0 in
+    the xml is read from the image.
 
     Raises:
         InputError: no root; a missing split file, xml or image; xml that does not parse or lacks something; an image
@@ -107,7 +115,7 @@ def read_voc(
     for item, index in zip(objects, image_index, strict=True):
         if item.name not in numbers:
             raise InputError(
-                f"class {item.name!r} is not one of {', '.join(classes)}; name all classes in `classes`, or mend the file",
+                f"class {item.name!r} is none of {', '.join(classes)}; name all classes in `classes`, or mend it",
                 files[index],
                 item.place,
             )
@@ -214,10 +222,11 @@ def _settle_classes(found: set[str], root: str | Path) -> tuple[str, ...]:
 
 
 def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
-    """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `zoo.data.images.write_images` does the images.
+    """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `write_images` does the images.
 
     What VOC has no word for is lost: ids, areas other than the box's, and crowds, which become difficult objects (in
-    either case a detection there neither helps nor harms). Boxes of exactly one pixel do not survive (see `Voc`).
+    either case a detection there neither helps nor harms). A box of exactly one pixel
+    does not survive: it reads as a click without a drag.
 
     Raises:
         InputError: two images with the same stem.

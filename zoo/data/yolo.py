@@ -1,4 +1,7 @@
-"""YOLO's text files: `images/*.jpg` beside `labels/*.txt`, one line an object (class cx cy w h, relative), and a yaml; in and out."""
+"""YOLO's files, in and out: `images/*.jpg` beside `labels/*.txt`, one line an object (class cx cy w h), and a yaml.
+
+Centre and size are relative to the width and height of the image.
+"""
 
 import os
 import warnings
@@ -9,7 +12,15 @@ import numpy as np
 import yaml
 
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
-from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, read_text, report_bad_boxes
+from zoo.data.source import (
+    DataWarning,
+    Source,
+    check_files,
+    describe_bad_box,
+    find_bad_boxes,
+    read_text,
+    report_bad_boxes,
+)
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
@@ -45,15 +56,16 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
     headers of the images, since YOLO's files do not have them.
 
     Raises:
-        InputError: a yaml that is missing, does not parse, or lacks the split or the names; a missing image; a line that
-            is not five numbers; a class number without a name; bad boxes under `strict`.
+        InputError: a yaml that is missing, does not parse, or lacks the split or the names; a missing image; a line
+            that is not five numbers; a class number without a name; bad boxes under `strict`.
     """
     content = _read_yaml(Path(data))
     classes = _class_names(content, data)
     base = Path(data).parent / str(content.get("path") or "")
     if split not in content or not content[split]:
         raise InputError(f"split {split!r} is not in this file; it has {', '.join(map(str, content))}", data)
-    entries = content[split] if isinstance(content[split], list) else [content[split]]
+    entry = content[split]
+    entries = entry if isinstance(entry, list) else [entry]
     paths = [path for entry in entries for path in _split_images(base, str(entry))]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -196,7 +208,7 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
         The path of `data.yaml`.
 
     Raises:
-        InputError: an image whose suffix readers of this format do not look for; `data.yaml` is there with other classes.
+        InputError: an image whose suffix is none of an image; `data.yaml` is there with other classes.
     """
     root = Path(root)
     data = root / "data.yaml"

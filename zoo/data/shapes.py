@@ -1,0 +1,277 @@
+"""A synthetic data set that is always at hand: shapes among clutter, drawn from a seed, in memory.
+
+It is made to tell detectors apart, not to be solved: six classes that differ by outline only, at any angle; sizes over
+a decade; objects that cover each other; colours and textures that carry no information; backgrounds with gradients,
+noise and lines; look-alikes that count as nothing (ovals, bars, open arcs); and some images without any object.
+
+Masks are drawn four times larger than the image, which gives soft edges and boxes on quarter pixels: exact in f32,
+tight around what is to be seen. An object is drawn only if at least `_MIN_VISIBLE` of it can be seen.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageDraw
+
+from zoo.data.source import Source
+from zoo.data.table import AnnotationTable
+from zoo.errors import InputError
+from zoo.types import Image
+
+SHAPE_CLASSES = ("disc", "ring", "square", "triangle", "cross", "star")
+
+_SCALE = 4  # mask pixels for each image pixel
+_MIN_VISIBLE = 0.45  # part of an object
+_SMALLEST, _LARGEST = 9.0, 90.0  # pixels across
+_WIDTHS, _HEIGHTS = (160, 200), (140, 170)  # pixels
+_EMPTY = 0.05  # part of the images
+_MEAN_OBJECTS = 4.0
+_LOOKALIKES = ("oval", "bar", "arc")
+
+Polygon = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Shapes(Source):
+    """Synthetic images: image i depends on `seed` and i only, so a smaller set is the start of a larger one.
+
+    Args:
+        num_images: how many.
+        seed: another for each split.
+    """
+
+    num_images: int = 1000
+    seed: int = 0
+
+    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+        """See `Source.read`; there are no files and no bad boxes."""
+        if self.num_images < 1 or self.seed < 0:
+            raise InputError(f"shapes need num_images >= 1 and seed >= 0, got {self.num_images} and {self.seed}")
+        return _read(self.num_images, self.seed)
+
+    def load_image(self, table: AnnotationTable, index: int) -> Image:
+        """See `Source.load_image`; drawn anew each time, in a millisecond or two."""
+        # ids are 1..N in the table that `read` gives, and stay with their image in a selection
+        return torch.from_numpy(draw(self.seed, int(table.image_ids[index]) - 1)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The visible mask of one object or look-alike, as large as needed."""
+
+    label: int  # -1 for look-alikes
+    top: int  # in mask pixels, a multiple of _SCALE
+    left: int
+    mask: NDArray[np.bool_]
+    box: tuple[float, float, float, float]  # in image pixels
+
+
+@dataclass(frozen=True)
+class _Scene:
+    width: int
+    height: int
+    parts: list[_Part]  # none covers another: masks hold what is visible
+
+
+@cache
+def _read(num_images: int, seed: int) -> AnnotationTable:
+    scenes = [_scene(np.random.default_rng([seed, index, 0])) for index in range(num_images)]
+    objects = [(index, part) for index, scene in enumerate(scenes) for part in scene.parts if part.label >= 0]
+    return AnnotationTable.from_rows(
+        classes=SHAPE_CLASSES,
+        image_ids=np.arange(1, num_images + 1),
+        widths=np.array([scene.width for scene in scenes]),
+        heights=np.array([scene.height for scene in scenes]),
+        file_names=[f"shapes_{seed}_{index + 1:06d}.png" for index in range(num_images)],
+        image_index=np.array([index for index, _ in objects], np.int64),
+        boxes=np.array([part.box for _, part in objects], np.float64).reshape(-1, 4),
+        labels=np.array([part.label for _, part in objects], np.int64),
+    )
+
+
+def draw(seed: int, index: int) -> NDArray[np.uint8]:
+    """Image `index` of the set with this seed: uint8 [H, W, 3]."""
+    scene = _scene(np.random.default_rng([seed, index, 0]))
+    rng = np.random.default_rng([seed, index, 1])  # apart from the scene's, so that looks never move a box
+    canvas = _background(rng, scene.width, scene.height)
+    for part in scene.parts:
+        _paint(rng, canvas, part)
+    canvas += rng.normal(0, rng.uniform(2, 9), canvas.shape[:2]).astype(np.float32)[:, :, None]
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def _scene(rng: Generator) -> _Scene:
+    """What lies where; front things first, what is behind gets what they leave."""
+    width, height = int(rng.integers(*_WIDTHS, endpoint=True)), int(rng.integers(*_HEIGHTS, endpoint=True))
+    taken = np.zeros((height * _SCALE, width * _SCALE), bool)
+    empty = rng.random() < _EMPTY
+    labels = [] if empty else rng.integers(0, len(SHAPE_CLASSES), 1 + min(rng.poisson(_MEAN_OBJECTS - 1), 10)).tolist()
+    labels += [-1] * int(rng.integers(0, 4))
+    rng.shuffle(labels)
+    parts = [part for label in labels if (part := _place(rng, taken, label)) is not None]
+    if not empty and not any(part.label >= 0 for part in parts):
+        # look-alikes left no room: begin without them
+        taken[:] = False
+        parts = [part] if (part := _place(rng, taken, 0)) is not None else []
+    return _Scene(width, height, parts)
+
+
+def _place(rng: Generator, taken: NDArray[np.bool_], label: int) -> _Part | None:
+    """Draws one thing's mask where enough of it can be seen, and takes the place; None after three attempts."""
+    name = SHAPE_CLASSES[label] if label >= 0 else _LOOKALIKES[rng.integers(len(_LOOKALIKES))]
+    for _ in range(3):
+        size = _SMALLEST * (_LARGEST / _SMALLEST) ** rng.random()
+        mask = _outline(rng, name, size * _SCALE)
+        rows, columns = taken.shape
+        # the middle lies in the image, a quarter of the mask may lie outside
+        top = int(rng.integers(-mask.shape[0] // 4, max(1, rows - mask.shape[0] * 3 // 4)))
+        left = int(rng.integers(-mask.shape[1] // 4, max(1, columns - mask.shape[1] * 3 // 4)))
+        top, left = top // _SCALE * _SCALE, left // _SCALE * _SCALE
+        whole = int(mask.sum())
+        inside = mask[max(0, -top) : rows - top, max(0, -left) : columns - left]
+        top, left = max(0, top), max(0, left)
+        window = taken[top : top + inside.shape[0], left : left + inside.shape[1]]
+        visible = inside & ~window
+        if whole and visible.sum() >= _MIN_VISIBLE * whole:
+            window |= visible
+            return _Part(label, top, left, visible, _tight_box(visible, top, left))
+    return None
+
+
+def _tight_box(mask: NDArray[np.bool_], top: int, left: int) -> tuple[float, float, float, float]:
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (
+        float(left + xs[0]) / _SCALE,
+        float(top + ys[0]) / _SCALE,
+        float(left + xs[-1] + 1) / _SCALE,
+        float(top + ys[-1] + 1) / _SCALE,
+    )
+
+
+def _outline(rng: Generator, name: str, size: float) -> NDArray[np.bool_]:
+    """The mask of one thing, `size` mask pixels across, at a random angle."""
+    radius = size / 2
+    side = math.ceil(size / _SCALE + 1) * _SCALE
+    image = PILImage.new("1", (side, side))
+    pen = ImageDraw.Draw(image)
+    middle = side / 2
+    angle = rng.uniform(0, 2 * math.pi)
+    box = (middle - radius, middle - radius, middle + radius, middle + radius)
+    if name == "disc":
+        pen.ellipse(box, fill=1)
+    elif name == "ring":
+        pen.ellipse(box, fill=1)
+        hole = radius * rng.uniform(0.45, 0.65)
+        pen.ellipse((middle - hole, middle - hole, middle + hole, middle + hole), fill=0)
+    elif name == "arc":
+        start = math.degrees(angle)
+        pen.arc(box, start, start + rng.uniform(120, 230), fill=1, width=max(_SCALE, round(radius * 0.4)))
+    else:
+        pen.polygon([(middle + radius * x, middle + radius * y) for x, y in _turn(_corners(rng, name), angle)], fill=1)
+    return np.asarray(image)
+
+
+def _corners(rng: Generator, name: str) -> Polygon:
+    """Corners of a thing that just fits into the unit circle, at angle 0."""
+    match name:
+        case "square":
+            return _on_circle(4)
+        case "triangle":
+            return _on_circle(3)
+        case "star":
+            inner = rng.uniform(0.4, 0.5)
+            return [point for pair in zip(_on_circle(5), _on_circle(5, inner, 0.5), strict=True) for point in pair]
+        case "cross":
+            arm = rng.uniform(0.26, 0.36)
+            reach = math.sqrt(1 - arm * arm)
+            quarter = [(reach, -arm), (reach, arm), (arm, arm)]
+            return [point for turn in range(4) for point in _turn(quarter, turn * math.pi / 2)]
+        case "oval":
+            flat = rng.uniform(0.35, 0.6)
+            return [(x, y * flat) for x, y in _on_circle(32)]
+        case "bar":
+            flat = rng.uniform(0.2, 0.5)
+            return [(x * math.sqrt(1 - flat * flat), y * flat) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    raise ValueError(f"no such shape: {name}")
+
+
+def _on_circle(count: int, radius: float = 1, shift: float = 0) -> Polygon:
+    """Points at equal distances; `shift` in steps."""
+    angles = [(number + shift) * 2 * math.pi / count for number in range(count)]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
+
+
+def _turn(points: Polygon, angle: float) -> Polygon:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
+
+
+def _background(rng: Generator, width: int, height: int) -> NDArray[np.float32]:
+    """A gradient between two colours, blotches, and thin lines: f32 [H, W, 3]."""
+    corners = rng.uniform(40, 215, 3) + rng.uniform(-45, 45, (2, 2, 3))
+    blotches = rng.normal(0, rng.uniform(4, 14), (7, 8, 3))
+    coarse = np.asarray(
+        [
+            _enlarge(corners[:, :, channel], width, height) + _enlarge(blotches[:, :, channel], width, height)
+            for channel in range(3)
+        ]
+    )
+    canvas = PILImage.fromarray(np.clip(coarse.transpose(1, 2, 0), 0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(canvas)
+    for _ in range(int(rng.integers(0, 9))):
+        ends = rng.uniform(0, 1, 4) * (width, height, width, height)
+        pen.line(ends.tolist(), fill=_colour(rng), width=int(rng.integers(1, 4)))
+    for x, y in rng.uniform(0, 1, (int(rng.integers(0, 13)), 2)) * (width, height):
+        pen.rectangle((x, y, x + rng.integers(1, 5), y + rng.integers(1, 5)), fill=_colour(rng))
+    return np.asarray(canvas, np.float32)
+
+
+def _enlarge(grid: NDArray[np.float64], width: int, height: int) -> NDArray[np.float32]:
+    return np.asarray(PILImage.fromarray(grid.astype(np.float32)).resize((width, height), PILImage.Resampling.BILINEAR))
+
+
+def _colour(rng: Generator) -> tuple[int, int, int]:
+    red, green, blue = rng.integers(20, 236, 3).tolist()
+    return red, green, blue
+
+
+def _paint(rng: Generator, canvas: NDArray[np.float32], part: _Part) -> None:
+    """Lays a texture on the canvas where the mask is, softly at its edges."""
+    rows, columns = (length + -length % _SCALE for length in part.mask.shape)
+    mask = np.zeros((rows, columns), np.uint8)
+    mask[: part.mask.shape[0], : part.mask.shape[1]] = part.mask
+    # a cell of 4x4 mask pixels makes one of the image
+    alpha = mask.reshape(rows // _SCALE, _SCALE, columns // _SCALE, _SCALE).mean((1, 3), dtype=np.float32)[:, :, None]
+    top, left = part.top // _SCALE, part.left // _SCALE
+    window = canvas[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+    alpha = alpha[: window.shape[0], : window.shape[1]]
+    # at least this far from what lies below, in the sum of the channels: never invisible, seldom glaring
+    below = window.mean((0, 1))
+    colour = np.array(_colour(rng), np.float32)
+    while np.abs(colour - below).sum() < 75:
+        colour = np.array(_colour(rng), np.float32)
+    texture = colour + _pattern(rng, alpha.shape[0], alpha.shape[1])[:, :, None] * rng.uniform(10, 45)
+    window += alpha * (texture - window)
+
+
+def _pattern(rng: Generator, height: int, width: int) -> NDArray[np.float32]:
+    """Plain, shaded, striped, or speckled: f32 [height, width] in about -1..1."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.zeros((height, width), np.float32)
+    if kind == 3:
+        return rng.uniform(-1, 1, (height, width)).astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    along = (
+        math.cos(angle) * np.arange(width, dtype=np.float32)
+        + math.sin(angle) * np.arange(height, dtype=np.float32)[:, None]
+    )
+    if kind == 1:
+        return along / max(1.0, float(np.abs(along).max()))
+    return np.sign(np.sin(along * np.float32(2 * math.pi / rng.uniform(3, 8))))
