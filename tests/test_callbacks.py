@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision, StopOnNonFiniteLoss
+from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
-from zoo.evaluation import GroundTruth, Predictions, evaluate, read_coco_results
+from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, read_coco_results
 from zoo.evaluation.coco import KEYS
 from zoo.types import Prediction, RawBatch, Sample, Target
 
@@ -247,3 +248,47 @@ class TestLearningCurve:
         run.fit(Shifter(), loader(), loader())
         assert curve.points[0]["loss"] == pytest.approx(12)  # no step before the last batch
         assert np.isnan(curve.points[0]["AP"])  # nobody measured
+
+
+class WithTable(LightningDataModule):
+    """A DataModule whose annotations can be asked for, like ours; the table's boxes stick out of the images."""
+
+    class_names = ("even", "odd")
+    class_ids = (4, 9)
+
+    def table(self, split: str) -> AnnotationTable:
+        boxes = np.concatenate([sample(i)[1]["boxes"].numpy() for i in range(1, NUM_IMAGES + 1)]).astype(np.float64)
+        return AnnotationTable.from_rows(
+            classes=self.class_names,
+            class_ids=np.array(self.class_ids),
+            image_ids=np.arange(1, NUM_IMAGES + 1),
+            widths=np.full(NUM_IMAGES, 32),
+            heights=np.full(NUM_IMAGES, 16),
+            file_names=[f"{i}.jpg" for i in range(1, NUM_IMAGES + 1)],
+            image_index=np.arange(NUM_IMAGES),
+            boxes=boxes - [0, 4, 0, 0],
+            labels=np.arange(1, NUM_IMAGES + 1) % 2,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return loader()
+
+    def test_dataloader(self) -> DataLoader:
+        return loader()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+class TestWithTable:
+    def test_file_and_callback_measure_the_same(self, tmp_path):
+        model, data = Shifter(), WithTable()
+        model.shift.data.fill_(1.0)
+        ruler = MeanAveragePrecision(results_file=tmp_path / "p.json")
+        trainer(tmp_path, [ruler]).test(model, datamodule=data, verbose=False)
+        assert {entry["category_id"] for entry in json.loads((tmp_path / "p.json").read_text())} == {4, 9}
+        assert ruler.scores("test") == evaluate_file(tmp_path / "p.json", data.table("test"))
+        assert ruler.scores("test") != expected_scores(1.0)  # which are measured by the targets
+
+    def test_nan_names_the_files(self, tmp_path):
+        run = trainer(tmp_path, [StopOnNonFiniteLoss()])
+        with pytest.raises(InputError, match=r"on images 1 \(1\.jpg\), 2 \(2\.jpg\);"):
+            run.fit(Shifter(nan_at_step=0), datamodule=WithTable())
