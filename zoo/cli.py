@@ -61,7 +61,7 @@ def _call(verb: str, args: list[str]) -> int:
 
 
 def _train_or_measure(verb: str, args: list[str]) -> int:
-    from zoo.run import TrainingCLI
+    from zoo.training_cli import TrainingCLI
 
     TrainingCLI([verb, *args])
     return OK
@@ -100,7 +100,8 @@ def _evaluate(verb: str, args: list[str]) -> int:
     from rich.console import Console
 
     from zoo.data.module import DetectionDataModule
-    from zoo.evaluation.scores import Engine, evaluate_file, scores_table
+    from zoo.evaluation.coco import Engine
+    from zoo.evaluation.scores import evaluate_file, scores_table
     from zoo.run import instantiate, parse
 
     parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
@@ -140,10 +141,11 @@ def _compare(verb: str, args: list[str]) -> int:
     quieten()
     configs = find_configs()
     limits = {"epochs": options.epochs, "images": options.images, "minutes": options.minutes}
+    budget: Budget | None = None  # what the trainer file says
     if any(limit is not None for limit in limits.values()):
         budget = Budget(**limits)
-    else:
-        budget = DEFAULT_BUDGET if options.models is None and options.trainer is None else None
+    elif options.models is None and options.trainer is None:
+        budget = DEFAULT_BUDGET
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
     results = compare(

@@ -21,54 +21,45 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import msgspec
-import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import Trainer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zoo.callbacks import LearningCurve, MeanAveragePrecision
-from zoo.cost import count_flops, count_parameters, measure_latency
 from zoo.data.module import DetectionDataModule, Split
 from zoo.detector import Detector
 from zoo.errors import InputError
-from zoo.evaluation.predictions import Predictions, read_coco_results, write_coco_results
+from zoo.evaluation.predictions import read_coco_results
 from zoo.hardware import describe_hardware, list_versions
-from zoo.report.examples import Example, best_f1_score, choose_examples, make_example
+from zoo.report.examples import Example, choose_examples, make_example
 from zoo.report.files import write_atomically
-from zoo.report.results import Cost, CurvePoint, Results, Run
+from zoo.report.results import Results, Run
 from zoo.report.tables import COLUMNS, main_table, ranked, run_labels
 from zoo.report.write import write_report
 from zoo.run import (
     DEFAULT_SEED,
-    find_input_error,
     instantiate,
     make_parser,
-    make_trainer,
     model_key,
-    one_callback,
-    one_line,
     parse,
-    quieten,
 )
+from zoo.trial import failed_run, final_split, read_result
 
 NUM_EXAMPLES = 8
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-LATENCY_IMAGES = 16
-LATENCY_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +113,6 @@ class Job:
 
 class Stopped(KeyboardInterrupt):
     """The comparison was interrupted; the same command goes on with it."""
-
-
-# ------------------------------------------------------------------------------------------------------------ parent
 
 
 def compare(
@@ -202,7 +190,7 @@ def prepare(
         raise InputError("no model to compare; give --models FILE...")
     if len(names) != len(models):
         raise InputError(f"{len(names)} names for {len(models)} models", place="--names")
-    for values, what in ((names, "--names"), (list(seeds), "--seeds")):
+    for values, what in ((names, "--names"), ([str(seed) for seed in seeds], "--seeds")):
         for value in values:
             if values.count(value) > 1:
                 raise InputError(f"{value} is there twice; each run needs its own folder (see --names)", place=what)
@@ -226,7 +214,7 @@ def prepare(
         annotations = {split: module.table(split).fingerprint() for split in SPLITS if split in module.sources}
         for seed in seeds:
             config["seed_everything"] = config["data.seed"] = seed
-            text = parser.dump(config, skip_none=False)
+            text = parser.dump(config, skip_unset=False)
             identity = {
                 **yaml.safe_load(text),
                 "detector": model_key(detector),
@@ -305,7 +293,7 @@ def do(job: Job, launch: Callable[[Path], int]) -> Run:
 
 def launch_process(folder: Path) -> int:
     """Do a run in a process of its own, which shares our terminal. An interrupt is handed on and waited for."""
-    process = subprocess.Popen([sys.executable, "-m", "zoo.compare", str(folder)])
+    process = subprocess.Popen([sys.executable, "-m", "zoo.trial", str(folder)])
     try:
         return process.wait()
     except BaseException:
@@ -325,21 +313,15 @@ def _interruptible() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise Stopped("stopped; the same command goes on from here") from interrupt
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def read_result(folder: Path) -> Run | None:
-    """What a run left behind; None where it is not over, or its file is damaged."""
-    try:
-        return msgspec.json.decode((folder / "result.json").read_bytes(), type=Run)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def read_finished(folder: Path) -> Run | None:
@@ -350,7 +332,7 @@ def read_finished(folder: Path) -> Run | None:
 
 def collect(runs: list[Run], jobs: Sequence[Job], module: DetectionDataModule, command: str, data: Path) -> Results:
     """All that is known of a comparison."""
-    described: dict[str, str | int] = {"name": data.stem, "classes": module.num_classes}
+    described: dict[str, str | int] = {"name": module.name or data.stem, "classes": module.num_classes}
     for split in SPLITS:
         if split in module.sources:
             described[split] = len(module.table(split))
@@ -388,169 +370,27 @@ def pick_examples(runs: Sequence[Run], module: DetectionDataModule, out: Path) -
 
 
 def print_table(results: Results) -> None:
-    """The report's main table in the terminal."""
+    """The report's main table in the terminal, as two that fit into it: how good, and at what cost."""
     console = Console()
-    table = Table(title=f"{results.data['name']}, {results.budget}", title_justify="left")
-    table.add_column("")
-    for column in COLUMNS:
-        table.add_column(f"{column.name}\n{column.unit}".rstrip(), justify="right")
-    names = run_labels(results.runs)
     runs = ranked(results.runs)
-    for run, cells in zip(runs, main_table(runs), strict=True):
-        table.add_row(names[run.folder], *(Text(cell.text, "bold" if cell.best else "") for cell in cells))
-    console.print(table)
+    names = run_labels(results.runs)
+    cells = main_table(runs)
+    is_cost = [column.group == "Cost" for column in COLUMNS]
+    for wanted, title in ((False, f"{results.data['name']}, {results.budget}"), (True, "cost")):
+        chosen = [index for index, cost in enumerate(is_cost) if cost is wanted]
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+        table.add_column("")
+        for index in chosen:
+            table.add_column(f"{COLUMNS[index].name}\n{COLUMNS[index].unit}".rstrip(), justify="right", no_wrap=True)
+        for run, row in zip(runs, cells, strict=True):
+            texts = (Text(row[index].text, "bold" if row[index].best else "") for index in chosen)
+            table.add_row(names[run.folder], *texts)
+        console.print(table)
     for run in results.runs:
         if run.status == "failed":
-            console.print(f"{names[run.folder]} failed: {run.error}", markup=False, highlight=False)
-
-
-# ------------------------------------------------------------------------------------------------------------- child
-
-
-def main(folder: Path) -> int:
-    """Do the run of a folder; `result.json` says what came of it, `error.log` what exactly went wrong.
-
-    Returns:
-        Exit code: 0 done, 1 failed.
-    """
-    quieten()
-    try:
-        run = execute(folder)
-    except Exception as error:
-        traceback.print_exc(file=(folder / "error.log").open("w"))
-        known = find_input_error(error)
-        text = str(known) if known is not None else f"{type(error).__name__}: {one_line(str(error))} (see error.log)"
-        run = failed_run(folder, text)
-    if not _is_first_process():
-        return 0 if run.status == "done" else 1
-    write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(run), indent=2))
-    return 0 if run.status == "done" else 1
-
-
-def execute(folder: Path) -> Run:
-    """Train as config.yaml says, from last.ckpt where there is one, and test the best checkpoint."""
-    parser = make_parser()
-    config = parse(parser, ["--config", str(folder / "config.yaml")])
-    seed_everything(config.seed_everything, workers=True, verbose=False)
-    built = instantiate(parser, config)
-    detector: Detector = built.model
-    module: DetectionDataModule = built.data
-    _keep_metrics(folder)
-    trainer = make_trainer(built.trainer.as_dict(), module, folder, folder.name)
-
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None)
-    # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
-    curve = one_callback(trainer, LearningCurve)
-    points = [CurvePoint(**point) for point in curve.points]
-    cost = Cost(train_images_per_s=curve.train_images_per_s, train_minutes=curve.train_minutes)
-    best = choose_checkpoint(trainer, detector, module, folder, points, curve.images_seen)
-
-    split = final_split(module)
-    final = trainer.test if split == "test" else trainer.validate
-    final(detector, datamodule=module, ckpt_path=best, verbose=False)
-    ruler = one_callback(trainer, MeanAveragePrecision)
-    scores, predictions = ruler.scores(split), ruler.predictions(split)
-    run = Run(
-        model_key(detector),
-        folder.name.removesuffix(f"_seed{config.seed_everything}"),
-        config.seed_everything,
-        folder.name,
-        "done",
-        curve=points,
-    )
-    if trainer.is_global_zero and scores is not None and predictions is not None:
-        write_coco_results(predictions, folder / "predictions.json", module.class_ids)
-        run.metrics, run.per_class = scores.metrics, scores.per_class
-        run.shown_score = best_score_to_show(predictions, module, split)
-        run.cost = measure_cost(detector, trainer, module, split, cost)
-    return run
-
-
-def choose_checkpoint(
-    trainer: Trainer,
-    detector: Detector,
-    module: DetectionDataModule,
-    folder: Path,
-    points: list[CurvePoint],
-    images_seen: int,
-) -> Path:
-    """The checkpoint to test: the best on the validation split, or the last where there is none.
-
-    A budget can end between two validations; then the final weights are validated too, added to the learning curve,
-    and are the best if they are.
-    """
-    best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
-    if "val" not in module.sources:
-        return last
-    if points and points[-1].images_seen == images_seen:
-        return best
-    epoch, minutes = trainer.current_epoch + 1, one_callback(trainer, LearningCurve).train_minutes
-    before = max((point.AP for point in points), default=-math.inf)
-    trainer.validate(detector, datamodule=module, verbose=False)
-    found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
-    points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], math.nan))
-    if not best.exists() or found["AP"] > before:
-        trainer.save_checkpoint(best)
-    return best
-
-
-def measure_cost(
-    detector: Detector, trainer: Trainer, module: DetectionDataModule, split: Split, training: Cost
-) -> Cost:
-    """What training cost, completed by what one image costs on the Trainer's device and in its precision."""
-    device = trainer.strategy.root_device
-    detector.to(device)
-    table = module.table(split)
-    indices = range(min(LATENCY_IMAGES, len(table)))
-    images = [module.sources[split].load_image(table, index).to(device) for index in indices]
-    flops, flops_input = count_flops(detector, images[0])
-    latency = measure_latency(
-        detector, images, context=trainer.precision_plugin.forward_context, seconds=LATENCY_SECONDS
-    )
-    parameters = count_parameters(detector)
-    return replace(training, parameters=parameters, flops=flops, flops_input=flops_input, ms_per_image=latency)
-
-
-def best_score_to_show(predictions: Predictions, module: DetectionDataModule, split: Split) -> float:
-    """The score from which on detections are drawn."""
-    table = module.table(split)
-    said = (predictions.of_image(int(image_id)) for image_id in table.image_ids)
-    return best_f1_score(said, (table.target(index) for index in range(len(table))))
-
-
-def final_split(module: DetectionDataModule) -> Split:
-    """The split that the numbers are for: test, or val where there is no test."""
-    if "test" in module.sources:
-        return "test"
-    if "val" in module.sources:
-        return "val"
-    raise InputError("the data has neither a test nor a val split to measure on")
-
-
-def failed_run(folder: Path, error: str) -> Run:
-    """A run that came to nothing, named from its folder."""
-    identity = json.loads((folder / "run.json").read_text())
-    seed = identity["seed_everything"]
-    return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
-
-
-def _keep_metrics(folder: Path) -> None:
-    """Lightning's CSV logger starts its file anew; what an earlier part of the run logged is kept beside it."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        part = len(list(folder.glob("metrics_part*.csv"))) + 1
-        metrics.rename(folder / f"metrics_part{part}.csv")
-
-
-def _is_first_process() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+            console.print(f"{names[run.folder]} failed: {run.error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -4,15 +4,11 @@
 """
 
 import argparse
-import os
-import re
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,7 +18,7 @@ from pytorch_lightning.callbacks import (
     ProgressBar,
     RichProgressBar,
 )
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -31,9 +27,7 @@ from zoo.callbacks import LearningCurve, MeanAveragePrecision, StopOnNonFiniteLo
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
-from zoo.evaluation.predictions import write_coco_results
-from zoo.evaluation.scores import scores_table
-from zoo.models import MODELS, load, read_checkpoint
+from zoo.models import MODELS, read_checkpoint
 
 RUNS_FOLDER = "runs"
 MONITOR = "val/AP"  # what "best" means everywhere
@@ -122,7 +116,7 @@ def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace
         InputError: a constructor refuses its arguments.
     """
     try:
-        return parser.instantiate_classes(config)
+        return parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise find_input_error(error) or InputError(one_line(str(error))) from error
 
@@ -147,6 +141,8 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     arguments["callbacks"] = given + default_callbacks(given, arguments, data, folder)
     if not any(isinstance(callback, ProgressBar) for callback in arguments["callbacks"]):
         arguments["enable_progress_bar"] = False  # or Lightning adds its own
+    if arguments.get("enable_model_summary") is None:
+        arguments["enable_model_summary"] = False
     try:
         return Trainer(**arguments)
     except (MisconfigurationException, ValueError) as error:
@@ -304,7 +300,9 @@ def quieten() -> None:
         ".*exists and is not empty.*",  # a run that is taken up again
         ".*smaller than the logging interval.*",
         ".*Starting from v1.9.0, `tensorboardX`.*",
-        ".*isn't batch-aligned.*",
+        ".*when using `ckpt_path`, callbacks used.*",  # measuring needs none of the checkpoint callbacks
+        ".*across ranks is zero.*",  # no validation split
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning and this torch
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -313,143 +311,9 @@ def _describe(shape: tuple[int, ...] | None) -> str:
     return "nothing of that name" if shape is None else f"shape {list(shape)}"
 
 
-class TrainingCLI(LightningCLI):
-    """`zoo fit`, `validate` and `test`: Lightning's command line with the house's defaults.
-
-    Raises:
-        InputError: from the constructor, which does it all, whatever the user handed in that cannot be used.
-    """
-
-    def __init__(self, args: Sequence[str]) -> None:
-        quieten()
-        super().__init__(
-            Detector,
-            DetectionDataModule,
-            subclass_mode_model=True,
-            seed_everything_default=DEFAULT_SEED,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "zoo", "exit_on_error": False},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # a detector writes down itself what it takes to build it again
-            args=list(args),
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The verbs, each with the arguments of the Trainer's method that are not the user's."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
-            "test": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
-        }
-
-    def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
-    ) -> None:
-        """See LightningCLI; the verbs that measure can write down what they measured."""
-        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        for verb in ("validate", "test"):
-            text = "write the detections to this file as COCO-results json"
-            self._parser(verb).add_argument("--predictions", type=str | None, default=None, help=text)
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """See LightningCLI."""
-        add_arguments(parser)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """See LightningCLI."""
-        link_classes(parser)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """See LightningCLI; `--checkpoint` is the name that every verb knows, `--ckpt_path` Lightning's."""
-        renamed = [re.sub(r"^--checkpoint(?==|$)", "--ckpt_path", arg) for arg in args]
-        self.config = parse(parser, renamed)
-
-    def before_instantiate_classes(self) -> None:
-        """See that there is something to train or to measure, before anything is built."""
-        verb, config = self.subcommand, self.config[self.subcommand]
-        if verb == "fit" and config.get("model") is None:
-            raise InputError("no model; give --model FILE")
-        if verb != "fit" and config.get("ckpt_path") is None:
-            raise InputError("no weights; give --checkpoint FILE")
-        if config.get("ckpt_path") is not None:
-            read_checkpoint(config.ckpt_path)
-        if verb != "fit":
-            self.save_config_callback = None  # measuring leaves no run folder behind
-            config.trainer.logger = config.trainer.logger or False
-            config.trainer.enable_checkpointing = False
-
-    def instantiate_classes(self) -> None:
-        """Build data, model and Trainer; where no model is named, the checkpoint says what it is."""
-        self.config_init = instantiate(self.parser, self.config)
-        built = self.config_init[self.subcommand]
-        self.datamodule = built.data
-        if built.get("model") is None:
-            self.model = load(built.ckpt_path)
-            check_classes(self.model.class_names, self.datamodule.class_names, built.ckpt_path)
-        else:
-            self.model = built.model
-            if built.ckpt_path is not None:
-                check_checkpoint(self.model, built.ckpt_path)
-        self.trainer = self.instantiate_trainer()
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        given = config.get("callbacks") or []
-        callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
-        if self.save_config_callback and not config.get("fast_dev_run"):
-            parser, written = self._parser(self.subcommand), self.config[self.subcommand]
-            callbacks.append(self.save_config_callback(parser, written, **self.save_config_kwargs))
-        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, None, model_key(self.model))
-
-    def fit(self, **arguments: Any) -> None:
-        """Train, and say where the results are. A run that ended before its first step leaves nothing behind."""
-        folder = Path(self.trainer.log_dir or RUNS_FOLDER)
-        is_new = not folder.exists()
-        try:
-            self.trainer.fit(**arguments)
-        except Exception:
-            if is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                _remove_if_empty(folder.parent)
-            raise
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            self._print_scores("val")
-            print(f"run folder: {folder}")
-            kept = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-            for path in filter(None, kept):
-                print(f"checkpoint: {os.path.relpath(path)}")
-
-    def validate(self, **arguments: Any) -> None:
-        """Measure on the validation split."""
-        self.trainer.validate(**arguments, verbose=False)
-        self._finish_measuring("val")
-
-    def test(self, **arguments: Any) -> None:
-        """Measure on the test split."""
-        self.trainer.test(**arguments, verbose=False)
-        self._finish_measuring("test")
-
-    def _finish_measuring(self, split: Literal["val", "test"]) -> None:
-        file = self.config[self.subcommand].predictions
-        predictions = one_callback(self.trainer, MeanAveragePrecision).predictions(split)
-        if file is not None and predictions is not None:  # the first process has them
-            write_coco_results(predictions, file, self.datamodule.class_ids)
-        self._print_scores(split)
-
-    def _print_scores(self, split: Literal["val", "test"]) -> None:
-        scores = one_callback(self.trainer, MeanAveragePrecision).scores(split)
-        if scores is not None and self.trainer.is_global_zero:
-            Console().print(scores_table(scores))
-
-
 C = TypeVar("C")
 
 
 def one_callback(trainer: Trainer, kind: type[C]) -> C:
     """The Trainer's callback of a class."""
     return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

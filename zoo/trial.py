@@ -1,0 +1,196 @@
+"""One run of a comparison: trained, tested and measured in a process of its own, from what its folder says.
+
+`zoo.compare` writes `run.json` and `config.yaml` into the folder and starts `python -m zoo.trial <folder>`; what comes
+back is `result.json`, whether the run went well or not.
+"""
+
+import json
+import math
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+from pytorch_lightning import Trainer, seed_everything
+
+from zoo.callbacks import LearningCurve, MeanAveragePrecision
+from zoo.cost import count_flops, count_parameters, measure_latency
+from zoo.data.module import DetectionDataModule
+from zoo.detector import Detector
+from zoo.errors import InputError
+from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.report.examples import best_f1_score
+from zoo.report.files import write_atomically
+from zoo.report.results import Cost, CurvePoint, Run
+from zoo.run import (
+    find_input_error,
+    instantiate,
+    make_parser,
+    make_trainer,
+    model_key,
+    one_callback,
+    one_line,
+    parse,
+    quieten,
+)
+
+FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
+
+LATENCY_IMAGES = 16
+LATENCY_SECONDS = 3.0
+
+
+def main(folder: Path) -> int:
+    """Do the run of a folder; `result.json` says what came of it, `error.log` what exactly went wrong.
+
+    Returns:
+        Exit code: 0 done, 1 failed.
+    """
+    quieten()
+    try:
+        run = execute(folder)
+    except Exception as error:
+        traceback.print_exc(file=(folder / "error.log").open("w"))
+        known = find_input_error(error)
+        text = str(known) if known is not None else f"{type(error).__name__}: {one_line(str(error))} (see error.log)"
+        run = failed_run(folder, text)
+    if not _is_first_process():
+        return 0 if run.status == "done" else 1
+    write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(run), indent=2))
+    return 0 if run.status == "done" else 1
+
+
+def execute(folder: Path) -> Run:
+    """Train as config.yaml says, from last.ckpt where there is one, and test the best checkpoint."""
+    parser = make_parser()
+    config = parse(parser, ["--config", str(folder / "config.yaml")])
+    seed_everything(config.seed_everything, workers=True, verbose=False)
+    built = instantiate(parser, config)
+    detector: Detector = built.model
+    module: DetectionDataModule = built.data
+    _keep_metrics(folder)
+    trainer = make_trainer(built.trainer.as_dict(), module, folder, folder.name)
+
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None)
+    # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
+    curve = one_callback(trainer, LearningCurve)
+    points = msgspec.convert(curve.points, list[CurvePoint])
+    cost = Cost(train_images_per_s=curve.train_images_per_s, train_minutes=curve.train_minutes)
+    best = choose_checkpoint(trainer, detector, module, folder, points, curve.images_seen)
+
+    split = final_split(module)
+    final = trainer.test if split == "test" else trainer.validate
+    final(detector, datamodule=module, ckpt_path=best, verbose=False)
+    ruler = one_callback(trainer, MeanAveragePrecision)
+    scores, predictions = ruler.scores(split), ruler.predictions(split)
+    run = Run(
+        model_key(detector),
+        folder.name.removesuffix(f"_seed{config.seed_everything}"),
+        config.seed_everything,
+        folder.name,
+        "done",
+        curve=points,
+    )
+    if trainer.is_global_zero and scores is not None and predictions is not None:
+        write_coco_results(predictions, folder / "predictions.json", module.class_ids)
+        run.metrics, run.per_class = scores.metrics, scores.per_class
+        run.shown_score = best_score_to_show(predictions, module, split)
+        run.cost = measure_cost(detector, trainer, module, split, cost)
+    return run
+
+
+def choose_checkpoint(
+    trainer: Trainer,
+    detector: Detector,
+    module: DetectionDataModule,
+    folder: Path,
+    points: list[CurvePoint],
+    images_seen: int,
+) -> Path:
+    """The checkpoint to test: the best on the validation split, or the last where there is none.
+
+    A budget can end between two validations; then the final weights are validated too, added to the learning curve,
+    and are the best if they are.
+    """
+    best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
+    if "val" not in module.sources:
+        return last
+    if points and points[-1].images_seen == images_seen:
+        return best
+    epoch, minutes = trainer.current_epoch + 1, one_callback(trainer, LearningCurve).train_minutes
+    loss = float(trainer.callback_metrics["train/loss"])
+    before = max((point.AP for point in points), default=-math.inf)
+    trainer.validate(detector, datamodule=module, verbose=False)
+    found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
+    points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], loss))
+    if not best.exists() or found["AP"] > before:
+        trainer.save_checkpoint(best)
+    return best
+
+
+def measure_cost(
+    detector: Detector, trainer: Trainer, module: DetectionDataModule, split: FinalSplit, training: Cost
+) -> Cost:
+    """What training cost, completed by what one image costs on the Trainer's device and in its precision."""
+    device = trainer.strategy.root_device
+    detector.to(device)
+    table = module.table(split)
+    indices = range(min(LATENCY_IMAGES, len(table)))
+    images = [module.sources[split].load_image(table, index).to(device) for index in indices]
+    flops, flops_input = count_flops(detector, images[0])
+    latency = measure_latency(
+        detector, images, context=trainer.precision_plugin.forward_context, seconds=LATENCY_SECONDS
+    )
+    parameters = count_parameters(detector)
+    return replace(training, parameters=parameters, flops=flops, flops_input=flops_input, ms_per_image=latency)
+
+
+def best_score_to_show(predictions: Predictions, module: DetectionDataModule, split: FinalSplit) -> float:
+    """The score from which on detections are drawn."""
+    table = module.table(split)
+    said = (predictions.of_image(int(image_id)) for image_id in table.image_ids)
+    return best_f1_score(said, (table.target(index) for index in range(len(table))))
+
+
+def final_split(module: DetectionDataModule) -> FinalSplit:
+    """The split that the numbers are for: test, or val where there is no test."""
+    if "test" in module.sources:
+        return "test"
+    if "val" in module.sources:
+        return "val"
+    raise InputError("the data has neither a test nor a val split to measure on")
+
+
+def failed_run(folder: Path, error: str) -> Run:
+    """A run that came to nothing, named from its folder."""
+    identity = json.loads((folder / "run.json").read_text())
+    seed = identity["seed_everything"]
+    return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """Lightning's CSV logger starts its file anew; what an earlier part of the run logged is kept beside it."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        part = len(list(folder.glob("metrics_part*.csv"))) + 1
+        metrics.rename(folder / f"metrics_part{part}.csv")
+
+
+def _is_first_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def read_result(folder: Path) -> Run | None:
+    """What a run left behind; None where it is not over, or its file is damaged."""
+    try:
+        return msgspec.json.decode((folder / "result.json").read_bytes(), type=Run)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
