@@ -148,8 +148,11 @@ class MeanAveragePrecision(Callback):
         for key, value in values.items():
             of_class = "/" in key
             if self.log_classes or not of_class:
-                # the value is the same on all processes: nothing to synchronise
-                pl_module.log(f"{stage}/{key}", value.float(), prog_bar=key in ("AP", "AP50"), sync_dist=False)
+                # All processes have the same value; the largest of them is it, to the bit, which a mean might not be.
+                # Not synchronising would do, but Lightning warns of it at every key.
+                pl_module.log(
+                    f"{stage}/{key}", float(value), prog_bar=key in ("AP", "AP50"), reduce_fx="max", sync_dist=True
+                )
 
 
 class StopOnNonFiniteLoss(Callback):
