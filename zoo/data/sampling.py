@@ -21,7 +21,7 @@ class TrainSampler(DistributedSampler[int]):
 
     Every process gets the same number (the first images of an epoch fill up the last round), since gradients are
     exchanged each step. Yields keys that hold the epoch, `epoch * N + index`, so that a worker knows both however far
-    it runs ahead; the random numbers of an image then depend on seed, epoch and index only, not on workers or processes.
+    it runs ahead; the random numbers of an image then depend on seed, epoch and index only, never on workers or ranks.
 
     Args:
         dataset: anything with a length.

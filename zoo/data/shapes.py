@@ -273,5 +273,6 @@ def _pattern(rng: Generator, height: int, width: int) -> NDArray[np.float32]:
         + math.sin(angle) * np.arange(height, dtype=np.float32)[:, None]
     )
     if kind == 1:
-        return along / max(1.0, float(np.abs(along).max()))
-    return np.sign(np.sin(along * np.float32(2 * math.pi / rng.uniform(3, 8))))
+        return np.asarray(along / max(1.0, float(np.abs(along).max())), np.float32)
+    period = float(rng.uniform(3, 8))  # pixels
+    return np.asarray(np.sign(np.sin(along * (2 * math.pi / period))), np.float32)

@@ -66,23 +66,22 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
         raise InputError(f"split {split!r} is not in this file; it has {', '.join(map(str, content))}", data)
     entry = content[split]
     entries = entry if isinstance(entry, list) else [entry]
-    paths = [path for entry in entries for path in _split_images(base, str(entry))]
+    named = [pair for entry in entries for pair in _split_images(base, str(entry))]  # (folder, name) of each image
+    paths = [Path(folder, name) for folder, name in named]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise InputError(f"image {twice} is named twice in split {split!r}", data)
 
-    # Folders are those above the last `images`, so that names keep what is below it.
-    split_paths = [_below_images(path) for path in paths]
-    folders = sorted({folder for folder, _ in split_paths})
+    folders = sorted({folder for folder, _ in named})
     numbers = {folder: number for number, folder in enumerate(folders)}
     table_of_files = AnnotationTable.from_rows(
         classes=classes,
         image_ids=np.arange(1, len(paths) + 1),
         widths=np.zeros(len(paths), np.int32),
         heights=np.zeros(len(paths), np.int32),
-        file_names=[name for _, name in split_paths],
+        file_names=[name for _, name in named],
         folders=folders,
-        folder_ids=np.array([numbers[folder] for folder, _ in split_paths], np.int64),
+        folder_ids=np.array([numbers[folder] for folder, _ in named], np.int64),
         image_index=np.zeros(0, np.int64),
         boxes=np.zeros((0, 4)),
         labels=np.zeros(0, np.int64),
@@ -120,7 +119,7 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
         image_ids=table_of_files.image_ids,
         widths=sizes[:, 0],
         heights=sizes[:, 1],
-        file_names=[name for _, name in split_paths],
+        file_names=[name for _, name in named],
         folders=folders,
         folder_ids=table_of_files.folder_ids,
         image_index=where[good],
@@ -155,29 +154,25 @@ def _class_names(content: dict[str, object], path: str | Path) -> tuple[str, ...
     return classes
 
 
-def _split_images(base: Path, entry: str) -> list[Path]:
-    """The images of a folder, or of a text file that lists them (relative to the file where they start with `./`)."""
+def _split_images(base: Path, entry: str) -> list[tuple[str, str]]:
+    """(folder, name below it) of the images of a folder, or of a text file that lists them.
+
+    Paths in such a file are relative to the file where they start with `./`, else to `base`.
+    """
     path = base / entry
-    if path.suffix == ".txt":
-        lines = [line.strip() for line in read_text(path, "list of images").splitlines() if line.strip()]
-        return [path.parent / line if line.startswith("./") else base / line for line in lines]
-    return list_images(path)
-
-
-def _below_images(path: Path) -> tuple[str, str]:
-    """a/images/b/c.jpg -> (a/images, b/c.jpg); without an `images` in it, the folder and the name."""
-    parts = path.parts
-    if "images" not in parts[:-1]:
-        return str(path.parent), path.name
-    last = len(parts) - 2 - parts[-2::-1].index("images")
-    return str(Path(*parts[: last + 1])), "/".join(parts[last + 1 :])
+    if path.suffix != ".txt":
+        return [(str(path), image.relative_to(path).as_posix()) for image in list_images(path)]
+    lines = [line.strip() for line in read_text(path, "list of images").splitlines() if line.strip()]
+    images = [path.parent / line if line.startswith("./") else base / line for line in lines]
+    return [(str(image.parent), image.name) for image in images]
 
 
 def _label_file(image: Path) -> Path:
-    """YOLO's rule: the last `images` of the path becomes `labels`."""
-    folder, name = _below_images(image)
-    labels = Path(folder).with_name("labels") if Path(folder).name == "images" else Path(folder)
-    return (labels / name).with_suffix(".txt")
+    """YOLO's rule: the last folder `images` of the path becomes `labels`; without one, the text lies beside the image."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
 
 
 def _read_line(line: str, file: Path, place: str, num_classes: int) -> tuple[float, ...]:

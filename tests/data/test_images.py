@@ -1,0 +1,163 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from zoo.data.images import ImageFolder, load_image, upright_size
+from zoo.errors import InputError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def photo(width=37, height=21, seed=0) -> PILImage.Image:
+    """Smooth colours, so that JPEG keeps them."""
+    grid = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return PILImage.fromarray(grid).resize((width, height), PILImage.Resampling.BICUBIC)
+
+
+def pixels(image: PILImage.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_pixels_are_those_of_pillow(tmp_path, subsampling, progressive, mode):
+    path = tmp_path / "a.jpg"
+    photo(131, 77).convert(mode).save(path, quality=80, subsampling=subsampling, progressive=progressive)
+    image = load_image(path)
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, pixels(PILImage.open(path)))
+
+
+def test_real_jpegs_are_those_of_pillow():
+    files = sorted((SHARED / "coco_mini" / "val2017").glob("*.jpg"))[:12]
+    if not files:
+        pytest.skip("../shared/data/coco_mini is absent")
+    for file in files:
+        assert torch.equal(load_image(file), pixels(PILImage.open(file)))
+
+
+TURNS = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
+    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda x: x.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation(tmp_path, orientation, suffix):
+    path = tmp_path / f"a.{suffix}"
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    photo().save(path, exif=exif)
+    with PILImage.open(path) as raw:
+        lying = np.array(raw)
+    upright = TURNS[orientation](lying)
+    image = load_image(path)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), upright)
+    assert upright_size(path) == (upright.shape[1], upright.shape[0])
+    # annotations that refer to the pixels as they lie in the file
+    assert np.array_equal(load_image(path, (37, 21)).permute(1, 2, 0).numpy(), lying if orientation >= 5 else upright)
+
+
+def test_a_size_that_fits_neither_way_is_refused(tmp_path):
+    photo().save(tmp_path / "a.jpg")
+    for size in ((21, 37), (37, 20)):
+        with pytest.raises(InputError, match=rf"a.jpg: image is 37x21 but its annotation says {size[0]}x{size[1]}"):
+            load_image(tmp_path / "a.jpg", size)
+
+
+def grey16() -> PILImage.Image:
+    return PILImage.fromarray(np.arange(0, 65536, 256, dtype=np.uint16).reshape(8, 32) + 200)
+
+
+MODES = {
+    "grey.png": (photo().convert("L"), lambda: pixels(photo().convert("L"))),
+    "palette.png": (photo().quantize(16), lambda: pixels(photo().quantize(16))),
+    "palette.gif": (photo().quantize(16), lambda: pixels(photo().quantize(16))),
+    "bits.png": (photo().convert("1"), lambda: pixels(photo().convert("1"))),
+    "alpha.png": (photo().convert("RGBA"), lambda: pixels(photo())),
+    "grey_alpha.png": (photo().convert("LA"), lambda: pixels(photo().convert("L"))),
+    "deep.png": (grey16(), lambda: torch.arange(256, dtype=torch.uint8).view(1, 8, 32).expand(3, 8, 32)),
+    "deep.tif": (grey16(), lambda: torch.arange(256, dtype=torch.uint8).view(1, 8, 32).expand(3, 8, 32)),
+    "lossless.webp": (photo(), lambda: pixels(photo())),
+    "cmyk.tif": (photo().convert("CMYK"), lambda: pixels(photo())),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_modes_become_rgb(tmp_path, name):
+    image, expected = MODES[name]
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    assert torch.equal(load_image(tmp_path / name), expected())
+
+
+def test_alpha_does_not_blend_and_transparent_palettes_keep_their_colour(tmp_path):
+    rgba = photo().convert("RGBA")
+    rgba.putalpha(7)
+    rgba.save(tmp_path / "a.png")
+    assert torch.equal(load_image(tmp_path / "a.png"), pixels(photo()))
+    palette = photo().quantize(16)
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert torch.equal(load_image(tmp_path / "p.png"), pixels(palette))
+
+
+def test_cmyk_jpeg(tmp_path):
+    photo().convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    difference = load_image(tmp_path / "a.jpg").int() - pixels(photo()).int()
+    assert difference.abs().float().mean() < 4
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    buffer = io.BytesIO()
+    photo(200, 200).save(buffer, format="JPEG")
+    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:1500])
+    with pytest.raises(InputError, match=r"cut.jpg: image is damaged \(.*truncated"):
+        load_image(tmp_path / "cut.jpg")
+    buffer = io.BytesIO()
+    photo(200, 200).save(buffer, format="PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:1500])
+    with pytest.raises(InputError, match=r"cut.png: image is damaged"):
+        load_image(tmp_path / "cut.png")
+    for name, data in (("text.jpg", b"hello"), ("empty.jpg", b""), ("stub.jpg", b"\xff\xd8\xff")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=rf"{name}: not an image"):
+            load_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"none.jpg: image cannot be read: No such file"):
+        load_image(tmp_path / "none.jpg")
+
+
+def test_image_folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    photo(30, 20).save(tmp_path / "deep/b.png")
+    photo(10, 20).save(tmp_path / "a.JPG", format="jpeg")
+    (tmp_path / "notes.txt").touch()
+    photo(5, 6).save(tmp_path / "single.bmp")
+    source = ImageFolder([str(tmp_path / "single.bmp"), str(tmp_path / "deep")])
+    table = source.read(classes=("cat",))
+    assert table.image_ids.tolist() == [0, 1]
+    assert table.classes == ("cat",)
+    assert [table.path(i) for i in range(2)] == [tmp_path / "single.bmp", tmp_path / "deep/b.png"]
+    assert table.widths.tolist() == [5, 30]
+    assert source.load_image(table, 1).shape == (3, 20, 30)
+    assert table.target(0)["boxes"].shape == (0, 4)
+    assert len(ImageFolder([str(tmp_path)]).read()) == 3
+    with pytest.raises(InputError, match="no image to predict on"):
+        ImageFolder([]).read()
+    (tmp_path / "void").mkdir()
+    with pytest.raises(InputError, match="void: no image in this folder"):
+        ImageFolder([str(tmp_path / "void")]).read()
+    with pytest.raises(InputError, match=r"notes.txt: not an image"):
+        ImageFolder([str(tmp_path / "notes.txt")]).read()
+    with pytest.raises(InputError, match=r"gone.png: image file is missing"):
+        ImageFolder([str(tmp_path / "gone.png")]).read()
