@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
@@ -210,8 +210,7 @@ def plain_arguments(cls: type[Detector], values: dict[str, Any]) -> dict[str, An
         cls: the detector's class.
         values: `locals()` at the constructor's first line.
     """
-    names = [name for name in inspect.signature(cls).parameters]
-    return {name: _plain(values[name]) for name in names}
+    return {name: _plain(values[name]) for name in inspect.signature(cls).parameters}
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import NotRequired, TypeAlias, TypedDict
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-Image: TypeAlias = UInt8[Tensor, "3 H W"]  # RGB, any size
+Image: TypeAlias = UInt8[Tensor, "3 _ _"]  # RGB [3, H, W]; unnamed axes, as images of a list differ in size
 
 Losses: TypeAlias = dict[str, Float[Tensor, ""]]
 """Already weighted scalars; the total is their sum, and nothing but losses is in it."""

@@ -1,5 +1,6 @@
-"""Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks (Ren, He, Girshick, Sun;
-arXiv 1506.01497), in the paper's form (VGG-16, one level, RoIPool) and with FPN (arXiv 1612.03144) and RoIAlign.
+"""Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks (Ren et al.; arXiv 1506.01497).
+
+In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144) and RoIAlign (arXiv 1703.06870).
 
     trunk [-> FPN] -> RPN: objectness and four deltas at each anchor -> proposals -> RoI head: class and box
 
@@ -38,6 +39,7 @@ from zoo.ops.anchors import cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
 
@@ -212,8 +214,8 @@ class FasterRCNN(Detector[Outputs]):
         for number, (objectness, deltas, anchors) in enumerate(
             zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True)
         ):
-            best, index = objectness.float().topk(min(before_nms, objectness.shape[1]), dim=1)
-            best_deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
+            best, index = widen(objectness).topk(min(before_nms, objectness.shape[1]), dim=1)
+            best_deltas = widen(deltas.gather(1, index[..., None].expand(-1, -1, 4)))
             boxes.append(clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes))
             scores.append(best)
             levels.append(torch.full_like(index, number))
@@ -250,9 +252,9 @@ def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
     matched = matched.gather(1, chosen)
     positive = (matched >= 0) & filled
 
-    objectness = torch.cat(outputs.objectness, dim=1).gather(1, chosen).float()
-    log_loss = F.binary_cross_entropy_with_logits(objectness, positive.float(), reduction="none")
-    deltas = torch.cat(outputs.deltas, dim=1).gather(1, chosen[..., None].expand(-1, -1, 4)).float()
+    objectness = widen(torch.cat(outputs.objectness, dim=1).gather(1, chosen))
+    log_loss = F.binary_cross_entropy_with_logits(objectness, positive.to(objectness.dtype), reduction="none")
+    deltas = widen(torch.cat(outputs.deltas, dim=1).gather(1, chosen[..., None].expand(-1, -1, 4)))
     targets = encode_boxes(gather_matched(batch.boxes, matched), anchors[chosen])
     smooth_l1 = F.smooth_l1_loss(deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
     return {

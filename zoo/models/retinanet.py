@@ -37,6 +37,7 @@ from zoo.ops.boxes import clip_boxes, paired_giou, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.focal import focal_loss_per_image
 from zoo.ops.matching import IGNORED, gather_matched, match
+from zoo.ops.precision import widen
 from zoo.ops.select import nms_by_class, top_candidates
 from zoo.types import Batch, Losses, Prediction
 
@@ -159,7 +160,7 @@ class RetinaNet(Detector[Outputs]):
         self.regression = Subnet(channels, head_depth, num_anchors, 4, group_norm)
         nn.init.constant_(self.classification.output.bias, -math.log((1 - PRIOR) / PRIOR))
         for level, stride in enumerate((*TRUNK_STRIDES, 64, 128)):
-            sizes = [int(anchor_scale * stride * 2 ** (i / scales_per_octave)) for i in range(scales_per_octave)]
+            sizes = [math.floor(anchor_scale * stride * 2 ** (i / scales_per_octave)) for i in range(scales_per_octave)]
             self.register_buffer(f"cell_anchors_{level}", cell_anchors(sizes, ASPECT_RATIOS), persistent=False)
 
     def encode(self, batch: Batch) -> Outputs:
@@ -179,7 +180,7 @@ class RetinaNet(Detector[Outputs]):
         num_positive = positive.sum(dim=1).clamp(min=1)
 
         class_loss = focal_losses(outputs.logits, matched, batch, self.alpha, self.gamma) / num_positive
-        deltas = torch.cat(outputs.deltas, dim=1).float()
+        deltas = widen(torch.cat(outputs.deltas, dim=1))
         gt_boxes = gather_matched(batch.boxes, matched)
         losses = box_losses(deltas, gt_boxes, anchors, self.box_loss)
         box_loss = torch.where(positive, losses, 0.0).sum(dim=1) / num_positive
@@ -187,12 +188,14 @@ class RetinaNet(Detector[Outputs]):
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """The best candidates of each level, decoded, then NMS by class over all levels together."""
-        per_level = [top_candidates(logits, self.score_threshold, self.candidates_per_level) for logits in outputs.logits]
+        per_level = [
+            top_candidates(logits, self.score_threshold, self.candidates_per_level) for logits in outputs.logits
+        ]
         predictions = []
         for image, candidates in enumerate(zip(*per_level, strict=True)):
             deltas = [level[image, index] for level, (index, _, _) in zip(outputs.deltas, candidates, strict=True)]
             anchors = [level[index] for level, (index, _, _) in zip(outputs.anchors, candidates, strict=True)]
-            boxes = decode_boxes(torch.cat(deltas).float(), torch.cat(anchors))
+            boxes = decode_boxes(widen(torch.cat(deltas)), torch.cat(anchors))
             boxes = clip_boxes(boxes[None], batch.sizes[image, None])[0]
             labels = torch.cat([label for _, label, _ in candidates])
             scores = torch.cat([logit for _, _, logit in candidates]).sigmoid()

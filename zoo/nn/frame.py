@@ -57,8 +57,8 @@ class Frame(nn.Module):
         super().__init__()
         self.config = config
         self.channels_last = channels_last
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+        # Holds nothing: frames are made on its device and in its dtype, which follow the detector's.
+        self.register_buffer("placement", torch.empty(0), persistent=False)
 
     def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
         """Frame images, and their targets when there are any.
@@ -69,9 +69,8 @@ class Frame(nn.Module):
         """
         framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
         batch_images = self._stack(images, framed_sizes)
-        device = batch_images.device
-        given_sizes = _to_device([[float(image.shape[2]), float(image.shape[1])] for image in images], device)
-        sizes = _to_device([[float(width), float(height)] for height, width in framed_sizes], device)
+        given_sizes = _like([[float(image.shape[2]), float(image.shape[1])] for image in images], batch_images)
+        sizes = _like([[float(width), float(height)] for height, width in framed_sizes], batch_images)
         scales = sizes / given_sizes
         boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
         proposals, proposal_mask = _pad_proposals(targets or [], scales)
@@ -82,14 +81,17 @@ class Frame(nn.Module):
         height = -(-max(size[0] for size in framed_sizes) // divisor) * divisor
         width = -(-max(size[1] for size in framed_sizes) // divisor) * divisor
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        device = self.mean.device
-        batch = torch.empty(len(images), 3, height, width, device=device, memory_format=memory_format).zero_()
+        device, dtype = self.placement.device, self.placement.dtype
+        mean = _like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
+        std = _like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
+        shape = (len(images), 3, height, width)
+        batch = torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format).zero_()
         for framed, image, (h, w) in zip(batch, images, framed_sizes, strict=True):
-            pixels = image[None].to(device, non_blocking=True).float()
+            pixels = image[None].to(device, non_blocking=True).to(dtype)
             if image.shape[-2:] != (h, w):
                 pixels = F.interpolate(pixels, size=(h, w), mode="bilinear", align_corners=False)
             # The padding stays 0 after normalising, as it is in torchvision: hence image by image, in place.
-            torch.sub(pixels[0], self.mean[0], out=framed[:, :h, :w]).div_(self.std[0])
+            torch.sub(pixels[0], mean, out=framed[:, :h, :w]).div_(std)
         return batch
 
     @staticmethod
@@ -100,30 +102,32 @@ class Frame(nn.Module):
         """
         unframed = []
         for prediction, scale, size in zip(predictions, batch.scales, batch.given_sizes, strict=True):
-            boxes = prediction["boxes"].float() / scale.repeat(2)
+            boxes = prediction["boxes"] / scale.repeat(2)
             boxes = torch.minimum(boxes.clamp(min=0), size.repeat(2))
             keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             unframed.append(
-                Prediction(boxes=boxes[keep], scores=prediction["scores"][keep].float(), labels=prediction["labels"][keep])
+                Prediction(
+                    boxes=boxes[keep].float(),
+                    scores=prediction["scores"][keep].float(),
+                    labels=prediction["labels"][keep],
+                )
             )
         return unframed
 
 
-def _to_device(rows: list[list[float]], device: torch.device) -> Tensor:
+def _like(rows: list[list[float]], other: Tensor) -> Tensor:
     """A small table made on the host; pinned where that lets the copy run beside the device's work."""
-    table = torch.tensor(rows, dtype=torch.float32)
-    if device.type == "cuda":
-        return table.pin_memory().to(device, non_blocking=True)
-    return table.to(device)
+    table = torch.tensor(rows, dtype=other.dtype)
+    if other.device.type == "cuda":
+        return table.pin_memory().to(other.device, non_blocking=True)
+    return table.to(other.device)
 
 
-def _pad_targets(
-    targets: Sequence[Target], scales: Tensor, num_images: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes [B, M, 4] in framed pixels, labels [B, M], mask [B, M] of objects to learn from, image ids [B]."""
     device = scales.device
     longest = max((len(target["labels"]) for target in targets), default=0)
-    boxes = torch.zeros(num_images, longest, 4, device=device)
+    boxes = scales.new_zeros(num_images, longest, 4)
     labels = torch.zeros(num_images, longest, dtype=torch.int64, device=device)
     mask = torch.zeros(num_images, longest, dtype=torch.bool, device=device)
     for index, target in enumerate(targets):
@@ -134,9 +138,7 @@ def _pad_targets(
         mask[index, :count] = ~(target["iscrowd"] | target["difficult"])
     boxes *= scales.repeat(1, 2)[:, None]
     ids = (
-        torch.stack([target["image_id"] for target in targets])
-        if targets
-        else torch.arange(num_images, device=device)
+        torch.stack([target["image_id"] for target in targets]) if targets else torch.arange(num_images, device=device)
     )
     return boxes, labels, mask, ids
 
@@ -146,7 +148,7 @@ def _pad_proposals(targets: Sequence[Target], scales: Tensor) -> tuple[Tensor | 
     if not targets or "proposals" not in targets[0]:
         return None, None
     longest = max(len(target["proposals"]) for target in targets)
-    proposals = torch.zeros(len(targets), longest, 4, device=scales.device)
+    proposals = scales.new_zeros(len(targets), longest, 4)
     mask = torch.zeros(len(targets), longest, dtype=torch.bool, device=scales.device)
     for index, target in enumerate(targets):
         proposals[index, : len(target["proposals"])] = target["proposals"]

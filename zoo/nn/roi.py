@@ -19,6 +19,7 @@ from torchvision.ops import roi_pool
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
 from zoo.ops.select import nms_by_class
 from zoo.types import Batch, Losses, Prediction
@@ -81,7 +82,7 @@ def pyramid_roi_align(
     for h, w in sizes[:-1]:
         starts.append(starts[-1] + num_images * h * w)
     first_row = _lookup(starts, level) + torch.arange(num_images, device=device)[:, None] * height * width
-    scale = torch.exp2(-(level + strides[0].bit_length() - 1).float())
+    scale = torch.exp2(-(level + strides[0].bit_length() - 1).to(boxes.dtype))
 
     x1, y1, x2, y2 = (boxes * scale[..., None]).unbind(-1)
     rows, row_weights = _axis_readings(y1, y2, height, side, samples)
@@ -139,7 +140,7 @@ class RoIPooling(nn.Module):
         """Pool every region; `features` are the levels of `strides`."""
         if self.kind == "align":
             return pyramid_roi_align(features, boxes, self.strides, self.side, samples=2)
-        return roi_pool(features[0].float(), list(boxes), self.side, 1 / self.strides[0])
+        return roi_pool(widen(features[0]), list(boxes), self.side, 1 / self.strides[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ head
@@ -225,21 +226,19 @@ def sample_rois(
     return SampledRoIs(boxes, labels, gather_matched(batch.boxes, matched), filled)
 
 
-def roi_losses(
-    class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R C 4"], rois: SampledRoIs
-) -> Losses:
+def roi_losses(class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R C 4"], rois: SampledRoIs) -> Losses:
     """Cross entropy over all sampled regions, smooth L1 over those on objects; both per sampled region.
 
     Fast R-CNN, arXiv 1504.08083, equations 1 to 3.
     """
     num_sampled = rois.filled.sum().clamp(min=1)
     slots = torch.where(rois.filled, rois.labels + 1, 0)
-    cross_entropy = F.cross_entropy(class_logits.float().flatten(0, 1), slots.flatten(), reduction="none")
+    cross_entropy = F.cross_entropy(widen(class_logits).flatten(0, 1), slots.flatten(), reduction="none")
     class_loss = (cross_entropy * rois.filled.flatten()).sum() / num_sampled
 
     positive = (rois.labels >= 0) & rois.filled
     own = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
-    own_deltas = deltas.float().gather(2, own)[:, :, 0]
+    own_deltas = widen(deltas).gather(2, own)[:, :, 0]
     # An empty slot's region has no area and infinite targets: they must go before they meet a gradient.
     targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
     smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
@@ -263,10 +262,10 @@ def roi_predictions(
 
     Only the (region, class) pairs above the threshold are decoded.
     """
-    scores = class_logits.float().softmax(dim=-1)[..., 1:]
+    scores = widen(class_logits).softmax(dim=-1)[..., 1:]
     image, region, label = ((scores > score_threshold) & roi_mask[..., None]).nonzero(as_tuple=True)
     counts = torch.bincount(image, minlength=len(rois)).tolist()
-    boxes = decode_boxes(deltas[image, region, label].float(), rois[image, region], ROI_WEIGHTS)
+    boxes = decode_boxes(widen(deltas[image, region, label]), rois[image, region], ROI_WEIGHTS)
     boxes = clip_boxes(boxes[:, None], sizes[image])[:, 0]
     parts = zip(boxes.split(counts), scores[image, region, label].split(counts), label.split(counts), strict=True)
     return [nms_by_class(*part, nms_threshold, limit) for part in parts]

@@ -29,6 +29,7 @@ class FrozenBatchNorm(nn.Module):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Scale, shift, and the activation of the layer that this one replaced."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         dtype = features.dtype
@@ -95,7 +96,10 @@ def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> Feat
             raise InputError("no such file of trunk weights", pretrained)
         try:
             return timm.create_model(
-                name, features_only=True, out_indices=indices, pretrained=True,
+                name,
+                features_only=True,
+                out_indices=indices,
+                pretrained=True,
                 pretrained_cfg_overlay={"file": pretrained},
             )
         except Exception as error:

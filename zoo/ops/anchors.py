@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Float[Tensor, "A 4"]:
+def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]) -> Float[Tensor, "A 4"]:
     """Anchors around the origin: each aspect ratio (height / width) at each size, area about size squared.
 
     Edges are rounded to whole pixels as py-faster-rcnn and torchvision do, so that weights trained there fit.

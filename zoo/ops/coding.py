@@ -16,7 +16,7 @@ UNIT_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""Decoded boxes grow at most to 62.5 times their anchor: exp of a wild delta would overflow (py-faster-rcnn, torchvision)."""
+"""Decoded boxes grow at most to 62.5 times their anchor: exp of a wild delta would overflow (as in detectron)."""
 
 
 def encode_boxes(

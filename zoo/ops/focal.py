@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from zoo.ops.precision import widen
+
 
 class _NegativeFocal(torch.autograd.Function):
     """sum over classes and anchors of weight * (1 - alpha) p^gamma softplus(x), with its gradient by hand.
@@ -23,9 +25,9 @@ class _NegativeFocal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, weights: Tensor, gamma: float) -> Tensor:
-        logits32 = logits.float()
-        p = torch.sigmoid(logits32)
-        softplus = F.softplus(logits32)
+        wide = widen(logits)
+        p = torch.sigmoid(wide)
+        softplus = F.softplus(wide)
         modulation = p.square() if gamma == 2 else p.pow(gamma)
         modulation = modulation.mul_(weights[..., None])
         loss = (modulation * softplus).sum(dim=(1, 2))
@@ -57,10 +59,10 @@ def focal_loss_per_image(
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: how strongly easy examples are turned down.
     """
-    counted = (~ignored).float()
+    counted = (~ignored).to(widen(logits[:0]).dtype)
     negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted, gamma)
     positive = (labels >= 0) & ~ignored
-    own = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0].float()
+    own = widen(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
     p = torch.sigmoid(own)
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-own)
     as_negative = (1 - alpha) * p**gamma * F.softplus(own)

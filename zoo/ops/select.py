@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from zoo.ops.precision import widen
 from zoo.types import Prediction
 
 
@@ -22,7 +23,7 @@ def top_candidates(
     counts = torch.bincount(image, minlength=len(logits)).tolist()
     candidates = []
     for image_logits, index in zip(logits.flatten(1), flat.split(counts), strict=True):
-        values = image_logits[index].float()
+        values = widen(image_logits[index])
         values, order = values.topk(min(limit, len(values))) if len(values) > limit else values.sort(descending=True)
         index = index[order]
         candidates.append((index // num_classes, index % num_classes, values))
