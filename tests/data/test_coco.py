@@ -143,7 +143,8 @@ coordinate = st.floats(0, 1000, allow_nan=False, width=64)
 def test_round_trip_is_exact(tmp_path_factory, boxes):
     folder = tmp_path_factory.mktemp("coco")
     annotations = [
-        annotation(id=10 + i, bbox=box, difficult=i % 2, iscrowd=i % 3 == 0, area=i + 0.1) for i, box in enumerate(boxes)
+        annotation(id=10 + i, bbox=box, difficult=i % 2, iscrowd=i % 3 == 0, area=i + 0.1)
+        for i, box in enumerate(boxes)
     ]
     images = [{"id": 3, "file_name": "a/b.jpg", "width": 2000, "height": 2000}]
     table = read_coco(write(folder / "a.json", content(images=images, annotations=annotations)))

@@ -137,7 +137,9 @@ edge = st.one_of(st.integers(0, 300), st.floats(0, 300, width=64), st.integers(0
 def test_round_trip_is_exact(tmp_path_factory, objects):
     root = tmp_path_factory.mktemp("voc")
     boxes = np.array([o[:4] for o in objects], np.float64).reshape(-1, 4)
-    boxes = np.stack([boxes[:, [0, 2]].min(1), boxes[:, [1, 3]].min(1), boxes[:, [0, 2]].max(1), boxes[:, [1, 3]].max(1)], 1)
+    boxes = np.stack(
+        [boxes[:, [0, 2]].min(1), boxes[:, [1, 3]].min(1), boxes[:, [0, 2]].max(1), boxes[:, [1, 3]].max(1)], 1
+    )
     boxes[boxes < 1e-6] = 0  # beyond the 28 digits that the reader counts with
     sizes = boxes[:, 2:] - boxes[:, :2]
     good = (sizes > 1e-3).all(1) & ~(sizes == 1).all(1)  # one pixel reads as a click without a drag
@@ -173,12 +175,19 @@ def test_real_bccd():
     if not root.exists():
         pytest.skip("../shared/data/bccd is absent")
     tables = {split: Voc([str(root)], split).read() for split in ("train", "val", "trainval", "test")}
-    assert {split: len(table) for split, table in tables.items()} == {"train": 205, "val": 87, "trainval": 292, "test": 72}
+    assert {split: len(table) for split, table in tables.items()} == {
+        "train": 205,
+        "val": 87,
+        "trainval": 292,
+        "test": 72,
+    }
     assert tables["test"].classes == ("Platelets", "RBC", "WBC")
     # 4,155 RBC, of which two have no area
     counts = sum(np.bincount(tables[split].labels) for split in ("trainval", "test"))
     assert counts.tolist() == [361, 4153, 372]
-    with pytest.raises(InputError, match=r"BloodImage_00338.xml: object \d+ \(RBC\): .* has no area \(2 bad boxes in all"):
+    with pytest.raises(
+        InputError, match=r"BloodImage_00338.xml: object \d+ \(RBC\): .* has no area \(2 bad boxes in all"
+    ):
         Voc([str(root)], "trainval").read(strict=True)
     source = Voc([str(root)], "val")
     assert source.load_image(tables["val"], 0).shape == (3, 480, 640)

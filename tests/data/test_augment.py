@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+
+from zoo.data.augment import Augment
+from zoo.data.sampling import seeded
+
+NOTHING = {"flip": False}
+
+
+def sample(seed=0, count=4, width=60, height=40):
+    """Grey image with one bright, axis-parallel block for each box, so that boxes can be read off the pixels."""
+    rng = np.random.default_rng(seed)
+    image = torch.full((3, height, width), 40, dtype=torch.uint8)
+    boxes = []
+    for index in range(count):
+        # one block in each quarter of the width
+        x1, y1 = index * width // count + int(rng.integers(1, 4)), int(rng.integers(1, 12))
+        x2, y2 = x1 + int(rng.integers(4, 9)), y1 + int(rng.integers(5, 20))
+        image[:, y1:y2, x1:x2] = 100 + 40 * index
+        boxes.append([x1, y1, x2, y2])
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    target = {
+        "boxes": boxes,
+        "labels": torch.arange(count),
+        "image_id": torch.tensor(7),
+        "iscrowd": torch.arange(count) % 2 == 0,
+        "difficult": torch.arange(count) % 3 == 0,
+        "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 2,
+        "proposals": torch.cat([boxes, torch.tensor([[0.0, 0, width, height]])]),
+    }
+    return image, target
+
+
+def colour_in(image, box):
+    x1, y1, x2, y2 = box.tolist()
+    return image[0, int((y1 + y2) / 2), int((x1 + x2) / 2)].item()
+
+
+def test_no_switch_no_change():
+    image, target = sample()
+    new_image, new_target = Augment(**NOTHING)(image, target)
+    assert torch.equal(new_image, image)
+    assert type(new_image) is torch.Tensor
+    assert all(torch.equal(new_target[key], target[key]) for key in target)
+
+
+@pytest.mark.parametrize("switch", ["flip", "vertical_flip"])
+def test_flips_happen_half_of_the_time_and_move_the_boxes(switch):
+    image, target = sample()
+    flipped = 0
+    for seed in range(40):
+        with seeded(seed):
+            new_image, new_target = Augment(**(NOTHING | {switch: True}))(image, target)
+        if torch.equal(new_image, image):
+            assert torch.equal(new_target["boxes"], target["boxes"])
+            continue
+        flipped += 1
+        for index, box in enumerate(new_target["boxes"]):
+            x1, y1, x2, y2 = map(int, box)
+            assert (new_image[:, y1:y2, x1:x2] == 100 + 40 * index).all()
+        assert torch.equal(new_target["proposals"][:4], new_target["boxes"])
+        assert torch.equal(new_target["area"], target["area"])
+    assert 10 < flipped < 30
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        Augment(scale_jitter=(0.4, 2.5)),
+        Augment(iou_crop=True),
+        Augment(True, True, (0.5, 2.0), True, True),
+    ],
+)
+def test_columns_stay_together(augment):
+    for seed in range(60):
+        image, target = sample(seed, count=seed % 5)
+        before = {key: value.clone() for key, value in target.items()}, image.clone()
+        with seeded(seed):
+            new_image, new = augment(image, target)
+        height, width = new_image.shape[1:]
+        assert new_image.dtype == torch.uint8
+        if not augment.iou_crop:
+            assert (height, width) == (40, 60)
+        labels = new["labels"]
+        assert len(new["boxes"]) == len(labels) == len(new["area"]) == len(new["iscrowd"]) == len(new["difficult"])
+        assert torch.equal(new["iscrowd"], labels % 2 == 0)
+        assert torch.equal(new["difficult"], labels % 3 == 0)
+        for boxes in (new["boxes"], new["proposals"]):
+            assert type(boxes) is torch.Tensor
+            assert (boxes[:, :2] >= 0).all()
+            assert (boxes[:, 2] <= width).all()
+            assert (boxes[:, 3] <= height).all()
+            assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+        if not augment.photometric:
+            for label, box in zip(labels, new["boxes"], strict=True):
+                assert abs(colour_in(new_image, box) - (100 + 40 * label)) <= 40
+        area = (new["boxes"][:, 2] - new["boxes"][:, 0]) * (new["boxes"][:, 3] - new["boxes"][:, 1])
+        torch.testing.assert_close(new["area"], area / 2)  # half of the box, as before
+        # the arguments are left alone
+        assert torch.equal(before[1], image)
+        assert all(torch.equal(before[0][key], target[key]) for key in target)
+
+
+def test_scale_jitter_uses_its_whole_range_and_keeps_what_can_be_seen():
+    image, target = sample()
+    factors, counts = [], []
+    for seed in range(80):
+        with seeded(seed):
+            _, new = Augment(flip=False, scale_jitter=(0.5, 2.0))(image, target)
+        counts.append(len(new["boxes"]))
+        if counts[-1] == 4:
+            factors.append((new["area"].sum() / target["area"].sum()).sqrt().item())
+    assert min(factors) < 0.6
+    assert min(counts) < 4  # large content is cropped
+    with pytest.raises(ValueError, match="scale_jitter"):
+        Augment(scale_jitter=(2.0, 1.0))
+
+
+def test_iou_crop_ignores_the_proposals_when_it_chooses():
+    image, target = sample()
+    without = {key: value for key, value in target.items() if key != "proposals"}
+    for seed in range(20):
+        with seeded(seed):
+            one = Augment(flip=False, iou_crop=True)(image, target)
+        with seeded(seed):
+            other = Augment(flip=False, iou_crop=True)(image, without)
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1]["boxes"], other[1]["boxes"])
+
+
+def test_photometric_changes_colours_only():
+    image, target = sample()
+    with seeded(3):
+        new_image, new = Augment(flip=False, photometric=True)(image, target)
+    assert not torch.equal(new_image, image)
+    assert torch.equal(new["boxes"], target["boxes"])
