@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from zoo.models import MODELS, read_checkpoint
 RUNS_FOLDER = "runs"
 MONITOR = "val/AP"  # what "best" means everywhere
 DEFAULT_SEED = 0
+SECONDS_BETWEEN_LINES = 5.0  # of a training whose output goes into a file
 
 
 def make_parser() -> LightningArgumentParser:
@@ -193,10 +195,11 @@ def default_checkpoints(has_validation: bool, folder: Path | None) -> list[Model
 
 
 class ProgressLines(Callback):
-    """One line after each validation (or epoch, where there is none): progress for logs and pipes."""
+    """One line after an epoch, a few seconds apart at least: progress for logs and pipes."""
 
     def __init__(self) -> None:
         self.start = 0.0
+        self.last_line = -math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -204,12 +207,15 @@ class ProgressLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the training stands."""
-        if not trainer.is_global_zero:
+        now = time.monotonic()
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        if not trainer.is_global_zero or (now - self.last_line < SECONDS_BETWEEN_LINES and not is_last):
             return
+        self.last_line = now
         metrics = trainer.callback_metrics
         shown = [f"{key} {float(metrics[key]):.3f}" for key in ("train/loss", MONITOR, "val/AP50") if key in metrics]
         of_epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        minutes = (time.monotonic() - self.start) / 60
+        minutes = (now - self.start) / 60
         parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}", f"step {trainer.global_step}", *shown]
         print("  ".join([*parts, f"{minutes:.1f} min"]), flush=True)
 
