@@ -1,6 +1,7 @@
 import os
 import pickle
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -270,12 +271,12 @@ def test_with_a_trainer(tmp_path):
     data = DetectionDataModule(train=TRAIN, val=VAL, test=VAL, predict=[str(tmp_path)], batch_size=5, num_workers=0)
     model = Recorder()
     trainer().fit(model, data)
-    epochs = [sum(model.seen["train"][:4], []), sum(model.seen["train"][4:], [])]
+    epochs = [list(chain(*model.seen["train"][:4])), list(chain(*model.seen["train"][4:]))]
     assert all(len(set(epoch)) == 20 for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert model.seen["val"][:2] == [[1, 2, 3, 4, 5], [6, 7]]
     trainer().test(model, data, verbose=False)
-    assert sum(model.seen["test"], []) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(chain(*model.seen["test"])) == [1, 2, 3, 4, 5, 6, 7]
     trainer().predict(model, data)
     assert model.seen["predict"] == [[0]]
 

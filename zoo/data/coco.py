@@ -5,12 +5,12 @@ records it leaves are turned into columns at once.
 """
 
 import json
-import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
@@ -109,13 +109,13 @@ def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool 
 
     rows = content.annotations
     ids = _column(rows, "id", np.int64)
-    _require_unique(ids.tolist(), "annotation id", annotations)
+    _require_unique(ids, "annotation id", annotations)
     image_index = _positions(_column(rows, "image_id", np.int64), image_ids, ids, "image", annotations)
     labels = _positions(_column(rows, "category_id", np.int64), class_ids, ids, "category", annotations)
-    flat = (value for row in rows for value in row.bbox)
+    flat = chain.from_iterable(map(attrgetter("bbox"), rows))
     corner_and_size = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
     own_areas = corner_and_size[:, 2] * corner_and_size[:, 3]
-    areas = np.fromiter((math.nan if row.area is None else row.area for row in rows), np.float64, len(rows))
+    areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
     boxes = corner_and_size  # in place: a split of COCO's size has 28 MB of them
     boxes[:, 2:] += boxes[:, :2]
 
@@ -277,10 +277,10 @@ def _flags(records: Sequence[msgspec.Struct], key: str) -> NDArray[np.bool_]:
     return np.fromiter(map(bool, map(attrgetter(key), records)), bool, len(records))
 
 
-def _require_unique(values: Sequence[int] | Sequence[str], what: str, path: str | Path) -> None:
-    if len(set(values)) == len(values):
+def _require_unique(values: Sequence[int] | Sequence[str] | NDArray[np.int64], what: str, path: str | Path) -> None:
+    if len(np.unique(np.asarray(values))) == len(values):
         return
-    value, count = Counter(values).most_common(1)[0]
+    value, count = Counter(np.asarray(values).tolist()).most_common(1)[0]
     raise InputError(f"{what} {value!r} occurs {count} times; each must be unique", path)
 
 

@@ -168,7 +168,7 @@ def _split_images(base: Path, entry: str) -> list[tuple[str, str]]:
 
 
 def _label_file(image: Path) -> Path:
-    """YOLO's rule: the last folder `images` of the path becomes `labels`; without one, the text lies beside the image."""
+    """YOLO's rule: the last folder `images` of the path becomes `labels`; without one, the text is beside the image."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
