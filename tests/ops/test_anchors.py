@@ -1,0 +1,29 @@
+"""Anchors by hand, and as torchvision's generator lays them."""
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from zoo.ops.anchors import cell_anchors, grid_anchors, pyramid_anchors
+
+
+def test_cell_by_hand() -> None:
+    # 16^2 at 1:1; and at height / width 4: 8 wide, 32 high
+    assert cell_anchors([16], [1.0, 4.0]).tolist() == [[-8, -8, 8, 8], [-4, -16, 4, 16]]
+
+
+def test_grid_goes_row_by_row() -> None:
+    anchors = grid_anchors(torch.tensor([[-1.0, -2, 1, 2]]), (2, 3), (10, 20))
+    centres = ((anchors[:, :2] + anchors[:, 2:]) / 2).tolist()
+    assert centres == [[0, 0], [20, 0], [40, 0], [0, 10], [20, 10], [40, 10]]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 160)])
+def test_same_as_torchvision(size: tuple[int, int]) -> None:
+    sizes, ratios = ((32, 40, 50), (64, 80, 101)), ((0.5, 1.0, 2.0),) * 2
+    grids = [(size[0] // 16, size[1] // 16), (-(-size[0] // 64), -(-size[1] // 64))]
+    images = ImageList(torch.zeros(1, 3, *size), [size])
+    (expected,) = AnchorGenerator(sizes, ratios)(images, [torch.zeros(1, 1, *grid) for grid in grids])
+    cells = [cell_anchors(s, r) for s, r in zip(sizes, ratios, strict=True)]
+    torch.testing.assert_close(torch.cat(pyramid_anchors(cells, grids, size)), expected)

@@ -1,0 +1,64 @@
+"""Equation 5 of the focal loss paper by hand and by a slow loop, gradients included."""
+
+import math
+
+import pytest
+import torch
+from torchvision.ops import sigmoid_focal_loss
+
+from zoo.ops.focal import focal_loss_per_image
+
+ALPHA, GAMMA = 0.25, 2.0
+
+
+def slow_focal_loss(logits: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor, gamma: float) -> float:
+    total = 0.0
+    for row, label, skip in zip(logits.tolist(), labels.tolist(), ignored.tolist(), strict=True):
+        for c, logit in enumerate(row):
+            p = 1 / (1 + math.exp(-logit))
+            p_t, alpha_t = (p, ALPHA) if c == label else (1 - p, 1 - ALPHA)
+            total += 0.0 if skip else -alpha_t * (1 - p_t) ** gamma * math.log(p_t)
+    return total
+
+
+def test_by_hand() -> None:
+    # p = 1/2 at logit 0: positive 1/4 * 1/4 * log 2, negative 3/4 * 1/4 * log 2
+    loss = focal_loss_per_image(torch.zeros(1, 1, 2), torch.tensor([[1]]), torch.tensor([[False]]), ALPHA, GAMMA)
+    assert loss.item() == pytest.approx((1 / 16 + 3 / 16) * math.log(2))
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_against_a_slow_loop(gamma: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 12, 5, dtype=torch.float64) * 4
+    labels = torch.randint(-1, 5, (2, 12))
+    ignored = torch.rand(2, 12) < 0.3
+    found = focal_loss_per_image(logits, labels, ignored, ALPHA, gamma)
+    expected = [slow_focal_loss(*image, gamma) for image in zip(logits, labels, ignored, strict=True)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_gradient_is_torchvision_s() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 30, 4, dtype=torch.float64) * 3).requires_grad_()
+    labels = torch.randint(-1, 4, (2, 30))
+    ignored = torch.rand(2, 30) < 0.2
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = torch.autograd.grad((focal_loss_per_image(logits, labels, ignored, ALPHA, GAMMA) * weights).sum(), logits)
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), 4) * (labels >= 0)[..., None]
+    reference = sigmoid_focal_loss(logits, one_hot.to(logits.dtype), ALPHA, GAMMA)
+    reference = reference * (~ignored)[..., None] * weights[:, None, None]
+    torch.testing.assert_close(found, torch.autograd.grad(reference.sum(), logits))
+
+
+def test_large_logits_stay_finite() -> None:
+    logits = torch.tensor([[[200.0, -200.0]]], requires_grad=True)
+    loss = focal_loss_per_image(logits, torch.tensor([[1]]), torch.tensor([[False]]), ALPHA, GAMMA).sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_no_anchors() -> None:
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    assert focal_loss_per_image(torch.zeros(2, 0, 3), nothing, nothing.bool(), ALPHA, GAMMA).tolist() == [0, 0]

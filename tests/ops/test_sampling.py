@@ -1,0 +1,39 @@
+"""How many are drawn, from where, and that each is as likely as the other."""
+
+import torch
+
+from zoo.ops.sampling import sample
+
+
+def flags(*rows: str) -> torch.Tensor:
+    return torch.tensor([[letter == "x" for letter in row] for row in rows])
+
+
+def test_counts() -> None:
+    positive = flags("xxxxx.....", "x.........", "..........")
+    negative = flags(".....xxx..", ".xxxxxxxxx", "..........")
+    chosen, filled = sample(positive, negative, num=6, positive_fraction=0.5)
+    assert chosen.shape == filled.shape == (3, 6)
+    num_positive = (positive.gather(1, chosen) & filled).sum(1).tolist()
+    num_negative = (negative.gather(1, chosen) & filled).sum(1).tolist()
+    # three positives of five and all three negatives; one and five; nothing to draw from
+    assert num_positive == [3, 1, 0]
+    assert num_negative == [3, 5, 0]
+    assert filled.sum(1).tolist() == [6, 6, 0]
+    for row, mask in zip(chosen, filled, strict=True):
+        assert len(set(row[mask].tolist())) == mask.sum(), "nothing is drawn twice"
+
+
+def test_fewer_candidates_than_places() -> None:
+    chosen, filled = sample(flags("x.."), flags(".x."), num=256, positive_fraction=0.5)
+    assert chosen.shape == (1, 3)
+    assert sorted(chosen[filled].tolist()) == [0, 1]
+
+
+def test_every_candidate_is_as_likely() -> None:
+    torch.manual_seed(0)
+    positive = flags("xxxxxxxx" + "." * 24).expand(4000, -1)
+    chosen, filled = sample(positive, ~positive, num=8, positive_fraction=0.25)
+    hits = torch.zeros(32).index_add_(0, chosen.flatten(), filled.flatten().float()) / 4000
+    # 2 of 8 positives, 6 of 24 negatives: each a quarter of the time; 4000 draws have a standard error of .007
+    assert (hits - 0.25).abs().max() < 0.035
