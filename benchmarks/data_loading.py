@@ -59,7 +59,7 @@ READERS = {
 
 
 def make_photos(folder: Path, count: int = 64) -> tuple[Path, Path]:
-    """JPEGs with detail at every scale, about 100 kB each, and an annotation file."""
+    """JPEGs with detail at every scale, about 110 kB each, and an annotation file."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     images, annotations = [], []
@@ -71,6 +71,7 @@ def make_photos(folder: Path, count: int = 64) -> tuple[Path, Path]:
                 canvas[:, :, channel] += (
                     np.asarray(PILImage.fromarray(grid[:, :, channel]).resize((640, 480))) * 40 / level
                 )
+        canvas += rng.normal(0, 9, canvas.shape[:2]).astype(np.float32)[:, :, None]
         PILImage.fromarray(np.clip(canvas + 128, 0, 255).astype(np.uint8)).save(
             folder / f"images/{number}.jpg", quality=85
         )

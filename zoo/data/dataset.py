@@ -40,10 +40,11 @@ class ImageCache:
         self.filled = _shared(self.num_places).zero_()
 
     def get(self, index: int) -> Image | None:
-        """An image of its own memory, or None."""
+        """An image, or None. In a worker it is the cached memory itself: read only; the batch's parcel copies it."""
         if index >= self.num_places or not self.filled[index]:
             return None
-        return self._place(index).clone()
+        image = self._place(index)
+        return image.clone() if get_worker_info() is None else image
 
     def put(self, index: int, image: Image) -> None:
         """Keeps an image, if it has a place."""
