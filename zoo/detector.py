@@ -113,7 +113,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Decode and select detections, in framed pixels, surest first."""
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy takes for open to change
     def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> list[Prediction]:
         """Detections of raw images, in the pixels of each.
 

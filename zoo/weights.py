@@ -211,5 +211,5 @@ def _match_norm_eps(detector: Detector, norm_eps: float) -> None:
     if not isinstance(trunk, torch.nn.Module):
         return
     for layer in trunk.modules():
-        if isinstance(layer, (torch.nn.BatchNorm2d, FrozenBatchNorm)) and layer.running_var is not None:
-            layer.running_var += norm_eps - layer.eps
+        if isinstance(layer, (torch.nn.BatchNorm2d, FrozenBatchNorm)) and isinstance(layer.running_var, Tensor):
+            layer.running_var.add_(norm_eps - layer.eps)

@@ -57,4 +57,4 @@ def _build(cls: type[Detector], arguments: dict[str, Any]) -> Detector:
     """A detector from its constructor arguments as plain values; jsonargparse checks and converts them."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "detector")
-    return parser.instantiate_classes(parser.parse_object({"detector": arguments})).detector
+    return parser.instantiate(parser.parse_object({"detector": arguments})).detector

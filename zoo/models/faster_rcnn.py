@@ -77,6 +77,7 @@ class RegionProposalNetwork(nn.Module):
         for layer in (*self.tower, self.objectness, self.deltas):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:

@@ -158,6 +158,7 @@ class RetinaNet(Detector[Outputs]):
         num_anchors = scales_per_octave * len(ASPECT_RATIOS)
         self.classification = Subnet(channels, head_depth, num_anchors, num_classes, group_norm)
         self.regression = Subnet(channels, head_depth, num_anchors, 4, group_norm)
+        assert self.classification.output.bias is not None
         nn.init.constant_(self.classification.output.bias, -math.log((1 - PRIOR) / PRIOR))
         for level, stride in enumerate((*TRUNK_STRIDES, 64, 128)):
             sizes = [math.floor(anchor_scale * stride * 2 ** (i / scales_per_octave)) for i in range(scales_per_octave)]

@@ -53,6 +53,8 @@ class FrameConfig:
 class Frame(nn.Module):
     """Frames raw images for a network and takes its predictions back to the images' own pixels."""
 
+    placement: Tensor
+
     def __init__(self, config: FrameConfig, channels_last: bool = False) -> None:
         super().__init__()
         self.config = config

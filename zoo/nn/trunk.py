@@ -1,7 +1,7 @@
 """Any timm model as a trunk: named feature levels, frozen stages, norm policy."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import timm
 import torch
@@ -19,6 +19,11 @@ class FrozenBatchNorm(nn.Module):
 
     torchvision's and timm's multiply in float32 and so widen bf16 activations; this keeps the input's dtype.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -85,34 +90,33 @@ def _feature_strides(name: str) -> list[int]:
         )
     with torch.device("meta"):
         try:
-            return list(timm.create_model(name, features_only=True).feature_info.reduction())
+            return list(cast(FeatureListNet, timm.create_model(name, features_only=True)).feature_info.reduction())
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise InputError(f"trunk {name!r} gives no feature maps: {error}") from error
 
 
 def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> FeatureListNet:
-    if isinstance(pretrained, str):
-        if not Path(pretrained).is_file():
-            raise InputError("no such file of trunk weights", pretrained)
-        try:
-            return timm.create_model(
-                name,
-                features_only=True,
-                out_indices=indices,
-                pretrained=True,
-                pretrained_cfg_overlay={"file": pretrained},
-            )
-        except Exception as error:
-            raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error
+    if isinstance(pretrained, str) and not Path(pretrained).is_file():
+        raise InputError("no such file of trunk weights", pretrained)
+    overlay = {"file": pretrained} if isinstance(pretrained, str) else None
     try:
-        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+        network = timm.create_model(
+            name,
+            features_only=True,
+            out_indices=indices,
+            pretrained=bool(pretrained),
+            pretrained_cfg_overlay=overlay,
+        )
     except Exception as error:
-        if not pretrained:
-            raise
-        raise InputError(
-            f"pretrained weights of trunk {name!r} could not be fetched ({_first_line(error)}); download them where "
-            "there is a network and name the file: --model.pretrained /path/to/weights.safetensors"
-        ) from error
+        if isinstance(pretrained, str):
+            raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error
+        if pretrained:
+            raise InputError(
+                f"pretrained weights of trunk {name!r} could not be fetched ({_first_line(error)}); download them "
+                "where there is a network and name the file: --model.pretrained /path/to/weights.safetensors"
+            ) from error
+        raise
+    return cast(FeatureListNet, network)
 
 
 def _first_line(error: Exception) -> str:

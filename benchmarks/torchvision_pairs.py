@@ -1,0 +1,174 @@
+"""Detectors in pairs, ours and torchvision's, with the same weights; and timing both sides in turn.
+
+Used by train_step.py and inference.py; measures nothing by itself.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision.models.detection as tv
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from zoo.detector import Detector
+from zoo.hardware import describe_hardware, list_versions
+from zoo.models import MODELS
+from zoo.nn.frame import FrameConfig
+from zoo.types import Target
+from zoo.weights import load_weights
+
+TRUNK = "resnet18"
+SLOTS = 91  # torchvision's class slots for COCO
+MODEL_NAMES = ("retinanet", "faster_rcnn")
+
+
+def make_images(count: int, height: int, width: int, device: str) -> list[Tensor]:
+    """Smooth random blobs as uint8 [3, H, W]; noise would look the same everywhere to a network."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 12, 16, generator=generator)
+    images = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1) * 255
+    return list(images.to(torch.uint8).to(device))
+
+
+def make_targets(count: int, height: int, width: int, device: str) -> list[Target]:
+    """7 objects an image (COCO's mean), sides from a fiftieth to two thirds of the image."""
+    generator = torch.Generator().manual_seed(1)
+    targets = []
+    for index in range(count):
+        size = torch.exp(torch.rand(7, 2, generator=generator) * 3.5 - 3.9) * torch.tensor([width, height])
+        corner = torch.rand(7, 2, generator=generator) * (torch.tensor([width, height]) - size)
+        boxes = torch.cat((corner, corner + size), dim=1).to(device)
+        targets.append(
+            Target(
+                boxes=boxes,
+                labels=torch.randint(0, SLOTS - 1, (7,), generator=generator).to(device),
+                image_id=torch.tensor(index, device=device),
+                iscrowd=torch.zeros(7, dtype=torch.bool, device=device),
+                difficult=torch.zeros(7, dtype=torch.bool, device=device),
+                area=(boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
+            )
+        )
+    return targets
+
+
+def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn.Module, Detector]:
+    """torchvision's detector and ours, the same weights in both; batch norm is trained on both sides."""
+    torch.manual_seed(0)
+    is_retinanet = name == "retinanet"
+    backbone = resnet_fpn_backbone(
+        backbone_name=TRUNK,
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=5,
+        returned_layers=[2, 3, 4] if is_retinanet else None,
+        extra_blocks=LastLevelP6P7(256, 256) if is_retinanet else None,
+    )
+    sizes = {"min_size": min_size, "max_size": max_size}
+    anchors = tv.retinanet._default_anchorgen() if is_retinanet else None
+    theirs = (
+        tv.RetinaNet(backbone, SLOTS, anchor_generator=anchors, **sizes)
+        if is_retinanet
+        else tv.FasterRCNN(backbone, SLOTS, **sizes)
+    )
+    arguments: dict[str, Any] = {"extra_levels": "p6p7_from_pyramid"} if is_retinanet else {}
+    ours = MODELS[name](
+        num_classes=SLOTS if is_retinanet else SLOTS - 1, trunk=TRUNK, frame=FrameConfig(**sizes), **arguments
+    )
+    load_weights(ours, theirs.state_dict(), layout="torchvision")
+    ours.configure_model()
+    return theirs.to(device), ours.to(device)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that a clock shows what was done and not what was asked for."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Timing:
+    """Seconds a call of both sides, one a round."""
+
+    ours: list[float]
+    peer: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast we are: the median over rounds, each of which had both sides."""
+        return median(peer / ours for ours, peer in zip(self.ours, self.peer, strict=True))
+
+
+def time_in_turn(ours: Callable[[], object], peer: Callable[[], object], rounds: int, device: str) -> Timing:
+    """Both sides in each round, the one that goes first changing; one call each before, not counted."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        return time.perf_counter() - start
+
+    ours(), peer()
+    timing = Timing([], [])
+    for number in range(rounds):
+        if number % 2:
+            timing.peer.append(seconds(peer))
+            timing.ours.append(seconds(ours))
+        else:
+            timing.ours.append(seconds(ours))
+            timing.peer.append(seconds(peer))
+    return timing
+
+
+class Report:
+    """A table and the json lines behind it, printed as they come and written to a file at the end."""
+
+    def __init__(self, title: str, command: str, device: str) -> None:
+        hardware = torch.cuda.get_device_name() if device == "cuda" else describe_hardware()
+        versions = ", ".join(f"{name} {version}" for name, version in list_versions().items())
+        self.lines: list[str] = []
+        self.cases: list[str] = []
+        self._say(f"# {title}\n")
+        self._say(f"`{command}`\n")
+        self._say(f"{hardware}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
+        self._say("| case | ours, median (min to max) | torchvision, median (min to max) | unit | ratio | goal |")
+        self._say("|---|---|---|---|---|---|")
+
+    def add(self, case: str, timing: Timing, images: int, goal: float | None) -> None:
+        """A case in images a second; `images` is how many a call did."""
+        ours, peer = ([images / seconds for seconds in side] for side in (timing.ours, timing.peer))
+        cells = [f"{median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in (ours, peer)]
+        self._say(f"| {case} | {' | '.join(cells)} | images/s | {timing.ratio:.2f} | {goal or ''} |")
+        record = {
+            "case": case,
+            "ours": round(median(ours), 3),
+            "peer": round(median(peer), 3),
+            "peer_name": f"torchvision {list_versions()['torchvision']}",
+            "unit": "images/s",
+            "ratio": round(timing.ratio, 3),
+        }
+        self.cases.append(json.dumps(record))
+
+    def finish(self, out: Path | None) -> None:
+        """The json lines, and everything into a file."""
+        self._say("\n```json")
+        for case in self.cases:
+            self._say(case)
+        self._say("```")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = out.with_suffix(".tmp")
+            temporary.write_text("\n".join(self.lines) + "\n")
+            temporary.replace(out)
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(line)

@@ -1,0 +1,88 @@
+"""How long a training step takes, ours and torchvision's: the same weights, images and targets, in turn.
+
+    python benchmarks/train_step.py                          # ResNet-18 FPN, 8 images of 427x320, on the CPU
+    python benchmarks/train_step.py --device cuda --size 800 # 8 images of 1066x800
+
+A step is everything between a batch from the loader and new weights: framing, network, losses, backward, SGD.
+"default" is what our configs choose (bf16 autocast, channels_last) against torchvision as it comes (float32).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, make_targets, time_in_turn
+
+from zoo.detector import Detector
+from zoo.types import Target
+
+BATCH = 8
+# case -> (bf16 on our side, bf16 and channels_last on theirs, how many times as fast we want to be on a CPU)
+PRECISIONS: dict[str, tuple[bool, bool, dict[str, float]]] = {
+    "fp32": (False, False, {"retinanet": 1.0, "faster_rcnn": 1.0}),
+    "bf16": (True, True, {"retinanet": 1.2, "faster_rcnn": 1.2}),
+    "default": (True, False, {"retinanet": 4.0, "faster_rcnn": 2.5}),
+}
+
+
+def make_step(
+    model: nn.Module, compute: Callable[[], dict[str, Tensor]], device: str, bf16: bool
+) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    model.train()
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = sum(compute().values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(detector: Detector, images: list[Tensor], targets: list[Target], device: str, bf16: bool) -> Callable:
+    return make_step(detector, lambda: detector.compute_raw_losses((images, targets)), device, bf16)
+
+
+def their_step(model: nn.Module, images: list[Tensor], targets: list[Target], device: str, bf16: bool) -> Callable:
+    model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+    # Its loader hands over floats; turning them is not counted.
+    floats = [image / 255 for image in images]
+    labelled = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
+    return make_step(model, lambda: model(floats, labelled), device, bf16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", type=int, default=320, help="shorter side of the images, the longer is 4/3 of it")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="write the table there, too")
+    arguments = parser.parse_args()
+    height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
+    device = arguments.device
+    report = Report(
+        f"Training step, {BATCH} images of {width}x{height}, ResNet-18 FPN",
+        f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip(),
+        device,
+    )
+    images, targets = (make(BATCH, height, width, device) for make in (make_images, make_targets))
+    for name in MODEL_NAMES:
+        for precision, (our_bf16, their_bf16, goals) in PRECISIONS.items():
+            theirs, ours = build_pair(name, height, 2 * width, device)
+            timing = time_in_turn(
+                our_step(ours, images, targets, device, our_bf16),
+                their_step(theirs, images, targets, device, their_bf16),
+                arguments.rounds,
+                device,
+            )
+            report.add(f"{name}_r18/train/{precision}", timing, BATCH, goals[name] if device == "cpu" else None)
+    report.finish(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
