@@ -35,7 +35,7 @@ _WIDTHS, _HEIGHTS = (128, 160), (112, 136)  # pixels
 _EMPTY = 0.05  # part of the images
 _MEAN_OBJECTS = 4.0
 _LOOKALIKES = ("oval", "bar", "arc")
-_HUE_SPREAD = 0.1  # of a class's objects around its own, in turns; neighbours are 1/6 apart
+_HUE_SPREAD = 0.06  # of a class's objects around its own, in turns; neighbours are 1/6 apart
 
 Polygon = list[tuple[float, float]]
 
@@ -115,7 +115,7 @@ def _scene(rng: Generator) -> _Scene:
     taken = np.zeros((height * _SCALE, width * _SCALE), bool)
     empty = rng.random() < _EMPTY
     labels = [] if empty else rng.integers(0, len(SHAPE_CLASSES), 1 + min(rng.poisson(_MEAN_OBJECTS - 1), 10)).tolist()
-    labels += [-1] * int(rng.integers(0, 4))
+    labels += [-1] * int(rng.integers(0, 3))
     rng.shuffle(labels)
     parts = [part for label in labels if (part := _place(rng, taken, label)) is not None]
     if not empty and not any(part.label >= 0 for part in parts):
@@ -129,7 +129,8 @@ def _place(rng: Generator, taken: NDArray[np.bool_], label: int) -> _Part | None
     """Draws one thing's mask where enough of it can be seen, and takes the place; None after three attempts."""
     name = SHAPE_CLASSES[label] if label >= 0 else _LOOKALIKES[rng.integers(len(_LOOKALIKES))]
     for _ in range(3):
-        size = _SMALLEST * (_LARGEST / _SMALLEST) ** rng.random()
+        # over a decade, the larger ones more often: a tenth is below 19 pixels, half above 46
+        size = _SMALLEST * (_LARGEST / _SMALLEST) ** math.sqrt(rng.random())
         mask = _outline(rng, name, size * _SCALE)
         rows, columns = taken.shape
         # the middle lies in the image, a quarter of the mask may lie outside
@@ -241,10 +242,10 @@ def _enlarge(grid: NDArray[np.float64], width: int, height: int) -> NDArray[np.f
 
 
 def _object_colour(rng: Generator, label: int) -> NDArray[np.float32]:
-    """Around the hue of its class; a look-alike's is that of some class."""
-    own = label if label >= 0 else int(rng.integers(len(SHAPE_CLASSES)))
-    hue = (own / len(SHAPE_CLASSES) + rng.normal(0, _HUE_SPREAD)) % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.45, 1), rng.uniform(0.45, 1))
+    """Around the hue of its class; a look-alike has any hue, and paler."""
+    hue = (label / len(SHAPE_CLASSES) + rng.normal(0, _HUE_SPREAD)) % 1 if label >= 0 else rng.random()
+    saturation = rng.uniform(0.5, 1) if label >= 0 else rng.uniform(0.1, 0.6)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.5, 1))
     return 255 * np.array([red, green, blue], np.float32)
 
 
