@@ -5,8 +5,8 @@
 
 Whole inference is everything between raw images and detections in their pixels. Post-processing is what follows the
 last layer: for RetinaNet from logits and deltas of all anchors; for Faster R-CNN the RPN's choice of proposals and the
-reading of RoI logits, each apart. Untrained logits are shifted and stretched until as much scores above the threshold as
-a trained detector has there, about 1,000 pairs of anchor and class an image (RetinaNet), 300 of RoI and class (Faster).
+reading of RoI logits, each apart. Untrained logits are stretched and shifted until as much scores above the threshold
+as a trained detector has there: about 1,000 pairs of anchor and class an image (RetinaNet), 300 of RoI and class.
 """
 
 import argparse

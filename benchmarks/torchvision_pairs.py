@@ -60,7 +60,7 @@ def make_targets(count: int, height: int, width: int, device: str) -> list[Targe
 
 
 def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn.Module, Detector]:
-    """torchvision's detector and ours, the same weights in both; batch norm is trained on both sides."""
+    """A detector of torchvision's and ours, the same weights in both; batch norm is trained on both sides."""
     torch.manual_seed(0)
     is_retinanet = name == "retinanet"
     backbone = resnet_fpn_backbone(

@@ -8,7 +8,7 @@ predictions from one pass, and a detector can be called inside anybody's own loo
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar, final
 
@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
@@ -168,14 +168,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and its schedule stepped after every optimizer step."""
         recipe = self.recipe
-        norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizer = build_optimizer(groups, recipe)
+        optimizer = build_optimizer(self.parameters(), recipe)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.factor(self.progress(), step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -221,8 +214,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over parameter groups."""
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all trainable parameters; norms and biases decay apart from weights."""
+    norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
+    ]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

@@ -30,7 +30,7 @@ SHAPE_CLASSES = ("disc", "ring", "square", "triangle", "cross", "star")
 
 _SCALE = 4  # mask pixels for each image pixel
 _MIN_VISIBLE = 0.45  # part of an object
-_SMALLEST, _LARGEST = 9.0, 90.0  # pixels across
+_SMALLEST, _LARGEST = 8.0, 90.0  # pixels across
 _WIDTHS, _HEIGHTS = (128, 160), (112, 136)  # pixels
 _EMPTY = 0.05  # part of the images
 _MEAN_OBJECTS = 4.0
@@ -129,8 +129,8 @@ def _place(rng: Generator, taken: NDArray[np.bool_], label: int) -> _Part | None
     """Draws one thing's mask where enough of it can be seen, and takes the place; None after three attempts."""
     name = SHAPE_CLASSES[label] if label >= 0 else _LOOKALIKES[rng.integers(len(_LOOKALIKES))]
     for _ in range(3):
-        # over a decade, the larger ones more often: a tenth is below 19 pixels, half above 46
-        size = _SMALLEST * (_LARGEST / _SMALLEST) ** math.sqrt(rng.random())
+        # over a decade, the larger ones more often: a tenth is below 12 pixels, half above 34
+        size = _SMALLEST * (_LARGEST / _SMALLEST) ** (rng.random() ** 0.75)
         mask = _outline(rng, name, size * _SCALE)
         rows, columns = taken.shape
         # the middle lies in the image, a quarter of the mask may lie outside

@@ -1,12 +1,13 @@
 """Any timm model as a trunk: named feature levels, frozen stages, norm policy."""
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import timm
 import torch
 from jaxtyping import Float
-from timm.models import FeatureListNet
+from timm.models import load_state_dict as read_timm_file
 from torch import Tensor, nn
 
 from zoo.errors import InputError
@@ -72,10 +73,10 @@ class Trunk(nn.Module):
         indices = tuple(len(all_strides) - 1 - all_strides[::-1].index(stride) for stride in strides)
         self.network = _create(name, indices, pretrained)
         self.strides = strides
-        self.channels: list[int] = self.network.feature_info.channels()
+        self.channels: list[int] = self.network.feature_info.channels()  # type: ignore[union-attr, operator]
         if norm == "frozen":
             _freeze_norms(self.network)
-        _freeze_stages(self.network, frozen_stages)
+        _freeze_stages(self.network, name, frozen_stages)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """One map [B, C_l, H / stride_l, W / stride_l] a level, fine to coarse."""
@@ -84,18 +85,19 @@ class Trunk(nn.Module):
 
 def _feature_strides(name: str) -> list[int]:
     if name.split(".")[0] not in timm.list_models(include_tags=False):
-        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:4])
+        near = ", ".join(get_close_matches(name, timm.list_models(), n=4))
         raise InputError(
             f"timm {timm.__version__} does not know a trunk {name!r}" + (f"; near it: {near}" if near else "")
         )
     with torch.device("meta"):
         try:
-            return list(cast(FeatureListNet, timm.create_model(name, features_only=True)).feature_info.reduction())
+            network = timm.create_model(name, features_only=True)
+            return list(network.feature_info.reduction())  # type: ignore[union-attr, operator]
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise InputError(f"trunk {name!r} gives no feature maps: {error}") from error
 
 
-def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> FeatureListNet:
+def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> nn.Module:
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
         raise InputError("no such file of trunk weights", pretrained)
     overlay = {"file": pretrained} if isinstance(pretrained, str) else None
@@ -116,7 +118,21 @@ def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> Feat
                 "where there is a network and name the file: --model.pretrained /path/to/weights.safetensors"
             ) from error
         raise
-    return cast(FeatureListNet, network)
+    if isinstance(pretrained, str):
+        _check_loaded(network, name, pretrained)
+    return network
+
+
+def _check_loaded(network: nn.Module, name: str, file: str) -> None:
+    """The file's tensors must be in the trunk: timm takes a file whose names all differ without a word.
+
+    Not by name, since timm renames; and not every one, since timm reshapes some.
+    """
+    stored = {(tuple(value.shape), value.float().sum().item()) for value in read_timm_file(file).values()}
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
+    found = sum((tuple(weight.shape), weight.detach().float().sum().item()) in stored for weight in weights)
+    if found < len(weights) / 2:
+        raise InputError(f"does not hold weights of trunk {name!r}: {found} of {len(weights)} are in it", file)
 
 
 def _first_line(error: Exception) -> str:
@@ -131,14 +147,18 @@ def _freeze_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def _freeze_stages(network: FeatureListNet, count: int) -> None:
+def _freeze_stages(network: nn.Module, name: str, count: int) -> None:
     """Fix weights and statistics of the first stages; the stem is stage 1."""
-    ends = {info["module"] for info in network.feature_info.info}
+    # timm flattens nested names: features.4 is the child features_4
+    ends = {info["module"].replace(".", "_") for info in network.feature_info.info}  # type: ignore[union-attr]
+    children = list(network.named_children())
+    if count > sum(child in ends for child, _ in children):
+        raise InputError(f"trunk {name!r} cannot have its first {count} stages frozen; use frozen_stages 0")
     stage = 1
-    for name, child in network.named_children():
+    for child_name, child in children:
         if stage > count:
             return
         child.requires_grad_(False)
-        setattr(network, name, _freeze_norms(child))
-        if name in ends:
+        setattr(network, child_name, _freeze_norms(child))
+        if child_name in ends:
             stage += 1

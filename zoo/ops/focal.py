@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from zoo.ops.precision import widen
 
-
 CPU_CHUNK = 2**17
 """Elements that a CPU works on at once: five float32 of each stay within a core's second-level cache."""
 

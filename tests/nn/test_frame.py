@@ -1,0 +1,80 @@
+"""Framing by hand and as torchvision's transform does it; boxes there and back."""
+
+import pytest
+import torch
+from scenes import make_image, make_target
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from zoo.nn.frame import Frame, FrameConfig
+from zoo.types import Prediction
+
+
+@pytest.mark.parametrize(
+    ("given", "framed"),
+    [
+        ((480, 640), (240, 320)),  # the shorter side becomes 240
+        ((640, 480), (320, 240)),
+        ((100, 600), (66, 400)),  # 240 would make the longer side 1440: 400 is the most
+        ((240, 240), (240, 240)),
+    ],
+)
+def test_framed_sizes(given: tuple[int, int], framed: tuple[int, int]) -> None:
+    assert FrameConfig(min_size=240, max_size=400).framed_size(*given) == framed
+    assert FrameConfig(min_size=64, max_size=64, stretch=True).framed_size(*given) == (64, 64)
+
+
+def test_same_pixels_as_torchvision() -> None:
+    images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0])), make_image(77, 50, make_target([], []))]
+    config = FrameConfig(min_size=96, max_size=150)
+    theirs = GeneralizedRCNNTransform(96, 150, list(config.mean), list(config.std))
+    expected, _ = theirs([image.double() / 255 for image in images])
+    batch = Frame(config, channels_last=True).double()(images)
+    torch.testing.assert_close(batch.images, expected.tensors, atol=1e-12, rtol=0)
+    assert [(int(h), int(w)) for w, h in batch.sizes] == expected.image_sizes
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_targets_are_scaled_padded_and_masked() -> None:
+    targets = [make_target([[10, 20, 50, 60], [0, 0, 100, 100]], [2, 1], 5), make_target([], [], 6)]
+    targets[0]["difficult"][1] = True
+    images = [make_image(100, 100, targets[0]), make_image(100, 200, targets[1])]
+    batch = Frame(FrameConfig(min_size=50, max_size=400))(images, targets)
+    assert batch.boxes.tolist() == [[[5, 10, 25, 30], [0, 0, 50, 50]], [[0] * 4] * 2]
+    assert batch.mask.tolist() == [[True, False], [False, False]]
+    assert batch.labels[0].tolist() == [2, 1]
+    assert batch.image_ids.tolist() == [5, 6]
+    assert batch.images.shape == (2, 3, 64, 128)  # 50 and 100, padded to multiples of 32
+    assert batch.sizes.tolist() == [[50, 50], [100, 50]]
+    assert batch.images[0, :, 50:].abs().sum() == 0, "padding is 0 after normalising"
+
+
+def test_proposals_travel_like_boxes() -> None:
+    targets = [make_target([], []), make_target([], [])]
+    targets[0]["proposals"] = torch.tensor([[10.0, 20, 50, 60]])
+    targets[1]["proposals"] = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])
+    images = [make_image(100, 100, target) for target in targets]
+    batch = Frame(FrameConfig(min_size=200, max_size=400))(images, targets)
+    assert batch.proposals is not None
+    assert batch.proposal_mask is not None
+    assert batch.proposals[0, 0].tolist() == [20, 40, 100, 120]
+    assert batch.proposal_mask.tolist() == [[True, False], [True, True]]
+
+
+def test_predictions_return_to_the_image_s_pixels() -> None:
+    images = [make_image(100, 150, make_target([], []))]
+    frame = Frame(FrameConfig(min_size=50, max_size=400))
+    inside, beyond, vanished = [5.0, 10, 25, 30], [60.0, 40, 90, 60], [80.0, 10, 90, 20]
+    prediction = Prediction(
+        boxes=torch.tensor([inside, beyond, vanished]),
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        labels=torch.tensor([0, 1, 2]),
+    )
+    (found,) = frame.unframe([prediction], frame(images))
+    assert found["boxes"].tolist() == [[10, 20, 50, 60], [120, 80, 150, 100]]
+    assert found["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"min_size": 0}, {"min_size": 10, "max_size": 5}, {"std": (1.0, 0.0, 1.0)}])
+def test_senseless_configurations(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"min_size|std"):
+        FrameConfig(**wrong)

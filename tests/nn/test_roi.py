@@ -1,0 +1,139 @@
+"""RoIAlign against torchvision's and a slow loop; RoI losses by hand; levels by FPN's equation."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign
+
+from zoo.nn.roi import RoIPooling, SampledRoIs, assign_levels, pyramid_roi_align, roi_losses, roi_predictions
+
+STRIDES = (4, 8, 16, 32)
+
+
+def make_levels(channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(64, 80), (32, 40), (16, 20), (8, 10)]  # of a frame of 256 x 320
+    return [torch.randn(2, channels, *size, generator=generator, dtype=dtype).requires_grad_() for size in sizes]
+
+
+def make_boxes(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    limit = torch.tensor([320.0, 256.0], dtype=dtype)
+    centre = torch.rand(2, count, 2, generator=generator, dtype=dtype) * limit
+    size = torch.exp(torch.rand(2, count, 2, generator=generator, dtype=dtype) * 4.5 + 1)
+    corners = torch.cat((centre - size / 2, centre + size / 2), dim=-1)
+    return corners.clamp(min=0).minimum(limit.repeat(2))
+
+
+def test_levels_by_equation_1() -> None:
+    # 224 -> level 4 (stride 16), half of it one finer, twice one coarser, and no further than there are levels
+    boxes = torch.tensor([[[0.0, 0, side, side] for side in (223, 224, 112, 447, 448, 5, 2000)]])
+    assert (assign_levels(boxes, 5, 2)[0] + 2).tolist() == [3, 4, 3, 4, 5, 2, 5]
+
+
+def test_same_as_torchvision_forward_and_backward() -> None:
+    levels, boxes = make_levels(6), make_boxes(40)
+    theirs = MultiScaleRoIAlign([str(i) for i in range(4)], 7, 2)
+    expected = theirs({str(i): level for i, level in enumerate(levels)}, list(boxes), [(256, 320)] * 2)
+    found = pyramid_roi_align(levels, boxes, STRIDES, side=7, samples=2)
+    # torchvision computes the scale of each level, and so the corners of its readings, in float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=expected.dtype)
+    ours = torch.autograd.grad((found * direction).sum(), levels)
+    for mine, other in zip(ours, torch.autograd.grad((expected * direction).sum(), levels), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3, rtol=0)
+
+
+def slow_roi_align(level: Tensor, box: list[float], stride: int, side: int, samples: int) -> Tensor:
+    """The mean of bilinear readings, one by one (Mask R-CNN, arXiv 1703.06870, section 3)."""
+    channels, height, width = level.shape
+    x1, y1, x2, y2 = (edge / stride for edge in box)
+    step_x, step_y = max(x2 - x1, 1) / side, max(y2 - y1, 1) / side
+    pooled = torch.zeros(channels, side, side, dtype=level.dtype)
+    for i in range(side):
+        for j in range(side):
+            for a in range(samples):
+                for b in range(samples):
+                    y = min(max(y1 + (i + (a + 0.5) / samples) * step_y, 0), height - 1)
+                    x = min(max(x1 + (j + (b + 0.5) / samples) * step_x, 0), width - 1)
+                    top, left = math.floor(y), math.floor(x)
+                    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+                    fy, fx = y - top, x - left
+                    upper = (1 - fx) * level[:, top, left] + fx * level[:, top, right]
+                    lower = (1 - fx) * level[:, bottom, left] + fx * level[:, bottom, right]
+                    pooled[:, i, j] += ((1 - fy) * upper + fy * lower) / samples**2
+    return pooled
+
+
+def test_against_a_slow_loop() -> None:
+    levels = [level.detach() for level in make_levels(2)]
+    boxes = torch.tensor(
+        [[[10.3, 20.7, 60.2, 50.9], [0, 0, 320, 256]], [[300, 240, 320, 256], [100, 3, 103, 9]]]
+    ).double()
+    found = pyramid_roi_align(levels, boxes, STRIDES, side=3, samples=2).view(2, 2, 2, 3, 3)
+    number = assign_levels(boxes, 5, 2)
+    for image in range(2):
+        for roi in range(2):
+            level = int(number[image, roi])
+            args = (boxes[image, roi].tolist(), STRIDES[level], 3, 2)
+            torch.testing.assert_close(found[image, roi], slow_roi_align(levels[level][image], *args))
+
+
+def test_in_bf16_the_gradient_keeps_its_direction() -> None:
+    wide, boxes = make_levels(16, torch.float32), make_boxes(100, torch.float32)
+    narrow = [level.detach().to(torch.bfloat16).requires_grad_() for level in wide]
+    expected = torch.autograd.grad(pyramid_roi_align(wide, boxes, STRIDES, 7, 2).square().sum(), wide)
+    found = torch.autograd.grad(pyramid_roi_align(narrow, boxes, STRIDES, 7, 2).float().square().sum(), narrow)
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine.float() - other).norm() <= 0.02 * other.norm()
+    assert expected[0].norm() > 0
+
+
+def test_no_regions() -> None:
+    assert pyramid_roi_align(make_levels(3), make_boxes(0), STRIDES, 7, 2).shape == (0, 3, 7, 7)
+
+
+def test_roi_pool_is_for_one_level() -> None:
+    with pytest.raises(ValueError, match="one feature level"):
+        RoIPooling((4, 8), "pool")
+
+
+def test_losses_by_hand() -> None:
+    # Image 1: a region on an object of class 1, one on background; image 2: one on background, an empty slot.
+    rois = SampledRoIs(
+        boxes=torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [0, 0, 0, 0]]]),
+        labels=torch.tensor([[1, -1], [-1, 0]]),
+        gt_boxes=torch.tensor([[[1.0, 0, 11, 10], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
+        filled=torch.tensor([[True, True], [True, False]]),
+    )
+    logits = torch.zeros(2, 2, 3, requires_grad=True)
+    deltas = torch.zeros(2, 2, 2, 4, requires_grad=True)
+    losses = roi_losses(logits, deltas, rois)
+    # three regions, three equal classes; the only target is dx = 10 * 1/10 = 1: smooth L1 = 1 - beta / 2
+    assert losses["roi_class"].item() == pytest.approx(math.log(3))
+    assert losses["roi_box"].item() == pytest.approx((1 - 1 / 18) / 3)
+    sum(losses.values()).backward()
+    assert torch.isfinite(deltas.grad).all()
+    assert deltas.grad.nonzero().tolist() == [[0, 0, 1, 0]]
+
+
+def test_predictions_by_hand() -> None:
+    logits = torch.full((1, 2, 3), -20.0)
+    logits[0, 0, 2] = 0.0  # surely class 1
+    logits[0, 1, 0] = 0.0  # surely background
+    rois = torch.tensor([[[10.0, 10, 30, 30], [0, 0, 5, 5]]])
+    found = roi_predictions(
+        logits,
+        torch.zeros(1, 2, 2, 4),
+        rois,
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.tensor([[25.0, 40]]),
+        0.05,
+        0.5,
+        9,
+    )[0]
+    assert found["boxes"].tolist() == [[10, 10, 25, 30]]
+    assert found["labels"].tolist() == [1]
+    assert found["scores"].item() == pytest.approx(1)

@@ -1,0 +1,93 @@
+"""Any timm model as a trunk; what cannot be had is said in one line."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from zoo.errors import InputError
+from zoo.nn.trunk import FrozenBatchNorm, Trunk
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"), [("resnet10t", (4, 8, 16, 32)), ("vgg11", (16,)), ("mobilenetv3_small_050", (8, 16, 32))]
+)
+def test_maps_have_their_strides_and_channels(name: str, strides: tuple[int, ...]) -> None:
+    trunk = Trunk(name, strides, pretrained=False, norm="batch", frozen_stages=0)
+    maps = trunk(torch.zeros(1, 3, 64, 96))
+    assert [tuple(level.shape[1:]) for level in maps] == [
+        (channels, 64 // stride, 96 // stride) for channels, stride in zip(trunk.channels, strides, strict=True)
+    ]
+
+
+def test_frozen_norms_do_not_follow_the_images() -> None:
+    trunk = Trunk("resnet10t", (32,), pretrained=False, norm="frozen", frozen_stages=0).train()
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in trunk.modules())
+    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    trunk(torch.randn(2, 3, 64, 64) * 5)
+    assert all(torch.equal(before[key], value) for key, value in trunk.state_dict().items())
+
+
+def test_frozen_norm_is_batch_norm_in_eval_mode_and_keeps_bf16() -> None:
+    norm = torch.nn.BatchNorm2d(5).eval()
+    for value in (norm.weight.data, norm.bias.data, norm.running_mean):
+        value.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    features = torch.randn(2, 5, 3, 3)
+    torch.testing.assert_close(FrozenBatchNorm(norm)(features), norm(features))
+    assert FrozenBatchNorm(norm)(features.bfloat16()).dtype == torch.bfloat16
+
+
+def test_frozen_stages_are_the_first_ones() -> None:
+    trunk = Trunk("resnet18", (8, 16, 32), pretrained=False, norm="batch", frozen_stages=2).train()
+    trainable = {name.split(".")[1] for name, weight in trunk.named_parameters() if weight.requires_grad}
+    assert trainable == {"layer2", "layer3", "layer4"}
+    assert isinstance(trunk.network.bn1, FrozenBatchNorm)
+    assert isinstance(trunk.network.layer2[0].bn1, torch.nn.BatchNorm2d)
+
+
+def test_vgg_freezes_its_first_two_stages_and_mobilenet_says_that_it_cannot() -> None:
+    trunk = Trunk("vgg16", (16,), pretrained=False, norm="batch", frozen_stages=2)
+    frozen = [tuple(weight.shape[:2]) for weight in trunk.parameters() if weight.ndim == 4 and not weight.requires_grad]
+    assert frozen == [(64, 3), (64, 64), (128, 64), (128, 128)]  # conv1_1 to conv2_2, as in py-faster-rcnn
+    with pytest.raises(InputError, match="cannot have its first 2 stages frozen"):
+        Trunk("mobilenetv3_small_050", (16,), pretrained=False, norm="batch", frozen_stages=2)
+
+
+def test_a_name_that_timm_does_not_know() -> None:
+    with pytest.raises(InputError, match=r"does not know a trunk 'resnet500'; near it: .*resnet50"):
+        Trunk("resnet500", (8,), False, "batch", 0)
+
+
+def test_a_stride_that_the_trunk_does_not_have() -> None:
+    with pytest.raises(InputError, match=r"'resnet10t' has no features at stride 3"):
+        Trunk("resnet10t", (3,), False, "batch", 0)
+
+
+def test_weights_from_a_local_file(tmp_path: Path) -> None:
+    whole = timm.create_model("resnet10t")
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    trunk = Trunk("resnet10t", (32,), str(tmp_path / "weights.safetensors"), "batch", 0)
+    assert torch.equal(trunk.network.layer1[0].conv1.weight, whole.layer1[0].conv1.weight)
+
+
+def test_weights_that_are_missing_or_of_another_trunk(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.safetensors: no such file of trunk weights"):
+        Trunk("resnet10t", (32,), "nowhere.safetensors", "batch", 0)
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"other\.safetensors: does not hold weights of trunk 'resnet10t'"):
+        Trunk("resnet10t", (32,), str(tmp_path / "other.safetensors"), "batch", 0)
+
+
+def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    with pytest.raises(InputError, match=r"could not be fetched .* --model\.pretrained /path/to/weights"):
+        Trunk("resnet18", (32,), True, "batch", 0)
