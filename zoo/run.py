@@ -26,6 +26,7 @@ from rich.console import Console
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision, StopOnNonFiniteLoss
 from zoo.data.module import DetectionDataModule
+from zoo.data.source import DataWarning
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models import MODELS, read_checkpoint
@@ -311,6 +312,16 @@ def quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning and this torch
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What is odd about the data in one line; where in our code that was noticed helps nobody."""
+    if issubclass(category, DataWarning):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _describe(shape: tuple[int, ...] | None) -> str:

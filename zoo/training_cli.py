@@ -131,7 +131,7 @@ class TrainingCLI(LightningCLI):
         folder = Path(self.trainer.log_dir or RUNS_FOLDER)
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            self.trainer.fit(**arguments)
+            self.trainer.fit(**arguments, weights_only=True)
         except Exception:
             if folder in made and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -147,12 +147,12 @@ class TrainingCLI(LightningCLI):
 
     def validate(self, **arguments: Any) -> None:
         """Measure on the validation split."""
-        self.trainer.validate(**arguments, verbose=False)
+        self.trainer.validate(**arguments, verbose=False, weights_only=True)
         self._finish_measuring("val")
 
     def test(self, **arguments: Any) -> None:
         """Measure on the test split."""
-        self.trainer.test(**arguments, verbose=False)
+        self.trainer.test(**arguments, verbose=False, weights_only=True)
         self._finish_measuring("test")
 
     def _finish_measuring(self, split: Literal["val", "test"]) -> None:

@@ -75,7 +75,7 @@ def execute(folder: Path) -> Run:
     trainer = make_trainer(built.trainer.as_dict(), module, folder, folder.name)
 
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None)
+    trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
     # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
     curve = one_callback(trainer, LearningCurve)
     points = msgspec.convert(curve.points, list[CurvePoint])
@@ -84,7 +84,7 @@ def execute(folder: Path) -> Run:
 
     split = final_split(module)
     final = trainer.test if split == "test" else trainer.validate
-    final(detector, datamodule=module, ckpt_path=best, verbose=False)
+    final(detector, datamodule=module, ckpt_path=best, verbose=False, weights_only=True)
     ruler = one_callback(trainer, MeanAveragePrecision)
     scores, predictions = ruler.scores(split), ruler.predictions(split)
     run = Run(

@@ -1,0 +1,64 @@
+"""Real images of three data sets, read, trained on for a step, and evaluated, with each detector."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from zoo.callbacks import MeanAveragePrecision
+from zoo.data.coco import Coco
+from zoo.data.module import DetectionDataModule
+from zoo.data.source import Source
+from zoo.data.voc import Voc
+from zoo.detector import Recipe
+from zoo.models import MODELS
+from zoo.nn.frame import FrameConfig
+
+RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0)
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def sources(name: str) -> tuple[Source, Source]:
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"the images of {name} are not at ../shared/data")
+    if name == "coco_mini":
+        annotations = folder / "annotations"
+        return (
+            Coco(str(annotations / "instances_train2017.json"), str(folder / "train2017")),
+            Coco(str(annotations / "instances_val2017.json"), str(folder / "val2017")),
+        )
+    return Voc([str(folder)], "train"), Voc([str(folder)], "val")
+
+
+@pytest.mark.filterwarnings("ignore::zoo.data.source.DataWarning")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "num_classes"), [("bccd", 3), ("voc100", 20), ("coco_mini", 80)])
+def test_a_step_and_an_evaluation(name: str, num_classes: int, model: str, tmp_path: Path) -> None:
+    train, val = sources(name)
+    data = DetectionDataModule(train, val, batch_size=2, num_workers=0)
+    assert data.num_classes == num_classes
+    torch.manual_seed(0)
+    detector = MODELS[model](num_classes, data.class_names, "resnet10t", frame=FrameConfig(96, 160), recipe=RECIPE)
+    before = detector.state_dict()["trunk.network.layer4.0.conv1.weight"].clone()
+    ruler = MeanAveragePrecision(log_classes=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
+        callbacks=[ruler],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(detector, data)
+    assert not torch.equal(before, detector.state_dict()["trunk.network.layer4.0.conv1.weight"])
+    trainer.validate(detector, data, verbose=False)
+    scores = ruler.scores("val")
+    assert scores is not None
+    assert 0 <= scores.metrics["AP"] <= scores.metrics["AP50"] <= 1
+    assert len(scores.per_class) == num_classes
