@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, time_in_turn
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, time_in_turn
 
 from zoo.detector import Detector
 from zoo.models.faster_rcnn import FasterRCNN

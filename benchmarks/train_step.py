@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, make_targets, time_in_turn
 from torch import Tensor, nn
-from torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, make_targets, time_in_turn
 
 from zoo.detector import Detector
 from zoo.types import Target

@@ -19,14 +19,29 @@ FRAME = FrameConfig(min_size=96, max_size=160)
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 
 
-def build(name: str) -> Detector:
+# Forms of a detector that differ in more than numbers, by the detector's name.
+FORMS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {"trunk": "resnet10t"}) for name in MODELS},
+    "faster_rcnn of the paper": (
+        "faster_rcnn",
+        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "anchor_scales": (2.0, 4.0, 8.0), "head_width": 64},
+    ),
+    "retinanet with GroupNorm and GIoU": (
+        "retinanet",
+        {"trunk": "resnet10t", "group_norm": True, "box_loss": "giou", "channels": 64},
+    ),
+}
+
+
+def build(form: str) -> Detector:
     torch.manual_seed(0)
+    name, arguments = FORMS[form]
     return MODELS[name](
-        num_classes=NUM_CLASSES, class_names=["red", "green", "blue"], trunk="resnet10t", frame=FRAME, recipe=RECIPE
+        num_classes=NUM_CLASSES, class_names=["red", "green", "blue"], frame=FRAME, recipe=RECIPE, **arguments
     )
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=list(FORMS))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -105,12 +120,13 @@ def test_crowds_and_difficult_objects_are_not_learned_from(detector: Detector) -
         with torch.no_grad():
             return {key: float(value) for key, value in detector.eval().compute_raw_losses((images, [target])).items()}
 
+    two = make_target([[50, 60, 90, 110], [5, 5, 40, 45]], [1, 1])
+    assert any(abs(value - losses(plain)[key]) > 1e-2 for key, value in losses(two).items()), "it would be learned from"
     for flag in ("iscrowd", "difficult"):
-        flagged = make_target([[50, 60, 90, 110], [5, 5, 40, 45]], [1, 1])
-        flagged[flag][1] = True
-        # A padded slot more changes which random numbers are drawn: the deterministic parts must be equal, all similar.
+        flagged = {**two, flag: torch.tensor([False, True])}
         for key, value in losses(flagged).items():
-            assert value == pytest.approx(losses(plain)[key], rel=0.2), key
+            # A padded slot more moves a random number or two.
+            assert value == pytest.approx(losses(plain)[key], rel=2e-3, abs=2e-3), key
 
 
 def test_predictions_keep_the_contract(detector: Detector) -> None:
@@ -190,7 +206,7 @@ def test_the_same_seed_gives_the_same_step(name: str) -> None:
 
 def test_class_names_and_their_number_must_agree(name: str) -> None:
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
-        MODELS[name](num_classes=3, class_names=["a", "b"], trunk="resnet10t")
+        MODELS[FORMS[name][0]](num_classes=3, class_names=["a", "b"])
 
 
 @pytest.mark.slow

@@ -85,11 +85,18 @@ def test_another_number_of_classes_is_refused() -> None:
         load_weights(small(), state, layout="torchvision")
 
 
+def test_own_weights_come_back_whatever_epsilon_the_trunk_has() -> None:
+    detector = RetinaNet(3, trunk="tf_efficientnet_lite0", channels=32, head_depth=1)  # its batch norms have 1e-3
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    load_weights(detector, detector.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+
+
 def test_published_files_without_epsilon() -> None:
     """Variance + our epsilon must be what the file's network had: the variance alone."""
     detector = RetinaNet(3, trunk="resnet18", channels=32, head_depth=1, norm="frozen")
     state = {**detector.state_dict(), "trunk.network.bn1.running_var": torch.full((64,), 0.25)}
-    load_weights(detector, state, norm_eps=0.0)
+    load_weights(detector, state, layout="torchvision", norm_eps=0.0)
     norm = detector.trunk.network.bn1
     assert isinstance(norm, FrozenBatchNorm)
     torch.testing.assert_close(norm.running_var + norm.eps, torch.full((64,), 0.25))

@@ -114,8 +114,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         """Decode and select detections, in framed pixels, surest first."""
 
     @final  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy takes for open to change
+    @torch.no_grad()
     def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> list[Prediction]:
-        """Detections of raw images, in the pixels of each.
+        """Detections of raw images, in the pixels of each, without gradients.
 
         Args:
             images: uint8 [3, H, W] RGB, any sizes.

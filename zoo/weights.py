@@ -45,8 +45,8 @@ def load_weights(
             `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same form. Their 91 class
             slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN, label =
             COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use.
-        norm_eps: what the file's trunk added to its batch-norm variances. torchvision's published COCO_V1 files were
-            trained with 0.0; everything else has 1e-5.
+        norm_eps: layout "torchvision" only: what the file's trunk added to its batch-norm variances. The published
+            COCO_V1 files were trained with 0.0; everything else of torchvision has 1e-5.
 
     Raises:
         InputError: the file cannot be read, or a parameter does not fit; the first wrong one is named.
@@ -57,7 +57,8 @@ def load_weights(
         state = from_torchvision(state, detector, name)
     _check_fit(state, detector.state_dict(), name)
     detector.load_state_dict(state, strict=False)
-    _match_norm_eps(detector, norm_eps)
+    if layout == "torchvision":
+        _match_norm_eps(detector, norm_eps)
 
 
 def read_state(file: Path) -> State:
@@ -169,6 +170,7 @@ def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str 
             state[name] = state[name][[0, *slots]]
         name = f"roi_head.box_deltas.{part}"
         if name in state:
+            slots = _class_slots(len(state[name]) // 4, detector.num_classes, 1, file)
             state[name] = state[name].unflatten(0, (-1, 4))[slots].flatten(0, 1)
     return state
 

@@ -66,6 +66,12 @@ def test_a_stride_that_the_trunk_does_not_have() -> None:
         Trunk("resnet10t", (3,), False, "batch", 0)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_transformers_that_give_no_maps_of_any_size(name: str) -> None:
+    with pytest.raises(InputError, match=f"trunk '{name}' (gives maps of shape|does not take images of any size)"):
+        Trunk(name, (8,), False, "batch", 0)
+
+
 def test_weights_from_a_local_file(tmp_path: Path) -> None:
     whole = timm.create_model("resnet10t")
     save_file(whole.state_dict(), tmp_path / "weights.safetensors")

@@ -30,6 +30,13 @@ def test_fewer_candidates_than_places() -> None:
     assert sorted(chosen[filled].tolist()) == [0, 1]
 
 
+def test_the_share_of_positives_is_of_the_number_asked_for() -> None:
+    """With fewer candidates than places, 128 of 512 may be positive, not a quarter of the candidates."""
+    positive = torch.arange(100)[None] < 60
+    chosen, filled = sample(positive, ~positive, num=512, positive_fraction=0.25)
+    assert (positive.gather(1, chosen) & filled).sum() == 60
+
+
 def test_every_candidate_is_as_likely() -> None:
     torch.manual_seed(0)
     positive = flags("xxxxxxxx" + "." * 24).expand(4000, -1)

@@ -15,13 +15,16 @@ In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144
 Original code: rbgirshick/py-faster-rcnn. Deviations, all shared with torchvision so that its weights run here:
   - both RPN terms are divided by the number of sampled anchors; anchors across the frame's edge take part;
   - every RoI below IoU 0.5 is a negative (paper: 0.1 to 0.5); 512 RoIs an image with FPN;
-  - anchor edges are rounded to pixels; ground truth joins the proposals in training.
+  - anchor edges are rounded to pixels; ground truth joins the proposals in training;
+  - smooth L1 turns straight at 1/9 for the RoI head, too (Fast R-CNN: at 1).
+Empty slots of the padded RoIs take part in the statistics of the RoI head's batch norm, where it has one.
 
 Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an image, R sampled regions, C classes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -220,24 +223,17 @@ class FasterRCNN(Detector[Outputs]):
             boxes.append(clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes))
             scores.append(best)
             levels.append(torch.full_like(index, number))
+        all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
+        # Slivers thinner than a thousandth of a pixel: without area they suppress nothing, and they come last.
+        is_sliver = (all_boxes[..., 2:] - all_boxes[..., :2] < 1e-3).any(dim=-1)
+        all_scores = all_scores.masked_fill(is_sliver, -torch.inf)
         kept = [
-            _suppress(*image, after_nms)
-            for image in zip(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), strict=True)
+            batched_nms(*image, RPN_NMS)[:after_nms] for image in zip(all_boxes, all_scores, all_levels, strict=True)
         ]
-        proposals = nn.utils.rnn.pad_sequence(kept, batch_first=True)
-        counts = [len(image) for image in kept]
-        mask = torch.arange(proposals.shape[1]) < torch.tensor(counts)[:, None]
-        return proposals, mask.to(proposals.device, non_blocking=True)
-
-
-def _suppress(
-    boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N"], levels: Tensor, after_nms: int
-) -> Float[Tensor, "k 4"]:
-    """Proposals of one image after NMS within each level; slivers thinner than a thousandth of a pixel go first."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    keep = (sides >= 1e-3).all(dim=1)
-    boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-    return boxes[batched_nms(boxes, scores, levels, RPN_NMS)[:after_nms]]
+        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_value=-torch.inf)
+        mask = pad([image[index] for image, index in zip(all_scores, kept, strict=True)]) > -torch.inf
+        proposals = pad([image[index] for image, index in zip(all_boxes, kept, strict=True)])
+        return torch.where(mask[..., None], proposals, 0.0), mask
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -59,7 +59,7 @@ class Outputs:
 
 
 class Subnet(nn.Module):
-    """Four 3x3 convolutions with ReLU, then one to the outputs of each anchor; shared by all levels."""
+    """3x3 convolutions with ReLU (four in the paper), then one to the outputs of each anchor; shared by all levels."""
 
     def __init__(self, channels: int, depth: int, num_anchors: int, num_outputs: int, group_norm: bool) -> None:
         super().__init__()

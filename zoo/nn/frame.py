@@ -59,7 +59,8 @@ class Frame(nn.Module):
         super().__init__()
         self.config = config
         self.channels_last = channels_last
-        # Holds nothing: frames are made on its device and in its dtype, which follow the detector's.
+        # Holds nothing: frames are made on its device and in its dtype, which follow the detector's. Mean and std are
+        # no buffers, since those would be rounded to float32 before a detector turns float64.
         self.register_buffer("placement", torch.empty(0), persistent=False)
 
     def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
@@ -100,7 +101,7 @@ class Frame(nn.Module):
     def unframe(predictions: list[Prediction], batch: Batch) -> list[Prediction]:
         """Predictions in framed pixels -> predictions in each given image's pixels, clipped to it, none empty.
 
-        A detection that vanishes to no area at the image's edge is dropped (the one host read of prediction).
+        A detection that vanishes to no area at the image's edge is dropped.
         """
         unframed = []
         for prediction, scale, size in zip(predictions, batch.scales, batch.given_sizes, strict=True):
@@ -119,7 +120,7 @@ class Frame(nn.Module):
 
 def _like(rows: list[list[float]], other: Tensor) -> Tensor:
     """A small table made on the host; pinned where that lets the copy run beside the device's work."""
-    table = torch.tensor(rows, dtype=other.dtype)
+    table = torch.tensor(rows, dtype=torch.promote_types(other.dtype, torch.float32))  # bf16 cannot count to 1078
     if other.device.type == "cuda":
         return table.pin_memory().to(other.device, non_blocking=True)
     return table.to(other.device)

@@ -25,7 +25,7 @@ from zoo.ops.select import nms_by_class
 from zoo.types import Batch, Losses, Prediction
 
 SMOOTH_L1_BETA = 1 / 9
-"""Where smooth L1 turns from square to straight: sigma 3 of py-faster-rcnn, and torchvision's."""
+"""Where smooth L1 turns from square to straight: sigma 3 of py-faster-rcnn's RPN; torchvision's for RoIs as well."""
 
 # --------------------------------------------------------------------------------------------------------- pooling
 
@@ -229,7 +229,7 @@ def sample_rois(
 def roi_losses(class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R C 4"], rois: SampledRoIs) -> Losses:
     """Cross entropy over all sampled regions, smooth L1 over those on objects; both per sampled region.
 
-    Fast R-CNN, arXiv 1504.08083, equations 1 to 3.
+    Fast R-CNN, arXiv 1504.08083, equations 1 to 3, but for the beta of smooth L1 (SMOOTH_L1_BETA; 1 in the paper).
     """
     num_sampled = rois.filled.sum().clamp(min=1)
     slots = torch.where(rois.filled, rois.labels + 1, 0)

@@ -72,6 +72,7 @@ class Trunk(nn.Module):
         # VGG has two maps of the same stride at its end; the deeper one is meant.
         indices = tuple(len(all_strides) - 1 - all_strides[::-1].index(stride) for stride in strides)
         self.network = _create(name, indices, pretrained)
+        _check_maps(self.network, name)
         self.strides = strides
         self.channels: list[int] = self.network.feature_info.channels()  # type: ignore[union-attr, operator]
         if norm == "frozen":
@@ -121,6 +122,26 @@ def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> nn.M
     if isinstance(pretrained, str):
         _check_loaded(network, name, pretrained)
     return network
+
+
+def _check_maps(network: nn.Module, name: str) -> None:
+    """Maps must be [B, C, H, W] at any size of image: some transformers give [B, H, W, C], or take one size alone."""
+    size = 192
+    channels = network.feature_info.channels()  # type: ignore[union-attr, operator]
+    strides = network.feature_info.reduction()  # type: ignore[union-attr, operator]
+    expected = [(1, c, size // stride, size // stride) for c, stride in zip(channels, strides, strict=True)]
+    training = network.training
+    try:
+        with torch.no_grad():
+            shapes = [tuple(level.shape) for level in network.eval()(torch.zeros(1, 3, size, size))]
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"trunk {name!r} does not take images of any size: {_first_line(error)}") from error
+    finally:
+        network.train(training)
+    if shapes != expected:
+        raise InputError(
+            f"trunk {name!r} gives maps of shape {shapes[0]}, not {expected[0]} (batch, channels, rows, columns)"
+        )
 
 
 def _check_loaded(network: nn.Module, name: str, file: str) -> None:

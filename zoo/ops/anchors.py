@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.ops.precision import widen
+
 
 def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]) -> Float[Tensor, "A 4"]:
     """Anchors around the origin: each aspect ratio (height / width) at each size, area about size squared.
@@ -28,6 +30,7 @@ def grid_anchors(
 ) -> Float[Tensor, "N 4"]:
     """A cell's anchors at each place of a grid of (rows, columns), `stride` = pixels down, pixels across."""
     (rows, columns), (down, across) = grid_size, stride
+    cell = widen(cell)  # the buffers of a bf16 detector
     y = torch.arange(rows, device=cell.device, dtype=cell.dtype) * down
     x = torch.arange(columns, device=cell.device, dtype=cell.dtype) * across
     shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")

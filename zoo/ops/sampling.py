@@ -16,8 +16,9 @@ def sample(
     Returns:
         Indices of the chosen [B, min(num, N)], positives first, and which of these slots are filled.
     """
-    num = min(num, positive.shape[1])
-    max_positives = min(int(num * positive_fraction), num)
+    num_candidates = positive.shape[1]
+    max_positives = min(int(num * positive_fraction), num_candidates)
+    num = min(num, num_candidates)
     keys = torch.rand(positive.shape, device=positive.device)
     # Chosen positives lie in 2..3, negatives in 1..2, everything else at 0: one top-k then fills the slots.
     positive_keys = torch.where(positive, keys + 1, 0.0)

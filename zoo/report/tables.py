@@ -112,7 +112,7 @@ COLUMNS = (
         "Cost",
         "Training",
         "min",
-        "minutes of training, validation included",
+        "minutes of training, without the validations between",
         lambda run: _defined(run.cost.train_minutes),
         lower_is_better=True,
     ),
