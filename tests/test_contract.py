@@ -26,6 +26,10 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
         "faster_rcnn",
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "anchor_scales": (2.0, 4.0, 8.0), "head_width": 64},
     ),
+    "faster_rcnn of torchvision's second": (
+        "faster_rcnn",
+        {"trunk": "resnet10t", "pyramid_norm": True, "rpn_depth": 2, "head_convs": 2, "head_fcs": 1, "channels": 64},
+    ),
     "retinanet with GroupNorm and GIoU": (
         "retinanet",
         {"trunk": "resnet10t", "group_norm": True, "box_loss": "giou", "channels": 64},

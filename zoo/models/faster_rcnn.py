@@ -17,7 +17,6 @@ Original code: rbgirshick/py-faster-rcnn. Deviations, all shared with torchvisio
   - every RoI below IoU 0.5 is a negative (paper: 0.1 to 0.5); 512 RoIs an image with FPN;
   - anchor edges are rounded to pixels; ground truth joins the proposals in training;
   - smooth L1 turns straight at 1/9 for the RoI head, too (Fast R-CNN: at 1).
-Empty slots of the padded RoIs take part in the statistics of the RoI head's batch norm, where it has one.
 
 Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an image, R sampled regions, C classes.
 """
@@ -190,19 +189,21 @@ class FasterRCNN(Detector[Outputs]):
         """Equation 1 for the RPN, and the RoI head's two losses on sampled proposals."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[0], self.proposals_after_nms[0])
         rois = sample_rois(proposals, mask, batch, self.rois_per_image, positive_fraction=0.25, foreground_iou=0.5)
-        class_logits, deltas = self.read_rois(outputs, rois.boxes)
+        class_logits, deltas = self.read_rois(outputs, rois.boxes, rois.filled)
         return rpn_losses(outputs, batch) | roi_losses(class_logits, deltas, rois)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """The RoI head's word on the best proposals."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[1], self.proposals_after_nms[1])
-        class_logits, deltas = self.read_rois(outputs, proposals)
+        class_logits, deltas = self.read_rois(outputs, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
 
-    def read_rois(self, outputs: Outputs, boxes: Float[Tensor, "B R 4"]) -> tuple[Tensor, Tensor]:
+    def read_rois(
+        self, outputs: Outputs, boxes: Float[Tensor, "B R 4"], filled: Bool[Tensor, "B R"]
+    ) -> tuple[Tensor, Tensor]:
         """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
-        class_logits, deltas = self.roi_head(self.roi_pooling(outputs.features, boxes))
+        class_logits, deltas = self.roi_head(self.roi_pooling(outputs.features, boxes), filled.flatten())
         return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
 
     @torch.no_grad()

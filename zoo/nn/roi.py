@@ -183,8 +183,18 @@ class RoIHead(nn.Module):
         nn.init.zeros_(self.class_logits.bias)
         nn.init.zeros_(self.box_deltas.bias)
 
-    def forward(self, pooled: Float[Tensor, "N D S S"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
-        """Logits with background first, and deltas for each foreground class."""
+    def forward(
+        self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, "N"]
+    ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
+        """Logits with background first, and deltas for each foreground class; any numbers for slots not filled."""
+        if len(self.convs):
+            # Batch norm must not see empty slots; finding the others is the one read-back of this head.
+            logits, deltas = self._read(pooled[filled])
+            empty = logits.new_zeros(len(pooled), logits.shape[1]), deltas.new_zeros(len(pooled), *deltas.shape[1:])
+            return empty[0].index_put((filled,), logits), empty[1].index_put((filled,), deltas)
+        return self._read(pooled)
+
+    def _read(self, pooled: Float[Tensor, "N D S S"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
         # Cell by cell, channels together: the order in which channels_last already has them.
         hidden = self.fcs(self.convs(pooled).permute(0, 2, 3, 1).flatten(1))
         return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (-1, 4))
