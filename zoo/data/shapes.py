@@ -35,7 +35,7 @@ _WIDTHS, _HEIGHTS = (128, 160), (112, 136)  # pixels
 _EMPTY = 0.05  # part of the images
 _MEAN_OBJECTS = 4.0
 _LOOKALIKES = ("oval", "bar", "arc")
-_HUE_SPREAD = 0.06  # of a class's objects around its own, in turns; neighbours are 1/6 apart
+_HUE_SPREAD = 0.05  # of a class's objects around its own, in turns; neighbours are 1/6 apart
 
 Polygon = list[tuple[float, float]]
 
@@ -129,8 +129,8 @@ def _place(rng: Generator, taken: NDArray[np.bool_], label: int) -> _Part | None
     """Draws one thing's mask where enough of it can be seen, and takes the place; None after three attempts."""
     name = SHAPE_CLASSES[label] if label >= 0 else _LOOKALIKES[rng.integers(len(_LOOKALIKES))]
     for _ in range(3):
-        # over a decade, the larger ones more often: a tenth is below 12 pixels, half above 34
-        size = _SMALLEST * (_LARGEST / _SMALLEST) ** (rng.random() ** 0.75)
+        # over a decade, the larger ones more often: a tenth is below 14 pixels, half above 37
+        size = _SMALLEST * (_LARGEST / _SMALLEST) ** (rng.random() ** 0.65)
         mask = _outline(rng, name, size * _SCALE)
         rows, columns = taken.shape
         # the middle lies in the image, a quarter of the mask may lie outside
