@@ -1,4 +1,4 @@
-"""What every detector of the zoo promises. A new entry of MODELS takes one entry of FORMS here, and all of it is tested."""
+"""What every detector of the zoo promises; an entry of MODELS takes an entry of FORMS here, and all of it is tested."""
 
 import math
 from pathlib import Path
