@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from zoo.nn.frame import Frame, FrameConfig
+from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
 
 Outputs = TypeVar("Outputs")
@@ -77,7 +78,13 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         recipe: how the network is optimised.
         channels_last: keep images and weights in NHWC order, which bf16 convolutions want.
         arguments: what the subclass was built with, as plain values: a checkpoint carries them (`plain_arguments`).
+        proposals: the region proposals that the network reads from `batch.proposals`; None for one that needs none.
+
+    Loaders hand proposals over in the targets. For images that come without, the detector computes them, or takes
+    them from `proposal_cache` where one has been set.
     """
+
+    proposal_cache: ProposalCache | None = None
 
     def __init__(
         self,
@@ -87,6 +94,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         recipe: Recipe,
         channels_last: bool,
         arguments: dict[str, Any],
+        proposals: SelectiveSearch | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -99,6 +107,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         self.frame = Frame(frame, channels_last)
         self.recipe = recipe
         self.channels_last = channels_last
+        self.proposals = proposals
         self.arguments = arguments | {"class_names": list(names)}
 
     @abstractmethod
@@ -120,15 +129,36 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
         Args:
             images: uint8 [3, H, W] RGB, any sizes.
-            targets: only for detectors that need region proposals, which travel in them; never looked at otherwise.
+            targets: only for detectors that need region proposals, which may travel in them; never looked at otherwise.
         """
-        batch = self.frame(images, targets)
+        batch = self.frame_batch(images, targets)
         return self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
+
+    @final
+    def frame_batch(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
+        """Raw images and their targets as the three verbs want them, with region proposals where they are declared.
+
+        Args:
+            images: uint8 [3, H, W] RGB, any sizes.
+            targets: one for each image.
+        """
+        if self.proposals is None:
+            return self.frame(images, targets)
+        given = [target.get("proposals") for target in targets] if targets is not None else [None] * len(images)
+        return self.frame(images, targets, [*map(self._find_proposals, images, given)])
+
+    def _find_proposals(self, image: Image, given: Tensor | None) -> Tensor:
+        assert self.proposals is not None
+        if given is not None:
+            return given
+        if self.proposal_cache is not None:
+            return self.proposal_cache.get(image, self.proposals)
+        return propose(image, self.proposals)
 
     @final
     def compute_raw_losses(self, batch: RawBatch) -> Losses:
         """Losses of a raw batch, for training loops that are not Lightning's."""
-        framed = self.frame(*batch)
+        framed = self.frame_batch(*batch)
         return self.compute_losses(self.encode(framed), framed)
 
     @final
@@ -157,7 +187,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         return self(*batch)
 
     def _evaluation_step(self, batch: RawBatch, stage: str) -> StepOutput:
-        framed = self.frame(*batch)
+        framed = self.frame_batch(*batch)
         outputs = self.encode(framed)
         losses = self.compute_losses(outputs, framed)
         total = torch.stack(list(losses.values())).sum()

@@ -49,15 +49,19 @@ def test_targets_are_scaled_padded_and_masked() -> None:
 
 
 def test_proposals_travel_like_boxes() -> None:
-    targets = [make_target([], []), make_target([], [])]
-    targets[0]["proposals"] = torch.tensor([[10.0, 20, 50, 60]])
-    targets[1]["proposals"] = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])
-    images = [make_image(100, 100, target) for target in targets]
-    batch = Frame(FrameConfig(min_size=200, max_size=400))(images, targets)
+    proposals = [torch.tensor([[10.0, 20, 50, 60]]), torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])]
+    images = [make_image(100, 100, make_target([], [])) for _ in proposals]
+    frame = Frame(FrameConfig(min_size=200, max_size=400))
+    assert frame(images).proposals is None
+    batch = frame(images, None, proposals)
     assert batch.proposals is not None
     assert batch.proposal_mask is not None
+    assert batch.proposals.shape == (2, 2, 4)
     assert batch.proposals[0, 0].tolist() == [20, 40, 100, 120]
     assert batch.proposal_mask.tolist() == [[True, False], [True, True]]
+    none = frame(images, None, [torch.zeros(0, 4)] * 2)
+    assert none.proposals is not None
+    assert none.proposals.shape == (2, 1, 4), "regions are pooled from at least one slot"
 
 
 def test_predictions_return_to_the_image_s_pixels() -> None:

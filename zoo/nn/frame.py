@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,12 +64,18 @@ class Frame(nn.Module):
         # no buffers, since those would be rounded to float32 before a detector turns float64.
         self.register_buffer("placement", torch.empty(0), persistent=False)
 
-    def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
-        """Frame images, and their targets when there are any.
+    def forward(
+        self,
+        images: Sequence[Image],
+        targets: Sequence[Target] | None = None,
+        proposals: Sequence[Float[Tensor, "_ 4"]] | None = None,
+    ) -> Batch:
+        """Frame images, and their targets and region proposals when there are any.
 
         Args:
             images: uint8 [3, H, W], any sizes.
-            targets: one for each image; only boxes, labels, flags and `proposals` are read.
+            targets: one for each image; only boxes, labels and flags are read.
+            proposals: [P, 4] of each image, in its own pixels.
         """
         framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
         batch_images = self._stack(images, framed_sizes)
@@ -76,8 +83,8 @@ class Frame(nn.Module):
         sizes = _like([[float(width), float(height)] for height, width in framed_sizes], batch_images)
         scales = sizes / given_sizes
         boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
-        proposals, proposal_mask = _pad_proposals(targets or [], scales)
-        return Batch(batch_images, sizes, scales, given_sizes, boxes, labels, mask, ids, proposals, proposal_mask)
+        padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales)
+        return Batch(batch_images, sizes, scales, given_sizes, boxes, labels, mask, ids, padded, proposal_mask)
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
         divisor = self.config.divisor
@@ -146,14 +153,12 @@ def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> 
     return boxes, labels, mask, ids
 
 
-def _pad_proposals(targets: Sequence[Target], scales: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Proposals [B, P, 4] in framed pixels and their mask [B, P], or None where the targets carry none."""
-    if not targets or "proposals" not in targets[0]:
-        return None, None
-    longest = max(len(target["proposals"]) for target in targets)
-    proposals = scales.new_zeros(len(targets), longest, 4)
-    mask = torch.zeros(len(targets), longest, dtype=torch.bool, device=scales.device)
-    for index, target in enumerate(targets):
-        proposals[index, : len(target["proposals"])] = target["proposals"]
-        mask[index, : len(target["proposals"])] = True
-    return proposals * scales.repeat(1, 2)[:, None], mask
+def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Proposals [B, P, 4] in framed pixels and their mask [B, P]; P is at least 1."""
+    longest = max(1, *(len(boxes) for boxes in proposals))
+    padded = scales.new_zeros(len(proposals), longest, 4)
+    mask = torch.zeros(len(proposals), longest, dtype=torch.bool, device=scales.device)
+    for index, boxes in enumerate(proposals):
+        padded[index, : len(boxes)] = boxes
+        mask[index, : len(boxes)] = True
+    return padded * scales.repeat(1, 2)[:, None], mask

@@ -1,0 +1,233 @@
+"""Region proposals by selective search (Uijlings et al., IJCV 2013), and their cache on disk.
+
+OpenCV segments and groups. Its order of the boxes is not taken over: it comes from C's `rand()`, so that no two calls
+agree on it, and puts small regions first. Ours is the paper's (section 3.3): large regions first, loosened by random
+factors, which here depend on nothing but the boxes. The same image has the same proposals in every process and thread.
+
+Legend: H, W pixels of an image; P proposals.
+"""
+
+import hashlib
+import os
+import secrets
+import tempfile
+import warnings
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.types import Image
+
+FOLDER_VARIABLE = "ZOO_PROPOSALS"
+"""Environment variable that names the cache's folder."""
+
+_VERSION = 1  # of everything below that decides which boxes come out, and of the cache's files
+_DIGEST_SIZE = 16  # bytes
+
+
+class CacheWarning(UserWarning):
+    """The cache cannot be used; work goes on without it."""
+
+
+# ----------------------------------------------------------------------------------------------------------- search
+
+
+@dataclass(frozen=True)
+class SelectiveSearch:
+    """Which proposals a detector wants.
+
+    Args:
+        mode: how many groupings there are: "single" (1: HSV), "fast" (12: HSV and Lab, three segmentations, two
+            measures of similarity) or "quality" (100: five colour spaces, five segmentations, four measures).
+        limit: the most proposals of an image.
+        width: images are searched at this width in pixels, larger or smaller than they are (R-CNN: 500); None: as they
+            are.
+        min_side: boxes narrower or lower than this are left out, in pixels of the image as it is searched (R-CNN: 20).
+        scale: Felzenszwalb's k, the first of the mode's: a larger one makes larger segments to begin with.
+    """
+
+    mode: Literal["single", "fast", "quality"] = "fast"
+    limit: int = 2000
+    width: int | None = 500
+    min_side: int = 20
+    scale: int = 150
+
+    def __post_init__(self) -> None:
+        """Refuse what finds nothing."""
+        if self.limit < 1 or self.scale < 1 or self.min_side < 0 or (self.width is not None and self.width < 1):
+            raise ValueError("selective search wants limit, scale and width of at least 1, and min_side of at least 0")
+
+
+def propose(image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
+    """Boxes around what might be an object, best first; the same for the same image, always.
+
+    Args:
+        image: uint8 [3, H, W] RGB, on any device.
+        search: how to look.
+
+    Returns:
+        f32 xyxy on the CPU, in pixels of the image; P is at least 1 and at most `search.limit`.
+    """
+    pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()[:, :, ::-1])  # BGR, as OpenCV has it
+    height, width = pixels.shape[:2]
+    if search.width is not None and search.width != width:
+        new_height = max(1, round(height * search.width / width))
+        method = cv2.INTER_AREA if search.width < width else cv2.INTER_LINEAR
+        pixels = cv2.resize(pixels, (search.width, new_height), interpolation=method)
+    corners = _search(pixels, search)
+    factors = width / pixels.shape[1], height / pixels.shape[0]
+    return torch.from_numpy((corners * np.tile(factors, 2)).astype(np.float32))
+
+
+def _search(pixels: NDArray[np.uint8], search: SelectiveSearch) -> NDArray[np.int32]:
+    """[P, 4] xyxy in pixels of the image that is searched, best first."""
+    cv2.setNumThreads(1)  # nothing here gains by more, and workers share the cores already
+    grouping = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    grouping.setBaseImage(pixels)
+    if search.mode == "single":
+        grouping.switchToSingleStrategy(search.scale)
+    elif search.mode == "fast":
+        grouping.switchToSelectiveSearchFast(search.scale, search.scale)
+    else:
+        grouping.switchToSelectiveSearchQuality(search.scale, search.scale)
+    boxes = np.asarray(grouping.process(), np.int32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    large = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= search.min_side]
+    if not len(large):
+        large = np.array([[0, 0, pixels.shape[1], pixels.shape[0]]], np.int32)
+    return large[_order(large)][: search.limit]
+
+
+def _order(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[P] places of the boxes, best first: by position in the order of size, times a random number."""
+    sizes = (boxes[:, 2:] - boxes[:, :2]).astype(np.int64).prod(axis=1)
+    by_size = np.lexsort((*boxes.T, -sizes))
+    values = np.arange(1, len(boxes) + 1) * np.random.default_rng(0).random(len(boxes))
+    return by_size[np.argsort(values, kind="stable")]
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+class ProposalCache:
+    """Proposals on disk, by the pixels of the image, the search and the versions of what computes them.
+
+    Any number of processes may use one folder: entries are written under another name and then renamed. An entry that
+    is damaged in any way is computed anew. When the folder cannot be written, everything is computed and nothing kept.
+
+    Args:
+        folder: is made if need be. Without one it is the environment variable ZOO_PROPOSALS, or
+            `detection-zoo/proposals` below the user's cache folder.
+        max_bytes: bound of all entries together; those not used for the longest time go first. Each process looks at
+            the whole folder after writing a sixteenth of it, so several together can pass the bound by that much each.
+    """
+
+    def __init__(self, folder: str | Path | None = None, max_bytes: int = 4_000_000_000) -> None:
+        self.folder = default_folder() if folder is None else Path(folder)
+        self.max_bytes = max_bytes
+        self.is_writable = True
+        self._unseen_bytes: int | None = None  # written since the last look at the folder; None before the first
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            self._give_up(error)
+
+    def get(self, image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
+        """As `propose`, from the cache where it is there; what is computed is kept."""
+        path = self.path(image, search)
+        boxes = _read(path)
+        if boxes is None:
+            boxes = propose(image, search)
+            if self.is_writable:
+                self._write(path, boxes)
+        return boxes
+
+    def path(self, image: Image, search: SelectiveSearch) -> Path:
+        """Where the proposals of an image are kept."""
+        words = (_VERSION, cv2.__version__, tuple(image.shape), astuple(search))
+        digest = hashlib.blake2b(repr(words).encode(), digest_size=20)
+        digest.update(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()))
+        name = digest.hexdigest()
+        return self.folder / name[:2] / name[2:]
+
+    def _write(self, path: Path, boxes: Float[Tensor, "P 4"]) -> None:
+        content = boxes.numpy().astype("<f4").tobytes()
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            partial.write_bytes(_digest(content) + content)
+            os.replace(partial, path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            self._give_up(error)
+            return
+        if self._unseen_bytes is not None:
+            self._unseen_bytes += _DIGEST_SIZE + len(content)
+        if self._unseen_bytes is None or self._unseen_bytes > self.max_bytes / 16:
+            self._unseen_bytes = 0
+            evict(self.folder, self.max_bytes)
+
+    def _give_up(self, error: OSError) -> None:
+        self.is_writable = False
+        warnings.warn(
+            f"proposals are computed anew each time: {self.folder} cannot be written ({error.strerror or error})",
+            CacheWarning,
+            stacklevel=3,
+        )
+
+
+def default_folder() -> Path:
+    """The folder that the environment names, or the user's cache folder."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detection-zoo" / "proposals"
+
+
+def evict(folder: Path, max_bytes: int) -> None:
+    """Deletes the entries that were not used for the longest time, down to nine tenths of the bound, if it is passed.
+
+    Entries that another process deletes at the same time are no matter.
+    """
+    entries = []
+    for shelf in folder.iterdir():
+        with suppress(OSError), os.scandir(shelf) as files:
+            entries += [(stat.st_mtime, stat.st_size, file.path) for file in files if (stat := file.stat())]
+    total = sum(size for _, size, _ in entries)
+    if total <= max_bytes:
+        return
+    for _, size, path in sorted(entries):
+        with suppress(OSError):
+            os.unlink(path)
+        total -= size
+        if total <= max_bytes * 0.9:
+            return
+
+
+def _read(path: Path) -> Float[Tensor, "P 4"] | None:
+    """An entry, or None where there is none that is whole; reading makes it young again."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    with suppress(OSError):  # others may share what they cannot change
+        os.utime(path)
+    digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    if digest != _digest(content) or not content or len(content) % 16:
+        return None
+    return torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32).reshape(-1, 4))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_SIZE).digest()
