@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from zoo.ops.focal import focal_loss_per_image
+from zoo.ops.focal import focal_loss_per_image, penalty_reduced_focal_loss_per_image
 
 ALPHA, GAMMA = 0.25, 2.0
 
@@ -62,3 +62,26 @@ def test_large_logits_stay_finite() -> None:
 def test_no_anchors() -> None:
     nothing = torch.zeros(2, 0, dtype=torch.int64)
     assert focal_loss_per_image(torch.zeros(2, 0, 3), nothing, nothing.bool(), ALPHA, GAMMA).tolist() == [0, 0]
+
+
+def test_penalty_reduced_by_hand() -> None:
+    # p = 1/2 everywhere: 1/4 log 2 at the point; (1/2)^4 1/4 log 2 where the heat is 1/2; 1/4 log 2 where it is 0
+    heat = torch.tensor([[[[1.0, 0.5, 0.0]]], [[[0.0, 0.0, 0.0]]]])
+    loss = penalty_reduced_focal_loss_per_image(torch.zeros(2, 1, 1, 3), heat, 2.0, 4.0)
+    assert loss.tolist() == pytest.approx([(1 + 1 / 16 + 1) / 4 * math.log(2), 3 / 4 * math.log(2)])
+
+
+def test_penalty_reduced_and_its_gradient_against_a_slow_loop() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 3, 4, 5, dtype=torch.float64) * 3).requires_grad_()
+    heat = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    heat[torch.rand_like(heat) < 0.2] = 1
+    found = penalty_reduced_focal_loss_per_image(logits, heat, 2.0, 4.0)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for b, c, i, j in torch.cartesian_prod(*map(torch.arange, logits.shape)).tolist():
+        p, y = logits[b, c, i, j].sigmoid(), heat[b, c, i, j]
+        expected[b] -= (1 - p) ** 2 * p.log() if y == 1 else (1 - y) ** 4 * p**2 * (1 - p).log()
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    gradients = [torch.autograd.grad((loss * weights).sum(), logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al., arXiv 1708.02002, equation 5).
+"""Focal loss (Lin et al., arXiv 1708.02002, equation 5), and CornerNet's form of it for heat maps.
 
     FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t),   p_t = p for the true class, 1 - p for every other
 
@@ -23,6 +23,8 @@ CPU_CHUNK = 2**17
 class _NegativeFocal(torch.autograd.Function):
     """Sum over anchors and classes of weight * p^gamma softplus(x), and its gradient by hand.
 
+    Weights [B, N, C], or [B, N, 1] where they are the same for all classes.
+
     d/dx p^gamma softplus(x) = p^gamma (gamma (1 - p) softplus(x) + p)
     """
 
@@ -37,7 +39,7 @@ class _NegativeFocal(torch.autograd.Function):
             x = widen(logits[:, rows])
             p = torch.sigmoid(x)
             softplus = F.softplus(x)
-            modulation = (p.square() if gamma == 2 else p.pow(gamma)).mul_(weights[:, rows, None])
+            modulation = (p.square() if gamma == 2 else p.pow(gamma)).mul_(weights[:, rows])
             loss += (modulation * softplus).sum(dim=(1, 2))
             if gradient is not None:
                 # gamma (1 - p) softplus + p, in place: (softplus - p softplus) gamma + p
@@ -70,10 +72,33 @@ def focal_loss_per_image(
         gamma: how strongly easy examples are turned down.
     """
     counted = (~ignored).to(widen(logits[:0]).dtype)
-    negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted, gamma)
+    negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted[..., None], gamma)
     positive = (labels >= 0) & ~ignored
     own = widen(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
     p = torch.sigmoid(own)
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-own)
     as_negative = (1 - alpha) * p**gamma * F.softplus(own)
     return negatives + torch.where(positive, as_positive - as_negative, 0.0).sum(dim=1)
+
+
+def penalty_reduced_focal_loss_per_image(
+    logits: Float[Tensor, "B C H W"], heat: Float[Tensor, "B C H W"], alpha: float, beta: float
+) -> Float[Tensor, "B"]:
+    """Sum over each image's heat maps of CornerNet's focal loss (Law and Deng, arXiv 1808.01244, equation 1).
+
+        (1 - p)^alpha log(p)                    where the heat y is 1
+        (1 - y)^beta p^alpha log(1 - p)         elsewhere, both negated
+
+    The first is the second's form at -x with weight 1, so one function serves both.
+
+    Args:
+        logits: of the heat maps.
+        heat: y, 1 at each point and less around it.
+        alpha: how strongly easy places are turned down.
+        beta: how strongly places near a point are.
+    """
+    positive = heat == 1
+    signed = torch.where(positive, -logits, logits)
+    weights = torch.where(positive, 1.0, (1 - heat).pow(beta))
+    by_cell = (values.permute(0, 2, 3, 1).flatten(1, 2) for values in (signed, weights))
+    return _NegativeFocal.apply(*by_cell, alpha)
