@@ -23,14 +23,13 @@ Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torch.nn.utils.rnn import pad_sequence
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.nn.fpn import Pyramid
@@ -43,6 +42,7 @@ from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
+from zoo.ops.select import nms_in_groups
 from zoo.types import Batch, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -225,16 +225,12 @@ class FasterRCNN(Detector[Outputs]):
             scores.append(best)
             levels.append(torch.full_like(index, number))
         all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
-        # Slivers thinner than a thousandth of a pixel: without area they suppress nothing, and they come last.
-        is_sliver = (all_boxes[..., 2:] - all_boxes[..., :2] < 1e-3).any(dim=-1)
-        all_scores = all_scores.masked_fill(is_sliver, -torch.inf)
         kept = [
-            batched_nms(*image, RPN_NMS)[:after_nms] for image in zip(all_boxes, all_scores, all_levels, strict=True)
+            index[:after_nms] for index in nms_in_groups(list(all_boxes), list(all_scores), list(all_levels), RPN_NMS)
         ]
-        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_value=-torch.inf)
-        mask = pad([image[index] for image, index in zip(all_scores, kept, strict=True)]) > -torch.inf
-        proposals = pad([image[index] for image, index in zip(all_boxes, kept, strict=True)])
-        return torch.where(mask[..., None], proposals, 0.0), mask
+        proposals = pad_sequence([boxes[index] for boxes, index in zip(all_boxes, kept, strict=True)], batch_first=True)
+        counts = torch.tensor([len(index) for index in kept], device=proposals.device)
+        return proposals, torch.arange(proposals.shape[1], device=proposals.device) < counts[:, None]
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -189,19 +189,21 @@ class RetinaNet(Detector[Outputs]):
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """The best candidates of each level, decoded, then NMS by class over all levels together."""
-        per_level = [
-            top_candidates(logits, self.score_threshold, self.candidates_per_level) for logits in outputs.logits
-        ]
-        predictions = []
-        for image, candidates in enumerate(zip(*per_level, strict=True)):
-            deltas = [level[image, index] for level, (index, _, _) in zip(outputs.deltas, candidates, strict=True)]
-            anchors = [level[index] for level, (index, _, _) in zip(outputs.anchors, candidates, strict=True)]
-            boxes = decode_boxes(widen(torch.cat(deltas)), torch.cat(anchors))
-            boxes = clip_boxes(boxes[None], batch.sizes[image, None])[0]
-            labels = torch.cat([label for _, label, _ in candidates])
-            scores = torch.cat([logit for _, _, logit in candidates]).sigmoid()
-            predictions.append(nms_by_class(boxes, scores, labels, self.nms_threshold, self.detections_per_image))
-        return predictions
+        boxes, found = [], []
+        for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
+            level = top_candidates(logits, self.score_threshold, self.candidates_per_level)
+            decoded = decode_boxes(widen(deltas[level.image, level.anchor]), anchors[level.anchor])
+            boxes.append(clip_boxes(decoded[:, None], batch.sizes[level.image])[:, 0])
+            found.append(level)
+        image, order = torch.cat([level.image for level in found]).sort(stable=True)
+        counts = torch.bincount(image, minlength=len(batch.images)).tolist()
+        return nms_by_class(
+            torch.cat(boxes)[order].split(counts),
+            torch.cat([level.logit for level in found])[order].sigmoid().split(counts),
+            torch.cat([level.label for level in found])[order].split(counts),
+            self.nms_threshold,
+            self.detections_per_image,
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -277,5 +277,5 @@ def roi_predictions(
     counts = torch.bincount(image, minlength=len(rois)).tolist()
     boxes = decode_boxes(widen(deltas[image, region, label]), rois[image, region], ROI_WEIGHTS)
     boxes = clip_boxes(boxes[:, None], sizes[image])[:, 0]
-    parts = zip(boxes.split(counts), scores[image, region, label].split(counts), label.split(counts), strict=True)
-    return [nms_by_class(*part, nms_threshold, limit) for part in parts]
+    scores = scores[image, region, label]
+    return nms_by_class(boxes.split(counts), scores.split(counts), label.split(counts), nms_threshold, limit)
