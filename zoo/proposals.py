@@ -123,7 +123,7 @@ def group(pixels: NDArray[np.uint8], search: SelectiveSearch) -> NDArray[np.int3
     texture = segmentation.createSelectiveSearchSegmentationStrategyTexture()
     size = segmentation.createSelectiveSearchSegmentationStrategySize()
     combine = segmentation.createSelectiveSearchSegmentationStrategyMultiple
-    measures = [combine(colour, fill, texture, size)]
+    measures: list[segmentation.SelectiveSearchSegmentationStrategy] = [combine(colour, fill, texture, size)]
     if search.mode != "single":
         measures.append(combine(fill, texture, size))
     if search.mode == "quality":

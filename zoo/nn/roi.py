@@ -18,7 +18,7 @@ from torchvision.ops import roi_pool
 
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
-from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.matching import BACKGROUND, IGNORED, gather_matched, match
 from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
 from zoo.ops.select import nms_by_class
@@ -221,14 +221,20 @@ def sample_rois(
     num: int,
     positive_fraction: float,
     foreground_iou: float,
+    background_iou: float = 0.0,
 ) -> SampledRoIs:
-    """Choose `num` regions an image among proposals and ground truth, at most a fraction of them on objects."""
+    """Choose `num` regions an image among proposals and ground truth, at most a fraction of them on objects.
+
+    A region is on an object from `foreground_iou` on, and background below it, but not below `background_iou` (Fast
+    R-CNN: 0.1).
+    """
     candidates = torch.cat((proposals, batch.boxes), dim=1)
     candidate_mask = torch.cat((proposal_mask, batch.mask), dim=1)
     iou = pairwise_iou(batch.boxes, candidates)
-    matched = match(iou, batch.mask, foreground_iou, foreground_iou, keep_best_of_each_object=False)
+    matched = match(iou, batch.mask, background_iou, foreground_iou, keep_best_of_each_object=False)
     positive = (matched >= 0) & candidate_mask
-    negative = (matched == BACKGROUND) & candidate_mask
+    # Between the two bounds `match` has IGNORED; below the lower one BACKGROUND, as where there is no object at all.
+    negative = (matched == IGNORED if background_iou > 0 else matched < 0) & candidate_mask
     chosen, filled = sample(positive, negative, num, positive_fraction)
     matched = matched.gather(1, chosen)
     labels = torch.where(matched >= 0, gather_matched(batch.labels, matched), BACKGROUND)
@@ -236,10 +242,15 @@ def sample_rois(
     return SampledRoIs(boxes, labels, gather_matched(batch.boxes, matched), filled)
 
 
-def roi_losses(class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R C 4"], rois: SampledRoIs) -> Losses:
+def roi_losses(
+    class_logits: Float[Tensor, "B R _"],
+    deltas: Float[Tensor, "B R C 4"],
+    rois: SampledRoIs,
+    beta: float = SMOOTH_L1_BETA,
+) -> Losses:
     """Cross entropy over all sampled regions, smooth L1 over those on objects; both per sampled region.
 
-    Fast R-CNN, arXiv 1504.08083, equations 1 to 3, but for the beta of smooth L1 (SMOOTH_L1_BETA; 1 in the paper).
+    Fast R-CNN, arXiv 1504.08083, equations 1 to 3; there smooth L1 turns straight at a beta of 1.
     """
     num_sampled = rois.filled.sum().clamp(min=1)
     slots = torch.where(rois.filled, rois.labels + 1, 0)
@@ -251,7 +262,7 @@ def roi_losses(class_logits: Float[Tensor, "B R _"], deltas: Float[Tensor, "B R 
     own_deltas = widen(deltas).gather(2, own)[:, :, 0]
     # An empty slot's region has no area and infinite targets: they must go before they meet a gradient.
     targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
-    smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
+    smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=beta, reduction="none").sum(dim=-1)
     return {"roi_class": class_loss, "roi_box": torch.where(positive, smooth_l1, 0.0).sum() / num_sampled}
 
 
