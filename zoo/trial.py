@@ -128,7 +128,7 @@ def choose_checkpoint(
     found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
     points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], loss))
     if not best.exists() or found["AP"] > before:
-        trainer.save_checkpoint(best)
+        trainer.save_checkpoint(best, weights_only=False)  # False: what training goes on from is in it, too
     return best
 
 

@@ -18,7 +18,7 @@ from zoo.types import Prediction
 WORTH_SHARING = 4000
 """Boxes of a batch from which on threads gain more than they cost."""
 
-WORTH_GROUPING = 16
+WORTH_GROUPING = 40
 """Mean boxes of a group from which on one NMS a group beats one NMS of all, groups moved apart (CPU)."""
 
 
