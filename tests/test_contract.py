@@ -12,10 +12,12 @@ import zoo
 from zoo.detector import Detector, Recipe
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
+from zoo.proposals import SelectiveSearch
 from zoo.types import RawBatch, Target
 
 NUM_CLASSES = 3
 FRAME = FrameConfig(min_size=96, max_size=160)
+SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 
 
@@ -23,6 +25,11 @@ RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t"}),
     "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t"}),
+    "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "proposals": SEARCH, "background_iou": 0.0}),
+    "fast_rcnn of the paper": (
+        "fast_rcnn",
+        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "proposals": SEARCH},
+    ),
     "faster_rcnn of the paper": (
         "faster_rcnn",
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "anchor_scales": (2.0, 4.0, 8.0), "head_width": 64},

@@ -8,10 +8,11 @@ from jsonargparse import ArgumentParser
 
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
 
-MODELS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN}
+MODELS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "fast_rcnn": FastRCNN, "faster_rcnn": FasterRCNN}
 
 
 def load(checkpoint: str | Path) -> Detector:
