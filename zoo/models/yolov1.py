@@ -1,0 +1,414 @@
+"""YOLOv1: You Only Look Once (Redmon, Divvala, Girshick, Farhadi; arXiv 1506.02640).
+
+    frame stretched to a square -> trunk -> added convolutions -> head: C + 5K numbers for each of S x S cells
+
+    section 2    the cell that an object's centre falls into answers for it: S = 7 cells a side, K = 2 boxes a cell;
+                 x, y relative to the cell, w, h to the whole image, a confidence a box, C class probabilities a cell;
+                 score of a class = Pr(class | object) * confidence (equation 1)
+    section 2.1  20 convolutions that are pre-trained on ImageNet (here any timm trunk can stand in for them) ...
+    section 2.2  ... then four more, two fully connected layers, dropout 0.5; leaky ReLU 0.1 but a linear output
+    equation 3   sums of squared errors, of a cell's responsible box where the cell has an object:
+
+        xy         5   * (x - x^)^2 + (y - y^)^2
+        wh         5   * (sqrt w - sqrt w^)^2 + (sqrt h - sqrt h^)^2
+        object           (confidence - IoU of the box with the object)^2
+        no_object  0.5 * confidence^2                            of all boxes that answer for nothing
+        class            (p(c) - p^(c))^2 over all classes       once a cell with an object
+
+                 responsible is the box of the cell that overlaps the object most; no gradient flows through IoU
+    section 2.4  each class has NMS of its own
+
+Original code: pjreddie/darknet (src/detection_layer.c, cfg/yolov1). Shared with it, and not in the paper:
+  - the network gives square roots of w and h themselves: a negative one is squared like any other;
+  - batch norm in every convolution;
+  - the head of the weights that were released: a locally connected layer instead of the first fully connected one.
+Deviations:
+  - two objects with their centres in one cell: the larger wins, of equal ones the first (darknet: the first);
+  - where no box of the cell overlaps the object the first is responsible (darknet: the one of least squared error).
+    It hardly comes up, since the boxes start at the middle of their cell with sizes spread over 0..1 (darknet: at 0);
+  - a head of convolutions alone, which shares its weights among cells, as a switch; it learns from far fewer images;
+  - the loss is divided by the number of images. Its gradient is twice that of darknet, which leaves out the factor 2.
+
+The output of the fully connected head is in darknet's order: class probabilities [S, S, C], confidences [S, S, K],
+boxes [S, S, K, 4]; that of the convolutional head is so in each cell, [C | K | K * 4] channels. Cells go row by row.
+
+Legend: B images, M objects of an image, S cells a side, G = S * S cells, K boxes a cell, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.errors import InputError
+from zoo.nn.darknet import LEAK, TRUNKS, ConvUnit, Darknet, LocalConv
+from zoo.nn.frame import FrameConfig
+from zoo.nn.trunk import Trunk
+from zoo.ops.boxes import box_area, pairwise_iou
+from zoo.ops.matching import BACKGROUND, gather_matched
+from zoo.ops.precision import widen
+from zoo.ops.select import nms_by_class
+from zoo.types import Batch, Losses, Prediction, RawBatch
+
+HeadKind = Literal["fc", "local", "conv"]
+
+START_CONFIDENCE = 0.1
+COARSEST_LEVEL = 32  # the last stride of nearly every timm model; the added convolutions go on from there
+
+
+@dataclass
+class Outputs:
+    """What the network says in each cell."""
+
+    classes: Float[Tensor, "B G C"]  # probability of each class, given that there is an object
+    confidences: Float[Tensor, "B G K"]
+    boxes: Float[Tensor, "B G K 4"]  # x, y in cells from the cell's corner; square roots of w, h in parts of the frame
+
+
+# ---------------------------------------------------------------------------------------------------------- network
+
+
+def build_neck(in_channels: int, widths: Sequence[int], stride: int) -> nn.Sequential:
+    """The paper's added 3x3 convolutions; the second of them has the stride (the first, where there is one alone)."""
+    if not widths and stride > 1:
+        raise InputError(f"cells are {stride} times as large as the trunk's last stride: neck needs a convolution")
+    strided = min(1, len(widths) - 1)
+    layers = []
+    for index, width in enumerate(widths):
+        layers.append(ConvUnit(in_channels, width, 3, stride if index == strided else 1))
+        in_channels = width
+    return nn.Sequential(*layers)
+
+
+class Head(nn.Module):
+    """Hidden layers with leaky ReLU, dropout, and the linear output.
+
+    Args:
+        kind: what the hidden layers are: fully connected ("fc"), 3x3 with weights of their own in each cell ("local"),
+            or 1x1 convolutions ("conv"). The output is a 1x1 convolution in "conv" and fully connected else.
+        in_channels: of the map [B, D, S, S] that it reads.
+        grid: S.
+        widths: of the hidden layers.
+        dropout: before the output.
+        boxes_per_cell: K.
+        num_classes: C.
+    """
+
+    def __init__(
+        self,
+        kind: HeadKind,
+        in_channels: int,
+        grid: int,
+        widths: Sequence[int],
+        dropout: float,
+        boxes_per_cell: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.sizes = (num_classes, boxes_per_cell, 4 * boxes_per_cell)
+        num_cells = grid * grid
+        hidden: list[nn.Module] = [nn.Flatten()] if kind == "fc" else []
+        width = in_channels * num_cells if kind == "fc" else in_channels
+        for next_width in widths:
+            layer: nn.Module
+            if kind == "fc":
+                layer = nn.Linear(width, next_width)
+            elif kind == "local":
+                layer = LocalConv(width, next_width, grid)
+            else:
+                layer = nn.Conv2d(width, next_width, 1)
+            hidden += [layer, nn.LeakyReLU(LEAK)]
+            width = next_width
+        if kind == "local":
+            hidden.append(nn.Flatten())
+            width *= num_cells
+        self.hidden = nn.Sequential(*hidden, nn.Dropout(dropout))
+        self.output: nn.Linear | nn.Conv2d
+        if kind == "conv":
+            self.output = nn.Conv2d(width, sum(self.sizes), 1)
+        else:
+            self.output = nn.Linear(width, num_cells * sum(self.sizes))
+        self._init_output(num_cells)
+
+    def _init_output(self, num_cells: int) -> None:
+        """Weights so small that each cell starts unsure, with boxes in its middle of sides 1/3 and 2/3 (for K = 2)."""
+        num_classes, num_boxes, _ = self.sizes
+        nn.init.normal_(self.output.weight, std=0.001)
+        roots = (torch.arange(1, num_boxes + 1) / (num_boxes + 1)).sqrt()
+        boxes = torch.stack([torch.full_like(roots, 0.5)] * 2 + [roots] * 2, dim=1).flatten()
+        num_repeats = 1 if isinstance(self.output, nn.Conv2d) else num_cells
+        classes = torch.full((num_repeats * num_classes,), 1 / num_classes)
+        confidences = torch.full((num_repeats * num_boxes,), START_CONFIDENCE)
+        assert self.output.bias is not None
+        with torch.no_grad():
+            self.output.bias.copy_(torch.cat([classes, confidences, boxes.repeat(num_repeats)]))
+
+    def forward(self, features: Float[Tensor, "B D S S"]) -> Outputs:
+        """Network output in the order that the head of this file tells, taken apart."""
+        values = self.output(self.hidden(features))
+        num_images = len(values)
+        if isinstance(self.output, nn.Conv2d):
+            classes, confidences, boxes = values.permute(0, 2, 3, 1).flatten(1, 2).split(self.sizes, dim=2)
+        else:
+            num_cells = values.shape[1] // sum(self.sizes)
+            sections = values.split([num_cells * size for size in self.sizes], dim=1)
+            classes, confidences, boxes = (section.view(num_images, num_cells, -1) for section in sections)
+        return Outputs(classes, confidences, boxes.unflatten(2, (-1, 4)))
+
+
+# -------------------------------------------------------------------------------------------------------- the model
+
+
+@final
+class YOLOv1(Detector[Outputs]):
+    """YOLOv1 over the paper's trunks or any of timm.
+
+    The frame is stretched to a square of `frame.min_size` pixels, a multiple of `grid`: a cell is as large as the
+    trunk's last stride (64 or, before the paper's added convolutions, 32; 8, 16 or 32 with a timm trunk), or a multiple
+    of it, by which the added convolutions then stride.
+
+    Args:
+        num_classes: foreground classes.
+        class_names: their names.
+        trunk: "darknet20" (the paper's 20 pre-trained layers), "darknet6" (Fast YOLO's), or a timm model.
+        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false. For the paper's
+            trunks a darknet file.
+        neck: channels of the 3x3 convolutions added to the trunk: four to the paper's (24 in all), three to Fast
+            YOLO's (9 in all).
+        head: "fc" (paper), "local" (darknet's released weights) or "conv".
+        head_widths: of its hidden layers; see `Head`.
+        dropout: before its output.
+        grid: S.
+        boxes_per_cell: K (the paper's B).
+        coord_weight: lambda_coord.
+        no_object_weight: lambda_noobj.
+        score_threshold: of detections; darknet's for the VOC evaluation.
+        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        detections_per_image: kept after NMS.
+        frame: how images are brought to the network; stretched.
+        recipe: how it is optimised.
+        channels_last: memory order of images and weights.
+
+    Raises:
+        InputError: frame, grid and trunk do not go together.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        trunk: str = "darknet20",
+        pretrained: bool | str = False,
+        neck: tuple[int, ...] = (1024, 1024, 1024, 1024),
+        head: HeadKind = "fc",
+        head_widths: tuple[int, ...] = (4096,),
+        dropout: float = 0.5,
+        grid: int = 7,
+        boxes_per_cell: int = 2,
+        coord_weight: float = 5.0,
+        no_object_weight: float = 0.5,
+        score_threshold: float = 0.001,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+        frame: FrameConfig = FrameConfig(448, 448, stretch=True),
+        recipe: Recipe = Recipe(),
+        channels_last: bool = True,
+    ) -> None:
+        arguments = plain_arguments(YOLOv1, locals())
+        super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
+        self.grid = grid
+        self.coord_weight = coord_weight
+        self.no_object_weight = no_object_weight
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+        cell = cell_size(frame, grid)
+        self.trunk: Darknet | Trunk
+        if trunk in TRUNKS:
+            self.trunk = Darknet(trunk, pretrained)
+            stride = self.trunk.stride
+        else:
+            stride = min(cell, COARSEST_LEVEL)
+            self.trunk = Trunk(trunk, (stride,), pretrained, norm="batch", frozen_stages=0)
+        if cell % stride:
+            raise InputError(f"cells of {cell} pixels (frame / grid) are no multiple of the trunk's stride {stride}")
+        self.neck = build_neck(self.trunk.channels[-1], neck, cell // stride)
+        width = neck[-1] if neck else self.trunk.channels[-1]
+        self.head = Head(head, width, grid, head_widths, dropout, boxes_per_cell, num_classes)
+
+    def encode(self, batch: Batch) -> Outputs:
+        """Classes, confidences and boxes of every cell."""
+        return self.head(self.neck(self.trunk(batch.images)[-1]))
+
+    def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
+        """Equation 3."""
+        boxes = batch.boxes / batch.images.shape[3]
+        owners, _ = assign_cells(boxes, batch.mask, self.grid)
+        return equation_3(outputs, boxes, batch.labels, owners, self.grid, self.coord_weight, self.no_object_weight)
+
+    def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
+        """Equation 1 for every box and class, then NMS by class."""
+        scores = class_scores(widen(outputs.classes), widen(outputs.confidences))
+        boxes = decode_boxes(widen(outputs.boxes), self.grid).clamp(0, 1) * batch.images.shape[3]
+        num_classes = scores.shape[3]
+        sorted_scores, order = scores.flatten(1).sort(dim=1, descending=True)
+        counts = (sorted_scores > self.score_threshold).sum(dim=1).tolist()
+        indices = [index[:count] for index, count in zip(order, counts, strict=True)]
+        return nms_by_class(
+            [image[index // num_classes] for image, index in zip(boxes.flatten(1, 2), indices, strict=True)],
+            [image[:count] for image, count in zip(sorted_scores, counts, strict=True)],
+            [index % num_classes for index in indices],
+            self.nms_threshold,
+            self.detections_per_image,
+        )
+
+    def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
+        """Count the objects that lose their cell; `train/lost_objects` is their sum over an epoch."""
+        lost = count_lost_objects(batch, self.grid)
+        self.log("train/lost_objects", lost.float(), on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+
+
+def cell_size(frame: FrameConfig, grid: int) -> int:
+    """Side of a cell in framed pixels.
+
+    Raises:
+        InputError: the frame is not stretched, or not divided by the grid or by its own divisor.
+    """
+    if not frame.stretch:
+        raise InputError("YOLOv1 lays its grid over frames of one size; set frame.stretch to true")
+    if frame.min_size % grid or frame.min_size % frame.divisor:
+        raise InputError(
+            f"a frame of {frame.min_size} pixels is not divided by a grid of {grid} and by frame.divisor, "
+            f"{frame.divisor}"
+        )
+    return frame.min_size // grid
+
+
+# ------------------------------------------------------------------------------------------------------- assignment
+
+
+def assign_cells(
+    boxes: Float[Tensor, "B M 4"], mask: Bool[Tensor, "B M"], grid: int
+) -> tuple[Int64[Tensor, "B G"], Bool[Tensor, "B M"]]:
+    """Which object each cell answers for, and which objects lose theirs to another.
+
+    Of objects with their centres in one cell the largest wins, of equally large ones the first.
+
+    Args:
+        boxes: xyxy in parts of the frame.
+        mask: which objects are real.
+        grid: S.
+
+    Returns:
+        Index of the object or BACKGROUND, and the mask of objects that no cell answers for.
+    """
+    num_images, num_objects = mask.shape
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    column, row = (centres * grid).long().clamp(0, grid - 1).unbind(-1)
+    cells = torch.where(mask, row * grid + column, grid * grid)  # one cell more, for what is not real
+
+    areas = box_area(boxes)
+    index = torch.arange(num_objects, device=boxes.device)
+    is_larger = areas[:, None, :] > areas[:, :, None]  # [B, m, n]: n is larger than m
+    is_first = (areas[:, None, :] == areas[:, :, None]) & (index < index[:, None])
+    is_rival = (cells[:, None, :] == cells[:, :, None]) & mask[:, None, :]
+    lost = mask & (is_rival & (is_larger | is_first)).any(dim=2)
+
+    owners = torch.full((num_images, grid * grid + 1), BACKGROUND, device=boxes.device)
+    winners = torch.where(mask & ~lost, cells, grid * grid)
+    owners.scatter_(1, winners, index.expand(num_images, -1))
+    return owners[:, :-1], lost
+
+
+def count_lost_objects(batch: RawBatch, grid: int) -> Int64[Tensor, ""]:
+    """Objects of raw images that share a cell with a larger one, so that nothing learns them.
+
+    Args:
+        batch: images and targets as a loader gives them; a stretched frame changes nothing about the cells.
+        grid: S.
+    """
+    images, targets = batch
+    relative, masks = [], []
+    for image, target in zip(images, targets, strict=True):
+        height, width = image.shape[-2:]
+        x1, y1, x2, y2 = target["boxes"].unbind(-1)
+        relative.append(torch.stack([x1 / width, y1 / height, x2 / width, y2 / height], dim=-1))
+        masks.append(~(target["iscrowd"] | target["difficult"]))
+    _, lost = assign_cells(pad_sequence(relative, batch_first=True), pad_sequence(masks, batch_first=True), grid)
+    return lost.sum()
+
+
+# ------------------------------------------------------------------------------------------------ decoding and loss
+
+
+def decode_boxes(boxes: Float[Tensor, "B G K 4"], grid: int) -> Float[Tensor, "B G K 4"]:
+    """What the network says of boxes -> xyxy in parts of the frame."""
+    cells = torch.arange(grid * grid, device=boxes.device)
+    corners = torch.stack([cells % grid, cells // grid], dim=-1)[:, None]
+    centres = (boxes[..., :2] + corners) / grid
+    halves = boxes[..., 2:].square() / 2
+    return torch.cat([centres - halves, centres + halves], dim=-1)
+
+
+def encode_boxes(boxes: Float[Tensor, "B G 4"], grid: int) -> Float[Tensor, "B G 4"]:
+    """What the network has to say of the object of each cell, whose box is xyxy in parts of the frame."""
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid
+    cells = torch.arange(grid * grid, device=boxes.device)
+    corners = torch.stack([cells % grid, cells // grid], dim=-1)
+    return torch.cat([centres - corners, (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).sqrt()], dim=-1)
+
+
+def class_scores(classes: Float[Tensor, "B G C"], confidences: Float[Tensor, "B G K"]) -> Float[Tensor, "B G K C"]:
+    """Equation 1. Linear outputs leave 0..1; each is brought back first, so that two negatives make no sure box."""
+    return confidences.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]
+
+
+def equation_3(
+    outputs: Outputs,
+    gt_boxes: Float[Tensor, "B M 4"],
+    gt_labels: Int64[Tensor, "B M"],
+    owners: Int64[Tensor, "B G"],
+    grid: int,
+    coord_weight: float,
+    no_object_weight: float,
+) -> Losses:
+    """The loss, term by term, an image.
+
+    Args:
+        outputs: of the network.
+        gt_boxes: xyxy in parts of the frame.
+        gt_labels: their classes.
+        owners: index of the object that each cell answers for, or BACKGROUND.
+        grid: S.
+        coord_weight: of terms 1 and 2.
+        no_object_weight: of term 4.
+    """
+    classes, confidences, boxes = widen(outputs.classes), widen(outputs.confidences), widen(outputs.boxes)
+    num_images, _, num_boxes = confidences.shape
+    has_object = owners != BACKGROUND
+    cell_boxes = gather_matched(gt_boxes, owners)
+    iou = pairwise_iou(decode_boxes(boxes.detach(), grid), cell_boxes[:, :, None])[..., 0]  # [B, G, K]
+    slots = torch.arange(num_boxes, device=iou.device)
+    is_responsible = has_object[..., None] & (slots == iou.argmax(dim=2, keepdim=True))
+
+    box_errors = (boxes - encode_boxes(cell_boxes, grid)[:, :, None]).square()
+    xy_errors, wh_errors = box_errors[..., :2].sum(dim=-1), box_errors[..., 2:].sum(dim=-1)
+    one_hot = gather_matched(gt_labels, owners)[..., None] == torch.arange(classes.shape[2], device=iou.device)
+    class_errors = (classes - one_hot.to(classes.dtype)).square().sum(dim=-1)
+
+    def total(errors: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, errors, 0.0).sum() / num_images
+
+    return {
+        "xy": coord_weight * total(xy_errors, is_responsible),
+        "wh": coord_weight * total(wh_errors, is_responsible),
+        "object": total((confidences - iou).square(), is_responsible),
+        "no_object": no_object_weight * total(confidences.square(), ~is_responsible),
+        "class": total(class_errors, has_object),
+    }

@@ -1,0 +1,188 @@
+"""darknet's layers, the trunks of YOLOv1 (arXiv 1506.02640) made of them, and the weights files of both.
+
+Original code: pjreddie/darknet (cfg/yolov1, src/parser.c, src/local_layer.c). Deviation: darknet adds 1e-6 to the
+standard deviation of its batch norm on a CPU and 1e-5 to the variance on a GPU; here it is the latter, as in PyTorch.
+
+A weights file is little-endian: int32 major, minor, revision; images seen so far, an int64 from version 0.2 on and an
+int32 before; then float32 of each layer in the network's order:
+
+    convolution     biases [O], scales [O], rolling means [O], rolling variances [O], weights [O, I, k, k]
+    local           biases [O * S * S], weights [S * S, O, I * k * k]
+    connected       biases [O], weights [O, I]; [I, O] where major or minor is above 1000
+
+Biases and scales of a convolution are bias and weight of its batch norm. Connected layers have no batch norm here.
+Nothing in a file tells what its numbers belong to: their count is all that can be checked.
+
+Legend: B images, I input and O output channels, k side of a kernel, S side of a map.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError
+
+LEAK = 0.1
+HEADER_INTS = 3
+TRANSPOSED_FROM = 1000
+"""A major or minor version above it: connected weights are stored input by input."""
+
+
+class Conv(NamedTuple):
+    """A convolution of a trunk."""
+
+    size: int
+    channels: int
+    stride: int = 1
+
+
+Layer = Conv | Literal["pool"]
+
+TRUNKS: dict[str, tuple[Layer, ...]] = {
+    # Figure 3 of the paper up to the layers that it pre-trains on ImageNet; darknet's extraction.conv.weights.
+    "darknet20": (
+        *(Conv(7, 64, 2), "pool"),
+        *(Conv(3, 192), "pool"),
+        *(Conv(1, 128), Conv(3, 256), Conv(1, 256), Conv(3, 512), "pool"),
+        *(Conv(1, 256), Conv(3, 512)) * 4,
+        *(Conv(1, 512), Conv(3, 1024), "pool"),
+        *(Conv(1, 512), Conv(3, 1024)) * 2,
+    ),
+    # Fast YOLO, up to its last pooling.
+    "darknet6": tuple(layer for width in (16, 32, 64, 128, 256, 512) for layer in (Conv(3, width), "pool")),
+}
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch norm, leaky ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.kaiming_normal_(self.conv.weight, a=LEAK)
+
+    def forward(self, features: Float[Tensor, "B I _ _"]) -> Float[Tensor, "B O _ _"]:
+        """Maps whose sides are divided by the stride."""
+        return F.leaky_relu(self.norm(self.conv(features)), LEAK)
+
+
+class LocalConv(nn.Module):
+    """A 3x3 convolution with weights of its own at each place of a square map: darknet's `local` layer."""
+
+    def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
+        super().__init__()
+        fan_in = 9 * in_channels
+        self.side = side
+        self.weight = nn.Parameter(torch.randn(side * side, out_channels, fan_in) * math.sqrt(2 / fan_in))
+        self.bias = nn.Parameter(torch.zeros(out_channels * side * side))
+
+    def forward(self, features: Float[Tensor, "B I S S"]) -> Float[Tensor, "B O S S"]:
+        """Maps of the same size."""
+        patches = F.unfold(features, 3, padding=1)  # [B, 9 * I, S * S]
+        places = torch.bmm(self.weight, patches.permute(2, 1, 0))  # [S * S, O, B]
+        return (places.permute(2, 1, 0).flatten(1) + self.bias).view(len(features), -1, self.side, self.side)
+
+
+class Darknet(nn.Module):
+    """A trunk of `TRUNKS`.
+
+    Args:
+        name: which.
+        pretrained: a darknet file of exactly its layers (extraction.conv.weights for darknet20), or none.
+
+    Raises:
+        InputError: weights are asked for without a file, or the file does not fit.
+    """
+
+    def __init__(self, name: str, pretrained: bool | str = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        self.stride = 1
+        for layer in TRUNKS[name]:
+            if isinstance(layer, Conv):
+                layers.append(ConvUnit(channels, layer.channels, layer.size, layer.stride))
+                channels = layer.channels
+                self.stride *= layer.stride
+            else:
+                layers.append(nn.MaxPool2d(2, 2))
+                self.stride *= 2
+        self.layers = nn.Sequential(*layers)
+        self.channels = [channels]
+        if pretrained is True:
+            raise InputError(f"weights of {name} are not fetched; name a darknet file: --model.pretrained FILE")
+        if pretrained:
+            self.load_state_dict(read_darknet(pretrained, self), strict=False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """One map [B, C, H / stride, W / stride]; in a list, as `zoo.nn.trunk.Trunk` has it."""
+        return [self.layers(images)]
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def read_darknet(file: str | Path, network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and batch-norm statistics of a network, by its own names, from a darknet weights file.
+
+    Args:
+        file: see above.
+        network: has its darknet layers (`ConvUnit`, `LocalConv`, `nn.Linear`) registered in the file's order.
+
+    Raises:
+        InputError: there is no such file, or it does not hold as many numbers as the network has.
+    """
+    transposed, numbers = _read_numbers(Path(file))
+    rows = list(darknet_rows(network))
+    expected = sum(math.prod(shape) for _, shape in rows)
+    if len(numbers) != expected:
+        raise InputError(
+            f"holds {len(numbers):,} numbers after its header, the network wants {expected:,}: "
+            "it is of another form (layers, batch norm, grid, boxes a cell or classes)",
+            file,
+        )
+    state = {}
+    for name, shape in rows:
+        values, numbers = numbers[: math.prod(shape)], numbers[math.prod(shape) :]
+        is_connected = len(shape) == 2
+        state[name] = values.view(shape[::-1]).T.contiguous() if transposed and is_connected else values.view(shape)
+    return state
+
+
+def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name in the state dict, shape) of everything that a file holds of a network, in the file's order."""
+    for name, module in network.named_modules():
+        if isinstance(module, ConvUnit):
+            parts = ["norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight"]
+        elif isinstance(module, (LocalConv, nn.Linear)):
+            parts = ["bias", "weight"]
+        else:
+            continue
+        state = module.state_dict()
+        for part in parts:
+            yield f"{name}.{part}" if name else part, tuple(state[part].shape)
+
+
+def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, "N"]]:
+    """Whether connected weights are transposed, and all numbers behind the header."""
+    if not file.is_file():
+        raise InputError("no such weights file", file)
+    header = np.fromfile(file, "<i4", HEADER_INTS)
+    if len(header) < HEADER_INTS:
+        raise InputError("is too short for a darknet weights file", file)
+    major, minor = int(header[0]), int(header[1])
+    transposed = major > TRANSPOSED_FROM or minor > TRANSPOSED_FROM
+    seen_bytes = 8 if major * 10 + minor >= 2 and not transposed else 4
+    start = 4 * HEADER_INTS + seen_bytes
+    size = file.stat().st_size
+    if size < start or (size - start) % 4:
+        raise InputError(f"has {size} bytes, which is no header and whole numbers: cut off, or no darknet file", file)
+    return transposed, torch.from_numpy(np.fromfile(file, "<f4", offset=start))
