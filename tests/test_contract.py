@@ -17,6 +17,7 @@ from zoo.types import RawBatch, Target
 
 NUM_CLASSES = 3
 FRAME = FrameConfig(min_size=96, max_size=160)
+SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 
@@ -42,15 +43,26 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
         "retinanet",
         {"trunk": "resnet10t", "group_norm": True, "box_loss": "giou", "channels": 64},
     ),
+    "yolov1": (
+        "yolov1",
+        {"trunk": "resnet10t", "neck": (64,), "head": "conv", "head_widths": (), "grid": 8, "frame": SQUARE},
+    ),
+    "yolov1 of the paper": (
+        "yolov1",
+        {"trunk": "darknet6", "neck": (64, 64), "head": "fc", "head_widths": (256,), "grid": 2, "frame": SQUARE},
+    ),
+    "yolov1 of darknet's weights": (
+        "yolov1",
+        {"trunk": "darknet6", "neck": (64,), "head": "local", "head_widths": (64,), "grid": 2, "frame": SQUARE},
+    ),
 }
 
 
 def build(form: str) -> Detector:
     torch.manual_seed(0)
     name, arguments = FORMS[form]
-    return MODELS[name](
-        num_classes=NUM_CLASSES, class_names=["red", "green", "blue"], frame=FRAME, recipe=RECIPE, **arguments
-    )
+    arguments = {"frame": FRAME, "recipe": RECIPE} | arguments
+    return MODELS[name](num_classes=NUM_CLASSES, class_names=["red", "green", "blue"], **arguments)
 
 
 def test_every_detector_has_a_form() -> None:
@@ -188,7 +200,7 @@ def test_training_mode_does_not_change_the_form_of_predictions(detector: Detecto
         assert all(set(prediction) == {"boxes", "scores", "labels"} for prediction in detector.train()(images))
 
 
-def test_a_checkpoint_round_trips(detector: Detector, tmp_path: Path) -> None:
+def test_a_checkpoint_round_trips(name: str, detector: Detector, tmp_path: Path) -> None:
     lower_threshold(detector)
     checkpoint = {"state_dict": detector.state_dict()}
     detector.on_save_checkpoint(checkpoint)
@@ -198,7 +210,7 @@ def test_a_checkpoint_round_trips(detector: Detector, tmp_path: Path) -> None:
     assert type(loaded) is type(detector)
     assert loaded.class_names == ("red", "green", "blue")
     assert loaded.recipe == RECIPE
-    assert loaded.frame.config == FRAME
+    assert loaded.frame.config == FORMS[name][1].get("frame", FRAME)
     images, _ = make_batch()
     detector.configure_model()
     with torch.no_grad():

@@ -11,8 +11,14 @@ from zoo.errors import InputError
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
+from zoo.models.yolov1 import YOLOv1
 
-MODELS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "fast_rcnn": FastRCNN, "faster_rcnn": FasterRCNN}
+MODELS: dict[str, type[Detector]] = {
+    "retinanet": RetinaNet,
+    "fast_rcnn": FastRCNN,
+    "faster_rcnn": FasterRCNN,
+    "yolov1": YOLOv1,
+}
 
 
 def load(checkpoint: str | Path) -> Detector:
