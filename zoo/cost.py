@@ -1,7 +1,8 @@
 """What a detector costs: parameters, floating point operations, and time for one image.
 
-Timing is of everything between an image in memory and boxes in its pixels: framing, network, post-processing. Nothing
-else (no decoding of files, no drawing), batch 1, warmed up, the device waited for.
+Timing is of everything between an image in memory and boxes in its pixels: region proposals where the detector wants
+any (computed, unless the detector was given a cache), framing, network, post-processing. Nothing else (no decoding of
+files, no drawing), batch 1, warmed up, the device waited for. Operations are those of the network alone.
 """
 
 import math
@@ -37,7 +38,7 @@ def count_flops(detector: Detector, image: Image, target: Target | None = None) 
     Args:
         detector: on any device; compiled parts run uncompiled here, or nothing could be seen of them.
         image: uint8 [3, H, W].
-        target: only for detectors that need region proposals.
+        target: carries region proposals, for a detector that needs some; without, they are computed.
 
     Returns:
         The number, and the input in words: "640x480 framed to 427x320".
@@ -65,7 +66,7 @@ def measure_latency(
     Args:
         detector: on the device that the images are on.
         images: taken in turn, so that the time does not hang on one image's number of objects.
-        targets: only for detectors that need region proposals.
+        targets: carry region proposals, for a detector that needs some; without, they are computed and timed.
         context: entered around each call, for example the autocast of a Lightning precision plugin.
         seconds: how long to measure, after a warm-up that takes each size of image once, at most as long.
     """

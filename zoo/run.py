@@ -30,6 +30,7 @@ from zoo.data.source import DataWarning
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models import MODELS, read_checkpoint
+from zoo.proposals import CacheWarning
 
 RUNS_FOLDER = "runs"
 MONITOR = "val/AP"  # what "best" means everywhere
@@ -319,7 +320,7 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """What is odd about the data in one line; where in our code that was noticed helps nobody."""
-    if issubclass(category, DataWarning):
+    if issubclass(category, (DataWarning, CacheWarning)):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -70,6 +71,7 @@ class DetectionDataset(Dataset[Sample]):
         augment: takes and gives image and target, or None.
         seed: with the key, it decides what `augment` draws.
         cache: of decoded images, or None.
+        propose: gives the region proposals of an image, which are then augmented with it, or None. A worker calls it.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class DetectionDataset(Dataset[Sample]):
         augment: Callable[[Image, Target], Sample] | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
+        propose: Callable[[Image], Float[Tensor, "P 4"]] | None = None,
     ) -> None:
         self.table = table
         self.source = source
         self.augment = augment
         self.seed = seed
         self.cache = cache
+        self.propose = propose
         self._columns: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -96,6 +100,8 @@ class DetectionDataset(Dataset[Sample]):
             raise IndexError(f"keys count from 0: {key}")
         image = self._image(index)
         target = self.table.target(index)
+        if self.propose is not None:
+            target["proposals"] = self.propose(image)
         if self.augment is None:
             return image, target
         with seeded(self.seed, epoch, index):

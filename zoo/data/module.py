@@ -2,12 +2,15 @@
 
 import shutil
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from zoo.data.augment import Augment
@@ -17,6 +20,8 @@ from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.proposals import ProposalCache, SelectiveSearch, propose
+from zoo.types import Image
 
 Split = Literal["train", "val", "test", "predict"]
 _ANNOTATED: tuple[Split, ...] = ("train", "val", "test")
@@ -47,6 +52,9 @@ class DetectionDataModule(LightningDataModule):
             workers (0: no cache). Each process of a distributed run has its own.
         aspect_ratio_grouping: training batches are all wide or all high images.
         pin_memory: for faster copies to a GPU; only when there is one.
+        proposals: region proposals that the targets carry, for use without a Trainer; with one, its detector says.
+        proposal_cache: folder where they are kept; where not given, that of `zoo.proposals.default_folder`.
+        proposal_cache_mb: most disk space in MB for them (0: nothing is kept).
     """
 
     def __init__(
@@ -65,6 +73,9 @@ class DetectionDataModule(LightningDataModule):
         cache_mb: float = 0,
         aspect_ratio_grouping: bool = False,
         pin_memory: bool = True,
+        proposals: SelectiveSearch | None = None,
+        proposal_cache: str | None = None,
+        proposal_cache_mb: float = 4000,
     ) -> None:
         super().__init__()
         given: dict[Split, Source | None] = {
@@ -84,8 +95,13 @@ class DetectionDataModule(LightningDataModule):
         self.cache_mb = cache_mb
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self.pin_memory = pin_memory
+        self.proposals = proposals
+        self.proposal_cache = proposal_cache
+        self.proposal_cache_mb = proposal_cache_mb
+        self._wanted = proposals
         self._tables: dict[Split, AnnotationTable] = {}
         self._caches: dict[Split, ImageCache] = {}
+        self._proposals_on_disk: ProposalCache | None = None
 
     def table(self, split: Split) -> AnnotationTable:
         """The annotations of a split, read once.
@@ -159,7 +175,9 @@ class DetectionDataModule(LightningDataModule):
         return facts
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads what the stage needs, so that bad input ends the run before it starts."""
+        """Reads what the stage needs, so that bad input ends the run before it starts; asks a Trainer's detector, too."""
+        if self.trainer is not None:
+            self._wanted = getattr(self.trainer.lightning_module, "proposals", None) or self.proposals
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -180,7 +198,18 @@ class DetectionDataModule(LightningDataModule):
             self.augment if split == "train" else None,
             self.seed,
             self._caches.get(split),
+            self._propose(),
         )
+
+    def _propose(self) -> Callable[[Image], Tensor] | None:
+        """What gives an image its proposals, if any are wanted."""
+        if self._wanted is None:
+            return None
+        if not self.proposal_cache_mb:
+            return partial(propose, search=self._wanted)
+        if self._proposals_on_disk is None:
+            self._proposals_on_disk = ProposalCache(self.proposal_cache, int(self.proposal_cache_mb * 1e6))
+        return partial(self._proposals_on_disk.get, search=self._wanted)
 
     def _make_cache(self, split: Split) -> ImageCache:
         table = self.table(split)
