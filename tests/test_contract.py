@@ -55,6 +55,33 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
         "yolov1",
         {"trunk": "darknet6", "neck": (64,), "head": "local", "head_widths": (64,), "grid": 2, "frame": SQUARE},
     ),
+    "sliding_window": (
+        "sliding_window",
+        {
+            "trunk": "resnet10t",
+            "stride": 8,
+            "window_side": 28,
+            "window_shapes": ((28.0, 28.0), (40.0, 50.0), (60.0, 60.0)),
+            "cells": 3,
+            "cell_distance": 1,
+            "class_widths": (64,),
+            "box_widths": (64,),
+        },
+    ),
+    "sliding_window in crops": (
+        "sliding_window",
+        {
+            "trunk": "resnet10t",
+            "stride": 8,
+            "evaluation": "crops",
+            "window_side": 28,
+            "window_shapes": ((54.0, 64.0),),
+            "cells": 1,
+            "cell_distance": 1,
+            "class_widths": (64,),
+            "box_widths": (64,),
+        },
+    ),
 }
 
 
