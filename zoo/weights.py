@@ -17,10 +17,12 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
+from zoo.models.yolov1 import YOLOv1
+from zoo.nn.darknet import Darknet, read_darknet
 from zoo.nn.trunk import FrozenBatchNorm
 
 State = dict[str, Tensor]
-Layout = Literal["zoo", "torchvision"]
+Layout = Literal["zoo", "torchvision", "darknet"]
 
 COCO_IDS_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(number for number in range(1, 91) if number not in COCO_IDS_UNUSED)
@@ -44,7 +46,8 @@ def load_weights(
         layout: "zoo": ours. "torchvision": state dicts of `retinanet_resnet50_fpn`, `retinanet_resnet50_fpn_v2`,
             `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same form. Their 91 class
             slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN, label =
-            COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use.
+            COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use. "darknet": a .weights
+            file, on a YOLOv1 of the same form (see `from_darknet`).
         norm_eps: layout "torchvision" only: what the file's trunk added to its batch-norm variances. The published
             COCO_V1 files were trained with 0.0; everything else of torchvision has 1e-5.
 
@@ -52,7 +55,10 @@ def load_weights(
         InputError: the file cannot be read, or a parameter does not fit; the first wrong one is named.
     """
     name = str(source) if isinstance(source, (str, Path)) else None
-    state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
+    if layout == "darknet":
+        state = from_darknet(source, detector)
+    else:
+        state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     if layout == "torchvision":
         state = from_torchvision(state, detector, name)
     _check_fit(state, detector.state_dict(), name)
@@ -182,6 +188,32 @@ def _class_slots(num_slots: int, num_classes: int, first: int, file: str | None)
     if num_slots == TORCHVISION_SLOTS and num_classes == len(COCO_IDS):
         return list(COCO_IDS)
     raise InputError(f"has {num_slots - first} classes, the detector {num_classes}", file)
+
+
+# ---------------------------------------------------------------------------------------------------------- darknet
+
+
+def from_darknet(file: str | Path | Mapping[str, Tensor], detector: Detector) -> State:
+    """Parameters of a YOLOv1 from a darknet weights file; the head's outputs have one order there and here.
+
+    The form of the detector must be that of the file's cfg. Of the released files:
+
+        yolov1.weights (753 MB)         head: local, head_widths: [256], boxes_per_cell: 3, the rest as it is
+        tiny-yolov1.weights (103 MB)    trunk: darknet6, neck: [1024, 256], head: fc, head_widths: []
+
+    both for VOC's 20 classes in alphabetical order, on pixels in 0..1 (frame.mean 0, frame.std 1). Files of networks
+    without batch norm (yolo-small, the paper's own of 2015) have fewer numbers and are refused.
+
+    Raises:
+        InputError: the detector is none that darknet has, or the file is not of its form.
+    """
+    if isinstance(file, Mapping):
+        raise InputError("layout darknet is one of files; name the .weights file")
+    if not isinstance(detector, YOLOv1) or not isinstance(detector.trunk, Darknet):
+        raise InputError("only a YOLOv1 with a trunk of darknet's takes darknet weights", file)
+    if detector.head.kind == "conv":
+        raise InputError("darknet's YOLOv1 has no convolutional head; set head to fc or local", file)
+    return read_darknet(file, detector)
 
 
 # ---------------------------------------------------------------------------------------------------------- fitting

@@ -110,6 +110,7 @@ class Head(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
+        self.kind = kind
         self.sizes = (num_classes, boxes_per_cell, 4 * boxes_per_cell)
         num_cells = grid * grid
         hidden: list[nn.Module] = [nn.Flatten()] if kind == "fc" else []

@@ -1,0 +1,135 @@
+"""darknet's layers, the trunks of them, and the files of their weights."""
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError
+from zoo.nn.darknet import ConvUnit, Darknet, LocalConv, darknet_rows, read_darknet
+
+VERSIONS = [(0, 1), (0, 2), (1001, 0)]  # seen as int32; as int64; as int32 and connected weights transposed
+
+
+def write_darknet(file: Path, numbers: Tensor, major: int = 0, minor: int = 2) -> None:
+    """A file as darknet's save_weights writes it: header, then the numbers."""
+    seen = struct.pack("<q" if minor == 2 else "<i", 64)
+    file.write_bytes(struct.pack("<iii", major, minor, 0) + seen + numbers.to(torch.float32).numpy().tobytes())
+
+
+class Small(nn.Module):
+    """Every kind of layer once; a map of 3x3 places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = ConvUnit(2, 4, 3)
+        self.local = LocalConv(4, 5, 3)
+        self.connected = nn.Linear(45, 6)
+
+
+@pytest.mark.parametrize(("major", "minor"), VERSIONS)
+def test_each_layers_numbers_are_at_their_place(tmp_path: Path, major: int, minor: int) -> None:
+    sizes = [4, 4, 4, 4, 4 * 2 * 9, 5 * 9, 9 * 5 * 36, 6, 6 * 45]
+    write_darknet(tmp_path / "small.weights", torch.arange(sum(sizes)), major, minor)
+    state = read_darknet(tmp_path / "small.weights", Small())
+    # the end of one layer's numbers is the start of the next one's
+    assert state["conv.norm.bias"].tolist() == [0, 1, 2, 3]
+    assert state["conv.norm.weight"].tolist() == [4, 5, 6, 7]
+    assert state["conv.norm.running_mean"].tolist() == [8, 9, 10, 11]
+    assert state["conv.norm.running_var"].tolist() == [12, 13, 14, 15]
+    assert torch.equal(state["conv.conv.weight"], torch.arange(16.0, 88).view(4, 2, 3, 3))
+    assert torch.equal(state["local.bias"], torch.arange(88.0, 133))
+    assert torch.equal(state["local.weight"], torch.arange(133.0, 1753).view(9, 5, 36))
+    assert torch.equal(state["connected.bias"], torch.arange(1753.0, 1759))
+    weight = torch.arange(1759.0, 2029)
+    expected = weight.view(45, 6).T if major > 1000 else weight.view(6, 45)
+    assert torch.equal(state["connected.weight"], expected)
+    assert list(state) == [name for name, _ in darknet_rows(Small())]
+
+
+def test_a_read_network_computes_what_its_numbers_say(tmp_path: Path) -> None:
+    """Against plain functions on the numbers themselves, cut out by hand."""
+    torch.manual_seed(0)
+    beta, scale, mean = torch.randn(3, 4)
+    variance = torch.rand(4) + 0.5
+    kernel, local_bias, local_kernel = torch.randn(4, 2, 3, 3), torch.randn(5, 3, 3), torch.randn(3, 3, 5, 4, 3, 3)
+    bias, weight = torch.randn(6), torch.randn(6, 45)
+    parts = [beta, scale, mean, variance, kernel, local_bias, local_kernel, bias, weight]
+    write_darknet(tmp_path / "small.weights", torch.cat([part.flatten() for part in parts]))
+
+    network = Small().eval()
+    network.load_state_dict(read_darknet(tmp_path / "small.weights", network), strict=False)
+    image = torch.randn(1, 2, 3, 3)
+    found = network.connected(network.local(network.conv(image)).flatten(1))
+
+    def columns(values: Tensor) -> Tensor:
+        return values[:, None, None]
+
+    normed = columns(scale) * (F.conv2d(image, kernel, padding=1)[0] - columns(mean)) / columns(variance + 1e-5).sqrt()
+    hidden = normed + columns(beta)
+    hidden = torch.where(hidden > 0, hidden, 0.1 * hidden)
+    padded = F.pad(hidden, (1, 1, 1, 1))
+    local = local_bias.clone()
+    for row in range(3):
+        for column in range(3):
+            patch = padded[:, row : row + 3, column : column + 3]
+            for channel in range(5):
+                local[channel, row, column] += (local_kernel[row, column, channel] * patch).sum()
+    torch.testing.assert_close(found[0], weight @ local.flatten() + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_local_layer_has_its_own_weights_at_each_place_and_keeps_images_apart() -> None:
+    layer = LocalConv(2, 3, 4)
+    images = torch.randn(2, 2, 4, 4)
+    before = layer(images)
+    torch.testing.assert_close(before[1:], layer(images[1:]))
+    with torch.no_grad():
+        layer.weight[6] += 1  # the place in row 1, column 2
+    assert (layer(images) != before).any(dim=(0, 1)).nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "channels", "num_convs", "num_numbers"),
+    # 89,721,616 bytes: a count of others of the released network's first 20 convolutions and a header of 16
+    [("darknet20", 32, 1024, 20, (89_721_616 - 16) // 4), ("darknet6", 64, 512, 6, 9 * 174_640 + 4 * 1_008)],
+)
+def test_trunks_are_those_of_the_paper(name: str, stride: int, channels: int, num_convs: int, num_numbers: int) -> None:
+    with torch.device("meta"):
+        trunk = Darknet(name)
+    assert sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) == num_convs
+    assert (trunk.stride, trunk.channels) == (stride, [channels])
+    assert trunk(torch.zeros(1, 3, 128, 192, device="meta"))[0].shape == (1, channels, 128 // stride, 192 // stride)
+    assert sum(torch.Size(shape).numel() for _, shape in darknet_rows(trunk)) == num_numbers
+
+
+def test_a_trunk_starts_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "trunk.weights"
+    write_darknet(file, torch.arange(1_575_792) % 1000)
+    trunk = Darknet("darknet6", str(file))
+    first = trunk.layers[0]
+    assert isinstance(first, ConvUnit)
+    assert first.norm.weight.tolist() == list(range(16, 32))
+    last = trunk.layers[-2]
+    assert isinstance(last, ConvUnit)
+    assert last.conv.weight.flatten()[-1].item() == 791
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "some.weights"
+    with pytest.raises(InputError, match=r"some\.weights: no such weights file"):
+        read_darknet(file, Small())
+    file.write_bytes(b"short")
+    with pytest.raises(InputError, match="too short"):
+        read_darknet(file, Small())
+    write_darknet(file, torch.zeros(2028))
+    with pytest.raises(InputError, match=re.escape("holds 2,028 numbers after its header, the network wants 2,029")):
+        read_darknet(file, Small())
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(InputError, match="no header and whole numbers"):
+        read_darknet(file, Small())
+    with pytest.raises(InputError, match=r"--model\.pretrained FILE"):
+        Darknet("darknet6", pretrained=True)
