@@ -92,19 +92,19 @@ def plan_shelves(sizes: Sequence[tuple[float, float]], gap: int) -> list[list[in
     tried out.
     """
     order = sorted(range(len(sizes)), key=lambda level: -sizes[level][0])
+    widest = max(width for _, width in sizes)
     best, best_area = [order], math.inf
     for first in range(1, len(order) + 1):
-        limit = max(max(sizes[level][1] for level in order), sum(sizes[level][1] + gap for level in order[:first]))
+        limit = max(widest, sum(sizes[level][1] + gap for level in order[:first]) - gap)
         shelves: list[list[int]] = []
         left = math.inf
         for level in order:
-            width = sizes[level][1] + gap
-            if left + width > limit + gap:
+            if left + sizes[level][1] > limit:
                 shelves.append([])
                 left = 0.0
             shelves[-1].append(level)
-            left += width
-        area = limit * sum(sizes[shelf[0]][0] + gap for shelf in shelves)
+            left += sizes[level][1] + gap
+        area = limit * (sum(sizes[shelf[0]][0] + gap for shelf in shelves) - gap)
         if area < best_area:
             best, best_area = shelves, area
     return best

@@ -27,7 +27,7 @@ def receptive_field(network: nn.Module, stride: int, name: str) -> tuple[int, in
 
     Raises:
         InputError: each cell sees the whole image (squeeze-and-excitation, group norm, attention, ...), or what a cell
-            sees depends on where it lies.
+            sees has holes, or depends on where the cell lies.
     """
     training = network.training
     network.eval()
@@ -46,7 +46,7 @@ def receptive_field(network: nn.Module, stride: int, name: str) -> tuple[int, in
                 seen = distances[reached]
                 before, after = -int(seen.min()), int(seen.max()) + 1
                 if not torch.equal(reached, (distances >= -before) & (distances < after)):
-                    raise InputError(f"trunk {name!r}: what a cell sees depends on where it lies")
+                    raise InputError(f"trunk {name!r}: what a cell sees has holes, or depends on where the cell lies")
                 return before, after
             length *= 2
     finally:
