@@ -36,8 +36,8 @@ def build(**arguments: Any) -> SlidingWindow:
         "stride": 8,
         "window_side": 28,
         "window_shapes": SHAPES,
-        "cells": 1,
-        "cell_distance": 1,
+        "head_kernel": 1,
+        "head_dilation": 1,
         "class_widths": (16,),
         "box_widths": (16,),
         "frame": FrameConfig(min_size=128, max_size=160),
@@ -82,8 +82,13 @@ def sees_no_padding(detector: SlidingWindow, canvas: Tensor, cells: Tensor) -> T
     "arguments",
     [
         {"window_shapes": ((28.0, 28.0), (56.0, 40.0))},
-        {"trunk": "vgg11", "cells": 3, "window_side": 40, "window_shapes": ((40.0, 40.0),)},  # sees more to the right
-        {"stride": 4, "cells": 3, "cell_distance": 2, "regress_boxes": False, "window_shapes": ((60.0, 60.0),)},
+        {
+            "trunk": "vgg11",
+            "head_kernel": 3,
+            "window_side": 40,
+            "window_shapes": ((40.0, 40.0),),
+        },  # sees more to the right
+        {"stride": 4, "head_kernel": 3, "head_dilation": 2, "regress_boxes": False, "window_shapes": ((60.0, 60.0),)},
     ],
     ids=["resnet", "vgg", "cells apart"],
 )
@@ -106,7 +111,7 @@ def test_crops_equal_the_dense_pass_where_they_see_no_padding(arguments: dict[st
 
 
 def test_overfeat_crops_equal_the_dense_pass() -> None:
-    detector = build(trunk="overfeat", stride=12, cells=5, cell_distance=3, window_side=221, class_widths=(8,))
+    detector = build(trunk="overfeat", stride=12, head_kernel=5, head_dilation=3, window_side=221, class_widths=(8,))
     generator = torch.Generator().manual_seed(0)
     canvas = torch.randn(1, 3, 324, 336, generator=generator)
     cells = torch.arange(27 * 28)
@@ -140,7 +145,7 @@ def test_both_evaluations_find_the_same_and_read_the_same_losses() -> None:
 
 
 def test_a_window_sees_its_crop_and_nothing_else() -> None:
-    detector = liven(build(cells=3))
+    detector = liven(build(head_kernel=3))
     network = detector.network
     side = 16  # cells
     middle = side // 2 * network.stride
@@ -395,7 +400,7 @@ def test_scores_start_at_the_shares_that_are_sampled() -> None:
 def test_what_cannot_be_built() -> None:
     with pytest.raises(InputError, match="sees the whole image"):
         build(trunk="mobilenetv3_small_050")
-    with pytest.raises(ValueError, match="cells is 4"):
-        build(cells=4)
+    with pytest.raises(ValueError, match="head_kernel is 4"):
+        build(head_kernel=4)
     with pytest.raises(ValueError, match="OverFeat's cells are 12 pixels apart"):
         build(trunk="overfeat", stride=36)

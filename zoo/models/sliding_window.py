@@ -14,9 +14,13 @@
 What a window sees. A crop cut to the window alone shows the trunk zeros where the image goes on, so crops and a dense
 pass of a padded trunk never agree; the paper leaves that open. Here a crop is the window and as much around it as the
 trunk's receptive field asks for, so each cell that is read sees pixels and nothing else: `crops` and `dense` give the
-same numbers for each window whose crop lies inside its level, with any trunk whose cells see a bounded region. Others
-(squeeze-and-excitation, group norm) are refused. Where a crop hangs over the border, `crops` fills it with zeros before
+same numbers for each window whose crop lies on the canvas, with any trunk whose cells see a bounded region. Others
+(squeeze-and-excitation, group norm) are refused. Where a crop hangs over the canvas, `crops` fills it with zeros before
 the trunk, `dense` lets each layer of the trunk pad.
+
+The canvas. All levels lie on one image, as far apart as a window sees, and the dense pass is one for all of them. For
+batch norm that is more than speed: level by level it would train on each level's statistics and test on their mixture,
+and a detector that has learned one image by heart (loss 0.001) then has a loss of 1.9 on it in eval mode.
 
 Original code: sermanet/OverFeat (the classifier alone). Deviations:
   - classifier and regressor are trained together with the trunk (paper: one after the other, the trunk fixed);
@@ -26,7 +30,7 @@ Original code: sermanet/OverFeat (the classifier alone). Deviations:
   - an object's best window is positive however low its IoU; windows with IoU 0.3 to 0.5 count for nothing;
   - any timm trunk can stand in for the paper's (`zoo.nn.overfeat`, which names its own deviations).
 
-Legend: B images, M objects of an image, N windows of all levels, N_l of one, C classes, S stride, k cells of a window.
+Legend: B images, M objects of an image, N windows of all levels, n of them sampled, C classes.
 """
 
 import math
@@ -142,7 +146,7 @@ def resize_for_window(images: Float[Tensor, "B 3 H W"], shape: tuple[float, floa
 class WindowNetwork(nn.Module):
     """Classifies windows and says where in them the object is; densely or crop by crop, with the same numbers.
 
-    Window (i, j) of a level is what cell (i, j) of the trunk's map and its neighbours see.
+    A window is what one cell of the trunk's map, and those around it that the heads read as well, see of the canvas.
     """
 
     def __init__(
@@ -151,8 +155,8 @@ class WindowNetwork(nn.Module):
         trunk_name: str,
         stride: int,
         channels: int,
-        cells: int,
-        cell_distance: int,
+        kernel: int,
+        dilation: int,
         class_widths: Sequence[int],
         box_widths: Sequence[int] | None,
         num_classes: int,
@@ -160,15 +164,13 @@ class WindowNetwork(nn.Module):
         background_share: float,
     ) -> None:
         super().__init__()
-        if cells % 2 == 0:
-            raise ValueError(f"cells is {cells}: a window has a cell in its middle, so it must be odd")
+        if kernel % 2 == 0:
+            raise ValueError(f"head_kernel is {kernel}: a window has a cell in its middle, so it must be odd")
         self.trunk = trunk
         self.stride = stride
-        self.reach = (cells - 1) * cell_distance // 2  # cells on each side of the middle one
-        self.classifier = _head(channels, cells, cell_distance, class_widths, 1 + num_classes, dropout)
-        self.regressor = (
-            None if box_widths is None else _head(channels, cells, cell_distance, box_widths, 4, dropout=0.0)
-        )
+        self.reach = (kernel - 1) * dilation // 2  # cells on each side of the middle one
+        self.classifier = _head(channels, kernel, dilation, class_widths, 1 + num_classes, dropout)
+        self.regressor = None if box_widths is None else _head(channels, kernel, dilation, box_widths, 4, dropout=0.0)
         last = self.classifier[-1]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
@@ -212,11 +214,10 @@ class WindowNetwork(nn.Module):
 
 
 def _head(
-    channels: int, cells: int, cell_distance: int, widths: Sequence[int], outputs: int, dropout: float
+    channels: int, kernel: int, dilation: int, widths: Sequence[int], outputs: int, dropout: float
 ) -> nn.Sequential:
     """Fully connected layers over k x k cells as convolutions without padding."""
     layers: list[nn.Module] = []
-    kernel, dilation = cells, cell_distance
     for width in widths:
         layers += [nn.Conv2d(channels, width, kernel, dilation=dilation), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         channels, kernel, dilation = width, 1, 1
@@ -248,8 +249,8 @@ class SlidingWindow(Detector[Outputs]):
         evaluation: "crops" (each window cut out and classified; the definition) or "dense" (one pass a level).
         window_side: of the window on a level, in pixels; what is around it is context.
         window_shapes: (width, height) in framed pixels that windows stand for, one level of the pyramid each.
-        cells: k, odd; the heads read k x k cells.
-        cell_distance: how many cells of the trunk lie between two of those (OverFeat's fine stride: 3).
+        head_kernel: k, odd; the heads read k x k cells of the trunk's map ...
+        head_dilation: ... so many cells apart (OverFeat's fine stride: 3).
         class_widths: hidden layers of the classifier.
         box_widths: hidden layers of the regressor.
         regress_boxes: whether there is a regressor.
@@ -279,8 +280,8 @@ class SlidingWindow(Detector[Outputs]):
         evaluation: Literal["crops", "dense"] = "dense",
         window_side: int = 221,
         window_shapes: tuple[tuple[float, float], ...] = ((221.0, 221.0), (321.0, 321.0), (416.0, 416.0)),
-        cells: int = 5,
-        cell_distance: int = 3,
+        head_kernel: int = 5,
+        head_dilation: int = 3,
         class_widths: tuple[int, ...] = (4096, 4096),
         box_widths: tuple[int, ...] = (4096, 1024),
         regress_boxes: bool = True,
@@ -319,8 +320,8 @@ class SlidingWindow(Detector[Outputs]):
             trunk_name=trunk,
             stride=stride,
             channels=built.channels[-1],
-            cells=cells,
-            cell_distance=cell_distance,
+            kernel=head_kernel,
+            dilation=head_dilation,
             class_widths=class_widths,
             box_widths=box_widths if regress_boxes else None,
             num_classes=num_classes,
