@@ -22,6 +22,7 @@ FLOORS: dict[str, set[str]] = {
     "detector": {"ops", "nn", "proposals"},
     "models": {"ops", "nn", "proposals", "detector"},
     "weights": {"ops", "nn", "detector", "models"},
+    "recall": {"ops", "proposals", "data"},
     "cost": {"detector"},
     "hardware": set(),
     "run": {"data", "proposals", "evaluation", "callbacks", "detector", "models", "weights"},

@@ -115,6 +115,50 @@ def _evaluate(verb: str, args: list[str]) -> int:
     return OK
 
 
+def _proposals(verb: str, args: list[str]) -> int:
+    from dataclasses import fields
+    from functools import partial
+
+    from pytorch_lightning.cli import LightningArgumentParser
+    from rich.console import Console
+    from rich.progress import track
+
+    from zoo.data.module import ANNOTATED, DetectionDataModule
+    from zoo.proposals import SelectiveSearch
+    from zoo.recall import measure_recall, recall_table
+    from zoo.run import instantiate, parse, proposals_of_model, quieten
+
+    quieten()
+    parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
+    text = "a model file: search as its detector does, but for what is said here"
+    parser.add_argument("--model", type=str | None, default=None, help=text)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that search")
+    parser.add_class_arguments(SelectiveSearch)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    config = parse(parser, args)
+    if config.model is not None:
+        parser.set_defaults(proposals_of_model(config.model))
+        config = parse(parser, args)
+    data: DetectionDataModule = instantiate(parser, config).data
+    try:
+        data.proposals = SelectiveSearch(**{field.name: config[field.name] for field in fields(SelectiveSearch)})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.workers < 0:
+        raise InputError(f"--workers is {config.workers}; 0 searches in this process")
+    splits = [split for split in ANNOTATED if split in data.sources]
+    if not splits:
+        raise InputError("no data set is given; give --data FILE")
+    data.setup()  # what is wrong with the last split is said before the work on the first begins
+    console = Console(stderr=True)
+    recalls = {}
+    for split in splits:
+        watch = partial(track, description=split, console=console, disable=not console.is_terminal)
+        recalls[split] = measure_recall(data, split, config.workers, watch)
+    Console().print(recall_table(recalls))
+    return OK
+
+
 def _compare(verb: str, args: list[str]) -> int:
     parser = _Parser(
         prog=f"zoo {verb}",
@@ -179,6 +223,7 @@ VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "test": ("Measure a checkpoint on the test split.", _train_or_measure),
     "predict": ("Detect objects in image files and folders.", _predict),
     "compare": ("Train and test several detectors under one budget, and write one report.", _compare),
+    "proposals": ("Search a data set for region proposals, keep them, and report their recall.", _proposals),
     "evaluate": ("Measure a predictions file (COCO-results json) by all protocols.", _evaluate),
 }
 

@@ -72,7 +72,7 @@ def check_files(args: Sequence[str]) -> None:
     Raises:
         InputError: a file of `--model`, `--data`, `--trainer` or `--config` is missing or no YAML; by line and column.
     """
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
+    for flag, value in zip(args, [*args[1:], ""][: len(args)], strict=True):
         flag, equals, rest = flag.partition("=")
         value = rest if equals else value
         if flag in ("--model", "--data", "--trainer", "--config", "-c") and Path(value).suffix in (".yaml", ".yml"):
@@ -123,6 +123,18 @@ def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace
         return parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise find_input_error(error) or InputError(one_line(str(error))) from error
+
+
+def proposals_of_model(file: str) -> dict[str, Any]:
+    """Arguments of the selective search that a model file's detector declares.
+
+    Raises:
+        InputError: the file cannot be used, or its detector needs no proposals.
+    """
+    arguments = parse(make_parser(), ["--model", file]).model.init_args
+    if arguments.get("proposals") is None:
+        raise InputError("its detector needs no region proposals", file)
+    return dict(arguments.proposals.as_dict())
 
 
 def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: Path | None, name: str) -> Trainer:

@@ -24,7 +24,7 @@ from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Image
 
 Split = Literal["train", "val", "test", "predict"]
-_ANNOTATED: tuple[Split, ...] = ("train", "val", "test")
+ANNOTATED: tuple[Split, ...] = ("train", "val", "test")
 
 _SHARED_MEMORY = Path("/dev/shm")
 # Part of the free shared memory that the cache may take: batches on their way need some too.
@@ -98,7 +98,7 @@ class DetectionDataModule(LightningDataModule):
         self.proposals = proposals
         self.proposal_cache = proposal_cache
         self.proposal_cache_mb = proposal_cache_mb
-        self._wanted = proposals
+        self._given_proposals = proposals
         self._tables: dict[Split, AnnotationTable] = {}
         self._caches: dict[Split, ImageCache] = {}
         self._proposals_on_disk: ProposalCache | None = None
@@ -122,7 +122,7 @@ class DetectionDataModule(LightningDataModule):
 
     def _class_split(self) -> Split | None:
         """The split whose class list counts."""
-        return next((split for split in _ANNOTATED if split in self.sources), None)
+        return next((split for split in ANNOTATED if split in self.sources), None)
 
     def _check_classes(self, split: Split, table: AnnotationTable, known: AnnotationTable, known_split: Split) -> None:
         same = table.classes == known.classes and np.array_equal(table.class_ids, known.class_ids)
@@ -168,16 +168,19 @@ class DetectionDataModule(LightningDataModule):
     def describe(self) -> dict[str, str | int]:
         """Name, images by split, classes, and a fingerprint of the annotations of each split; for reports."""
         facts: dict[str, str | int] = {"name": str(self.name), "num_classes": self.num_classes}
-        for split in _ANNOTATED:
+        for split in ANNOTATED:
             if split in self.sources:
                 facts[f"{split}_images"] = len(self.table(split))
                 facts[f"{split}_fingerprint"] = self.table(split).fingerprint()
         return facts
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads what the stage needs, so that bad input ends the run before it starts; asks a Trainer's detector, too."""
+        """Reads what the stage needs, so that bad input ends the run before it starts.
+
+        A Trainer's detector is asked for the region proposals that it needs.
+        """
         if self.trainer is not None:
-            self._wanted = getattr(self.trainer.lightning_module, "proposals", None) or self.proposals
+            self.proposals = getattr(self.trainer.lightning_module, "proposals", None) or self._given_proposals
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -198,18 +201,18 @@ class DetectionDataModule(LightningDataModule):
             self.augment if split == "train" else None,
             self.seed,
             self._caches.get(split),
-            self._propose(),
+            self.proposer(),
         )
 
-    def _propose(self) -> Callable[[Image], Tensor] | None:
-        """What gives an image its proposals, if any are wanted."""
-        if self._wanted is None:
+    def proposer(self) -> Callable[[Image], Tensor] | None:
+        """What gives an image its region proposals, through the cache on disk; None where none are wanted."""
+        if self.proposals is None:
             return None
         if not self.proposal_cache_mb:
-            return partial(propose, search=self._wanted)
+            return partial(propose, search=self.proposals)
         if self._proposals_on_disk is None:
             self._proposals_on_disk = ProposalCache(self.proposal_cache, int(self.proposal_cache_mb * 1e6))
-        return partial(self._proposals_on_disk.get, search=self._wanted)
+        return partial(self._proposals_on_disk.get, search=self.proposals)
 
     def _make_cache(self, split: Split) -> ImageCache:
         table = self.table(split)
