@@ -70,7 +70,8 @@ def test_flips_happen_half_of_the_time_and_move_the_boxes(switch):
         Augment(),
         Augment(scale_jitter=(0.4, 2.5)),
         Augment(iou_crop=True),
-        Augment(True, True, (0.5, 2.0), True, True),
+        Augment(translate=0.5),
+        Augment(True, True, (0.5, 2.0), 0.2, True, True),
     ],
 )
 def test_columns_stay_together(augment):
@@ -116,6 +117,28 @@ def test_scale_jitter_uses_its_whole_range_and_keeps_what_can_be_seen():
     assert min(counts) < 4  # large content is cropped
     with pytest.raises(ValueError, match="scale_jitter"):
         Augment(scale_jitter=(2.0, 1.0))
+
+
+def test_translate_uses_its_whole_range_and_scales_nothing():
+    image, target = sample()
+    shifts, grounds = [], []
+    for seed in range(80):
+        with seeded(seed):
+            new_image, new = Augment(flip=False, translate=0.2)(image, target)
+        shift = new["boxes"] - target["boxes"][new["labels"]]
+        whole = (new["boxes"] > 0).all(1) & (new["boxes"][:, 2] < 60) & (new["boxes"][:, 3] < 40)
+        for dx, dy, dx2, dy2 in shift[whole].tolist():
+            assert (dx, dy) == (dx2, dy2)
+            shifts.append((dx / 60, dy / 40))
+        ground = new_image[:, new_image[0] == 124]
+        assert (ground[1:] == torch.tensor([[116], [104]])).all()
+        grounds.append(ground.shape[1])
+    dx, dy = np.array(shifts).T
+    assert -0.21 < dx.min() < -0.15 < 0.15 < dx.max() < 0.21
+    assert -0.21 < dy.min() < -0.15 < 0.15 < dy.max() < 0.21
+    assert sum(count > 0 for count in grounds) > 70
+    with pytest.raises(ValueError, match="translate"):
+        Augment(translate=1.0)
 
 
 def test_iou_crop_ignores_the_proposals_when_it_chooses():

@@ -34,6 +34,8 @@ class Augment:
         vertical_flip: top to bottom, half of the time (microscopes and satellites know no up).
         scale_jitter: (smallest, largest) factor by which the content grows, or None. The canvas keeps the image's size:
             what grows is cropped at random, what shrinks is laid somewhere on a plain ground.
+        translate: largest distance by which the content moves, as a part of the image's width and height. The canvas
+            keeps the image's size, as above.
         photometric: brightness, contrast, saturation, hue and channel order, as SSD has them.
         iou_crop: SSD's random crop around objects; changes the size of the image.
     """
@@ -41,6 +43,7 @@ class Augment:
     flip: bool = True
     vertical_flip: bool = False
     scale_jitter: tuple[float, float] | None = None
+    translate: float = 0.0
     photometric: bool = False
     iou_crop: bool = False
 
@@ -49,6 +52,8 @@ class Augment:
             raise ValueError(
                 f"scale_jitter must be (smallest, largest) with 0 < smallest <= largest: {self.scale_jitter}"
             )
+        if not 0 <= self.translate < 1:
+            raise ValueError(f"translate is a part of the image, from 0 to below 1: {self.translate}")
 
     def __call__(self, image: Image, target: Target) -> Sample:
         """Augments one image; neither argument is changed.
@@ -65,6 +70,8 @@ class Augment:
             sample.apply(v2.RandomPhotometricDistort())
         if self.scale_jitter is not None:
             sample.rescale(*self.scale_jitter)
+        if self.translate:
+            sample.translate(self.translate)
         if self.iou_crop and len(target["boxes"]):
             sample.apply(v2.RandomIoUCrop())
         if self.flip and torch.rand(()) < 0.5:
@@ -127,6 +134,23 @@ class _Boxed:
         self.image = move(self.image)
         self.boxes = move(self.boxes)
         self.whole = self.whole * (new_width / width) * (new_height / height)
+        if self.proposals is not None:
+            self.proposals = F.clamp_bounding_boxes(move(self.proposals))
+
+    def translate(self, largest: float) -> None:
+        """Content shifted on the same canvas."""
+        height, width = self.image.shape[-2:]
+        share_x, share_y = torch.empty(2).uniform_(-largest, largest).tolist()
+        right, down = round(share_x * width), round(share_y * height)
+
+        def move(value: Tensor) -> Tensor:
+            fill = _BORDER_COLOUR if isinstance(value, TVImage) else None
+            value = F.pad(value, [max(right, 0), max(down, 0), max(-right, 0), max(-down, 0)], fill=fill)
+            return F.crop(value, max(-down, 0), max(-right, 0), height, width)
+
+        self.is_cut = True
+        self.image = move(self.image)
+        self.boxes = move(self.boxes)
         if self.proposals is not None:
             self.proposals = F.clamp_bounding_boxes(move(self.proposals))
 
