@@ -16,6 +16,14 @@ def test_multistep_with_warm_up() -> None:
     assert recipe.factor(0.75, 75) == pytest.approx(0.01)
 
 
+def test_warm_up_starts_where_the_recipe_says() -> None:
+    """YOLOv1's schedule: from 1e-3 to 1e-2, then 75, 30 and 30 epochs at 1e-2, 1e-3 and 1e-4."""
+    recipe = Recipe(lr=1e-2, warmup_steps=10, warmup_start=0.1, milestones=(75 / 135, 105 / 135))
+    rates = [recipe.lr * recipe.factor(epoch / 135, 100 * epoch) for epoch in (0, 1, 74, 75, 104, 105, 134)]
+    assert rates == pytest.approx([1e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert recipe.lr * recipe.factor(0.0, 5) == pytest.approx(5.5e-3)
+
+
 def test_cosine_goes_from_one_to_nothing() -> None:
     recipe = Recipe(warmup_steps=0, schedule="cosine")
     assert [recipe.factor(p, 0) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])

@@ -35,7 +35,8 @@ class Recipe:
         momentum: of SGD; beta1 of Adam.
         weight_decay: on weights of two dimensions or more ...
         norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
-        warmup_steps: optimizer steps over which the rate rises in a line from lr / 1000.
+        warmup_steps: optimizer steps over which the rate rises in a line ...
+        warmup_start: ... from this fraction of lr.
         schedule: "constant", "multistep" or "cosine" (to zero).
         milestones: where "multistep" multiplies the rate by gamma, each in 0..1.
         gamma: that factor.
@@ -47,13 +48,15 @@ class Recipe:
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
     warmup_steps: int = 1000
+    warmup_start: float = 1e-3
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
     milestones: tuple[float, ...] = (16 / 26, 22 / 26)
     gamma: float = 0.1
 
     def factor(self, progress: float, step: int) -> float:
         """Learning rate at `step` and this fraction of the training, as a multiple of lr."""
-        warmup = min(1.0, 1e-3 + (1 - 1e-3) * step / self.warmup_steps) if self.warmup_steps else 1.0
+        start = self.warmup_start
+        warmup = min(1.0, start + (1 - start) * step / self.warmup_steps) if self.warmup_steps else 1.0
         if self.schedule == "cosine":
             return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         if self.schedule == "multistep":
