@@ -20,6 +20,13 @@ FRAME = FrameConfig(min_size=96, max_size=160)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
+HOURGLASSES: dict[str, object] = {
+    "stage_channels": (16, 16, 24),
+    "stage_depths": (1, 1, 1),
+    "stem_channels": 16,
+    "channels": 32,
+    "pooled_channels": 16,
+}
 
 
 # form -> (key of MODELS, arguments): small ones, and each form of a detector that differs in more than numbers.
@@ -82,6 +89,9 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "box_widths": (64,),
         },
     ),
+    "cornernet": ("cornernet", {"trunk": "resnet10t", "channels": 64, "pooled_channels": 32}),
+    "cornernet of hourglasses": ("cornernet", {**HOURGLASSES, "num_stacks": 2}),
+    "cornernet with mirror images": ("cornernet", {**HOURGLASSES, "num_stacks": 1, "flip_test": True}),
 }
 
 

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.models.cornernet import CornerNet
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
@@ -20,6 +21,7 @@ MODELS: dict[str, type[Detector]] = {
     "fast_rcnn": FastRCNN,
     "faster_rcnn": FasterRCNN,
     "yolov1": YOLOv1,
+    "cornernet": CornerNet,
 }
 
 
