@@ -1,13 +1,23 @@
-"""RoIAlign against torchvision's and a slow loop; RoI losses by hand; levels by FPN's equation."""
+"""RoIAlign against torchvision's and a slow loop, RoIPool against one; sampling and losses by hand; FPN's levels."""
 
 import math
 
 import pytest
 import torch
+from scenes import make_image, make_target
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from zoo.nn.roi import RoIPooling, SampledRoIs, assign_levels, pyramid_roi_align, roi_losses, roi_predictions
+from zoo.nn.frame import Frame, FrameConfig
+from zoo.nn.roi import (
+    RoIPooling,
+    SampledRoIs,
+    assign_levels,
+    pyramid_roi_align,
+    roi_losses,
+    roi_predictions,
+    sample_rois,
+)
 
 STRIDES = (4, 8, 16, 32)
 
@@ -100,6 +110,88 @@ def test_roi_pool_is_for_one_level() -> None:
         RoIPooling((4, 8), "pool")
 
 
+def slow_roi_pool(level: Tensor, box: list[float], stride: int, side: int) -> Tensor:
+    """The largest value in each cell (Fast R-CNN, arXiv 1504.08083, section 2.1).
+
+    Edges are rounded to whole pixels of the map, both of which belong to the region; cells that share a pixel overlap.
+    """
+    channels, height, width = level.shape
+    x1, y1, x2, y2 = (math.floor(edge / stride + 0.5) for edge in box)
+    step_x, step_y = max(x2 - x1 + 1, 1) / side, max(y2 - y1 + 1, 1) / side
+    pooled = torch.zeros(channels, side, side, dtype=level.dtype)
+    for i in range(side):
+        for j in range(side):
+            rows = [y for y in range(y1 + math.floor(i * step_y), y1 + math.ceil((i + 1) * step_y)) if 0 <= y < height]
+            columns = [
+                x for x in range(x1 + math.floor(j * step_x), x1 + math.ceil((j + 1) * step_x)) if 0 <= x < width
+            ]
+            for c in range(channels):
+                values = [float(level[c, y, x]) for y in rows for x in columns]
+                pooled[c, i, j] = max(values, default=0.0)  # a cell beyond the map is empty
+    return pooled
+
+
+@pytest.mark.parametrize("side", [3, 7])
+def test_roi_pool_against_a_slow_loop(side: int) -> None:
+    level = make_levels(3)[2].detach()  # stride 16: 16 x 20
+    boxes = [
+        [10.3, 20.7, 160.2, 250.9],
+        [0, 0, 320, 256],
+        [300, 240, 320, 256],
+        [100, 3, 103, 9],
+        [23.9, 24.1, 90, 200],
+    ]
+    regions = torch.tensor([boxes, boxes[::-1]]).double()
+    found = RoIPooling((16,), "pool", side)([level], regions)
+    for number, region in enumerate(regions.flatten(0, 1).tolist()):
+        expected = slow_roi_pool(level[number // len(boxes)], region, 16, side)
+        torch.testing.assert_close(found[number], expected, rtol=0, atol=0)
+
+
+def test_roi_pool_passes_the_gradient_to_the_largest_values() -> None:
+    level = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
+    RoIPooling((16,), "pool", 2)([level], torch.tensor([[[0.0, 0, 48, 48]]])).sum().backward()
+    assert level.grad is not None
+    assert level.grad[0, 0].nonzero().tolist() == [[1, 1], [1, 3], [3, 1], [3, 3]]
+
+
+def sampled(background_iou: float, num: int = 8, objects: bool = True) -> tuple[SampledRoIs, Tensor]:
+    """Proposals with IoU 0.8, 0.5, 0.3, 0.1, 0.09 and 0 with the only object, and one with a difficult object."""
+    target = make_target([[0, 0, 100, 10], [0, 80, 100, 90]], [2, 1]) if objects else make_target([], [])
+    target["difficult"] = torch.tensor([False, True][: len(target["labels"])], dtype=torch.bool)
+    proposals = torch.tensor([[0.0, 0, width, 10] for width in (80, 50, 30, 10, 9)] + [[0, 50, 9, 60], [0, 80, 95, 90]])
+    batch = Frame(FrameConfig(100, 100))([make_image(100, 100, target)], [target], [proposals])
+    assert batch.proposals is not None
+    assert batch.proposal_mask is not None
+    torch.manual_seed(0)
+    return sample_rois(batch.proposals, batch.proposal_mask, batch, num, 0.5, 0.5, background_iou), proposals
+
+
+def test_regions_are_sampled_by_their_overlap() -> None:
+    for background_iou, background in ((0.0, [2, 3, 4, 5, 6]), (0.1, [2, 3]), (0.2, [2])):
+        rois, proposals = sampled(background_iou, num=16)
+        chosen = [box for box, filled in zip(rois.boxes[0].tolist(), rois.filled[0].tolist(), strict=True) if filled]
+        labels = rois.labels[0][rois.filled[0]].tolist()
+        # the object itself, which joins the proposals, and the two that overlap it by half
+        positive = [[0, 0, 100, 10], *proposals[:2].tolist()]
+        assert sorted(zip(chosen, labels, strict=True)) == sorted(
+            [(box, 2) for box in positive] + [(box, -1) for box in proposals[background].tolist()]
+        )
+
+
+def test_no_more_regions_are_positive_than_asked_for() -> None:
+    rois, _ = sampled(0.0, num=4)
+    assert rois.filled.all()
+    assert (rois.labels >= 0).sum() == 2
+
+
+def test_an_image_without_objects_gives_background_unless_that_must_overlap_one() -> None:
+    rois, _ = sampled(0.0, objects=False)
+    assert rois.filled.sum() == 7
+    assert (rois.labels[rois.filled] == -1).all()
+    assert not sampled(0.1, objects=False)[0].filled.any()
+
+
 def test_losses_by_hand() -> None:
     # Image 1: a region on an object of class 1, one on background; image 2: one on background, an empty slot.
     rois = SampledRoIs(
@@ -114,6 +206,7 @@ def test_losses_by_hand() -> None:
     # three regions, three equal classes; the only target is dx = 10 * 1/10 = 1: smooth L1 = 1 - beta / 2
     assert losses["roi_class"].item() == pytest.approx(math.log(3))
     assert losses["roi_box"].item() == pytest.approx((1 - 1 / 18) / 3)
+    assert roi_losses(logits, deltas, rois, beta=1.0)["roi_box"].item() == pytest.approx(0.5 / 3)
     sum(losses.values()).backward()
     assert torch.isfinite(deltas.grad).all()
     assert deltas.grad.nonzero().tolist() == [[0, 0, 1, 0]]
