@@ -14,6 +14,7 @@ from tiny_detector import TinyDetector
 
 import zoo.models
 from zoo.cli import VERBS, find_configs, main
+from zoo.proposals import SelectiveSearch
 from zoo.run import make_parser, one_line, parse
 
 FIT = ["fit", "--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
@@ -160,6 +161,39 @@ def test_predict_writes_results_and_pictures(folder: Path, checkpoint: Path) -> 
     torch.testing.assert_close(torch.tensor(scores), kept, atol=1e-5, rtol=0)
 
 
+PROPOSALS = ["proposals", "--data", "data.yaml", "--workers", "0"]
+
+
+def test_proposals_fills_the_cache_and_reports_recall(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*PROPOSALS, "--data.proposal_cache", "kept", "--min_side", "8", "--mode", "single"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    rows = table_rows(captured.out)
+    assert [row.split()[1] for row in rows if "0.5" in row] == ["train", "val", "test"]
+    assert len([file for file in (folder / "kept").rglob("*") if file.is_file()]) == 8 + 3 + 4
+    monkeypatch.setattr("zoo.proposals.group", None)  # nothing is left to be searched
+    again = ["proposals", "--data", "data.yaml", "--workers", "2", "--data.proposal_cache", "kept"]
+    assert main([*again, "--min_side", "8", "--mode", "single"]) == 0
+    assert table_rows(capsys.readouterr().out) == rows
+
+
+def test_proposals_of_a_model_are_what_its_training_finds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"trunk": "resnet10t", "proposals": {"mode": "single", "width": 60, "min_side": 5}}
+    model |= {"channels": 16, "head_width": 16, "frame": {"min_size": 32, "max_size": 64}}
+    write_yaml(folder / "fast.yaml", {"class_path": "zoo.models.fast_rcnn.FastRCNN", "init_args": model})
+    monkeypatch.setenv("ZOO_PROPOSALS", str(folder / "kept"))
+    assert main([*PROPOSALS, "--model", "fast.yaml", "--limit", "7"]) == 0
+    monkeypatch.setattr("zoo.proposals.group", None)
+    fit = ["fit", "--model", "fast.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
+    assert main([*fit, "--trainer.max_epochs", "1", "--model.proposals.limit", "7"]) == 0
+    checkpoint = "runs/fast_rcnn/version_0/checkpoints/best.ckpt"
+    loaded = zoo.models.load(checkpoint)
+    assert loaded.proposals == SelectiveSearch("single", 7, 60, 5)
+    assert main(["predict", "test", "--out", "out", "--checkpoint", checkpoint]) == 0
+
+
 # ---------------------------------------------------------------------------------------------------------- the door
 
 
@@ -282,6 +316,16 @@ BAD_INPUT = [
     ("not_an_image", [*PREDICT, "CHECKPOINT"], ["2.png", "not an image"]),
     ("out_is_a_file", [*PREDICT, "CHECKPOINT"], ["out", "folder"]),
     ("nothing", ["predict", "test"], ["--checkpoint"]),
+    ("nothing", ["proposals"], ["--data"]),
+    ("nothing", [*PROPOSALS, "--mode", "slow"], ["mode", "slow"]),
+    ("nothing", [*PROPOSALS, "--limit", "0"], ["limit is 0"]),
+    ("nothing", [*PROPOSALS, "--workers", "-1"], ["--workers"]),
+    ("nothing", [*PROPOSALS, "--model", "model.yaml"], ["model.yaml", "no region proposals"]),
+    ("nothing", [*PROPOSALS, "--model", "absent.yaml"], ["absent.yaml", "no such file"]),
+    ("broken_yaml", PROPOSALS, ["data.yaml", "line 3"]),
+    ("no_annotations", PROPOSALS, ["train.json"]),
+    ("truncated_image", PROPOSALS, [".png", "damaged"]),
+    ("truncated_image", [*PROPOSALS[:3], "--workers", "1"], [".png", "damaged"]),
     ("nothing", ["evaluate", "--predictions", "absent.json", "--data", "data.yaml"], ["absent.json"]),
     ("nothing", ["evaluate", "--predictions", "train.json", "--data", "data.yaml"], ["train.json"]),
     ("nothing", [*COMPARE, "--epochs", "1", "--minutes", "1"], ["--epochs", "--minutes"]),

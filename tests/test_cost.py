@@ -1,9 +1,12 @@
+import pytest
 import torch
 from tiny_detector import TinyDetector
 from torch import nn
 from torchvision.ops import roi_align
 
+import zoo.detector
 from zoo.cost import count_flops, count_parameters, measure_latency
+from zoo.proposals import SelectiveSearch, propose
 from zoo.types import Batch
 
 
@@ -58,3 +61,25 @@ def test_latency_takes_the_images_in_turn() -> None:
     measure_latency(Watched(num_classes=3), images, seconds=1.0)
     assert seen[:3] == [30, 31, 32]  # the warm-up takes each size once
     assert seen[5:8] == [30, 31, 32]
+
+
+def test_proposals_count_in_time_but_not_in_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def counted(image: torch.Tensor, search: SelectiveSearch) -> torch.Tensor:
+        searched.append(image.shape[2])
+        return propose(image, search)
+
+    monkeypatch.setattr(zoo.detector, "propose", counted)
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    detector = TinyDetector(num_classes=3)
+    plain, _ = count_flops(detector, image)
+    assert searched == []
+    detector.proposals = SelectiveSearch("single", width=None)
+    assert count_flops(detector, image)[0] == plain
+    searched.clear()
+    seen: list[int] = []
+    detector.body.register_forward_hook(lambda module, inputs, outputs: seen.append(30))
+    measure_latency(detector, [image], seconds=0.05)
+    assert searched == seen  # each time anew
+    assert len(seen) > 3

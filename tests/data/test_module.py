@@ -20,7 +20,9 @@ from zoo.data.source import DataWarning, Source
 from zoo.data.table import AnnotationTable
 from zoo.data.voc import Voc, write_voc
 from zoo.errors import InputError
+from zoo.proposals import CacheWarning, SelectiveSearch, propose
 
+SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=30)
 TRAIN, VAL = Shapes(21, seed=0), Shapes(7, seed=1)
 EVERYTHING = Augment(flip=True, vertical_flip=True, scale_jitter=(0.5, 1.5))
 
@@ -229,6 +231,62 @@ def test_errors_of_a_worker_keep_their_type_and_their_line(tmp_path):
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_proposals_travel_with_their_image(tmp_path, workers):
+    given = {"train": TRAIN, "val": VAL, "eval_batch_size": 3, "num_workers": workers, "proposals": SEARCH}
+    data = DetectionDataModule(**given, proposal_cache=str(tmp_path))
+    table = VAL.read()
+    for index, (image, target) in enumerate(samples(data.val_dataloader())):
+        assert torch.equal(image, VAL.load_image(table, index))
+        assert torch.equal(target["proposals"], propose(image, SEARCH))
+    assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 7
+    uncached = DetectionDataModule(**given, proposal_cache_mb=0)
+    assert equal(samples(data.val_dataloader()), samples(uncached.val_dataloader()))
+    assert "proposals" not in samples(DetectionDataModule(**given | {"proposals": None}).val_dataloader())[0][1]
+
+
+def test_proposals_are_searched_before_augmentation(tmp_path):
+    """In a mirrored image selective search finds other boxes than the mirrored ones."""
+    augment = Augment(flip=True)
+    data = DetectionDataModule(train=TRAIN, augment=augment, proposals=SEARCH, proposal_cache=str(tmp_path))
+    dataset = data.dataset("train")
+    was_flipped = set()
+    for index in range(8):
+        before = TRAIN.load_image(dataset.table, index)
+        expected = propose(before, SEARCH)
+        image, target = dataset[index]
+        if not torch.equal(image, before):
+            assert torch.equal(image, before.flip(2))
+            expected[:, [0, 2]] = before.shape[2] - expected[:, [2, 0]]
+        was_flipped.add(torch.equal(image, before))
+        assert torch.equal(target["proposals"], expected)
+    assert was_flipped == {True, False}
+
+
+def test_proposals_follow_every_augmentation(tmp_path):
+    """The box of each object is handed in as a proposal: afterwards it is still among them, wherever it went."""
+    dataset = DetectionDataset(TRAIN.read(), TRAIN, EVERYTHING, seed=5)
+    for index in range(10):
+        boxes = dataset.table.target(index)["boxes"]
+        dataset.propose = lambda image, boxes=boxes: boxes.clone()
+        image, target = dataset[index + 21]
+        assert {tuple(box) for box in target["boxes"].tolist()} <= {tuple(box) for box in target["proposals"].tolist()}
+        assert (target["proposals"] >= 0).all()
+        assert (target["proposals"][:, 2:] <= torch.tensor([image.shape[2], image.shape[1]])).all()
+        assert (target["proposals"][:, 2:] > target["proposals"][:, :2]).all()
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    data = DetectionDataModule(
+        train=TRAIN, val=VAL, num_workers=2, proposals=SEARCH, proposal_cache=str(tmp_path / "file")
+    )
+    with pytest.warns(CacheWarning) as said:
+        found = samples(data.val_dataloader()) + samples(data.train_dataloader())
+    assert len(said) == 1
+    assert all(len(target["proposals"]) for _, target in found)
+
+
 class Recorder(pl.LightningModule):
     """Writes down which images it is given."""
 
@@ -279,6 +337,34 @@ def test_with_a_trainer(tmp_path):
     assert list(chain(*model.seen["test"])) == [1, 2, 3, 4, 5, 6, 7]
     trainer().predict(model, data)
     assert model.seen["predict"] == [[0]]
+
+
+class Wanting(Recorder):
+    """Looks whether its targets carry what it declares."""
+
+    proposals = None
+
+    def _see(self, name, batch):
+        super()._see(name, batch)
+        for image, target in zip(*batch, strict=True):
+            assert ("proposals" in target) == (self.proposals is not None)
+            if name != "train" and self.proposals is not None:
+                assert torch.equal(target["proposals"], propose(image, self.proposals))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_detector_under_a_trainer_gets_the_proposals_that_it_declares(tmp_path):
+    PILImage.fromarray(TRAIN.load_image(TRAIN.read(), 0).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    given = {"train": TRAIN, "val": VAL, "test": VAL, "predict": [str(tmp_path / "a.png")]}
+    data = DetectionDataModule(**given, batch_size=5, num_workers=0, proposal_cache=str(tmp_path / "cache"))
+    for wanted in (SEARCH, None, SelectiveSearch("single", width=100, min_side=8)):
+        model = Wanting()
+        model.proposals = wanted
+        trainer(max_epochs=1).fit(model, data)
+        trainer().test(model, data, verbose=False)
+        trainer().predict(model, data)
+        assert model.seen["predict"] == [[0]]
+        assert [bool(found) for found in model.seen.values()] == [True] * 4
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
