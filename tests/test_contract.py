@@ -20,6 +20,11 @@ FRAME = FrameConfig(min_size=96, max_size=160)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
+FEW_REGIONS: dict[str, object] = {
+    "rois_per_image": 64,
+    "proposals_before_nms": (200, 100),
+    "proposals_after_nms": (200, 100),
+}
 HOURGLASSES: dict[str, object] = {
     "stage_channels": (16, 16, 24),
     "stage_depths": (1, 1, 1),
@@ -32,19 +37,34 @@ HOURGLASSES: dict[str, object] = {
 # form -> (key of MODELS, arguments): small ones, and each form of a detector that differs in more than numbers.
 FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t"}),
-    "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t"}),
+    "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", **FEW_REGIONS}),
     "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "proposals": SEARCH, "background_iou": 0.0}),
     "fast_rcnn of the paper": (
         "fast_rcnn",
-        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "proposals": SEARCH},
+        {"trunk": "vgg11_bn", "pyramid": False, "pooling": "pool", "head_width": 64, "proposals": SEARCH},
     ),
     "faster_rcnn of the paper": (
         "faster_rcnn",
-        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "anchor_scales": (2.0, 4.0, 8.0), "head_width": 64},
+        {
+            "trunk": "vgg11_bn",
+            "pyramid": False,
+            "pooling": "pool",
+            "anchor_scales": (2.0, 4.0, 8.0),
+            "head_width": 64,
+            **FEW_REGIONS,
+        },
     ),
     "faster_rcnn of torchvision's second": (
         "faster_rcnn",
-        {"trunk": "resnet10t", "pyramid_norm": True, "rpn_depth": 2, "head_convs": 2, "head_fcs": 1, "channels": 64},
+        {
+            "trunk": "resnet10t",
+            "pyramid_norm": True,
+            "rpn_depth": 2,
+            "head_convs": 2,
+            "head_fcs": 1,
+            "channels": 64,
+            **FEW_REGIONS,
+        },
     ),
     "retinanet with GroupNorm and GIoU": (
         "retinanet",

@@ -315,6 +315,7 @@ def quieten() -> None:
 
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what went wrong comes as an error as well
     for message in (
         ".*does not have many workers.*",  # the number of workers is the data file's choice
         ".*exists and is not empty.*",  # a run that is taken up again
