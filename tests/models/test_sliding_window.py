@@ -13,6 +13,7 @@ from zoo.models.sliding_window import (
     SlidingWindow,
     Slot,
     Windows,
+    draw_canvas,
     is_inside,
     place_levels,
     plan_shelves,
@@ -202,12 +203,24 @@ def test_shelves_hold_every_level_once_and_apart() -> None:
         sizes = [tuple(size) for size in torch.randint(1, 40, (count, 2), generator=generator).tolist()]
         shelves = plan_shelves([(8.0 * rows, 8.0 * columns) for rows, columns in sizes], 24)
         assert sorted(level for shelf in shelves for level in shelf) == list(range(count))
-        slots, (height, width) = place_levels(sizes, shelves, gap=3)
-        taken = torch.zeros(height + 3, width + 3)
+        slots, columns = place_levels(sizes, shelves, gap=3)
+        taken = torch.zeros(300, columns + 3)
         for slot, size in zip(slots, sizes, strict=True):
             assert (slot.rows, slot.columns) == size
+            assert slot.left + slot.columns <= columns
             taken[slot.top : slot.top + slot.rows + 3, slot.left : slot.left + slot.columns + 3] += 1
         assert taken.max() == 1
+        # Each level is where its slot says, and nothing else is on the canvas.
+        levels = [torch.full((1, 3, 2 * size[0] - 1, 2 * size[1]), 1.0 + n) for n, size in enumerate(sizes)]
+        canvas = draw_canvas(levels, slots, shelves, columns, stride=2)
+        assert canvas.shape[2:] == (2 * max(slot.top + slot.rows for slot in slots), 2 * columns)
+        for level, slot in zip(levels, slots, strict=True):
+            part = canvas[
+                :, :, 2 * slot.top : 2 * (slot.top + slot.rows), 2 * slot.left : 2 * (slot.left + slot.columns)
+            ]
+            assert torch.equal(part[:, :, :-1], level)
+            part.zero_()
+        assert canvas.abs().max() == 0
 
 
 def test_shelves_waste_little() -> None:

@@ -116,19 +116,44 @@ def plan_shelves(sizes: Sequence[tuple[float, float]], gap: int) -> list[list[in
 
 def place_levels(
     sizes: Sequence[tuple[int, int]], shelves: Sequence[Sequence[int]], gap: int
-) -> tuple[list[Slot], tuple[int, int]]:
-    """Slot of each level of (rows, columns), and (rows, columns) of the canvas; `gap` empty cells between levels."""
+) -> tuple[list[Slot], int]:
+    """Slot of each level of (rows, columns), `gap` empty cells between levels; and the columns of the canvas."""
     slots = {}
-    top = height = width = 0
+    top = canvas_columns = 0
     for shelf in shelves:
         left = 0
         for level in shelf:
             rows, columns = sizes[level]
             slots[level] = Slot(top, left, rows, columns)
-            height, width = max(height, top + rows), max(width, left + columns)
             left += columns + gap
-        top = height + gap
-    return [slots[level] for level in range(len(sizes))], (height, width)
+        top += max(sizes[level][0] for level in shelf) + gap
+        canvas_columns = max(canvas_columns, left - gap)
+    return [slots[level] for level in range(len(sizes))], canvas_columns
+
+
+def draw_canvas(
+    levels: Sequence[Float[Tensor, "B 3 _ _"]],
+    slots: Sequence[Slot],
+    shelves: Sequence[Sequence[int]],
+    columns: int,
+    stride: int,
+) -> Float[Tensor, "B 3 _ _"]:
+    """The levels in their slots, zeros elsewhere; pieced together, not written into, as torch.export wants it."""
+    drawn = []
+    bottom = 0  # of the shelf above
+    for shelf in shelves:
+        top = slots[shelf[0]].top
+        height = max(slots[level].rows for level in shelf)
+        parts = []
+        right = 0  # of the level before
+        for level in shelf:
+            slot, image = slots[level], levels[level]
+            to_whole_cells = slot.columns * stride - image.shape[3], 0, height * stride - image.shape[2]
+            parts.append(F.pad(image, ((slot.left - right) * stride, *to_whole_cells)))
+            right = slot.left + slot.columns
+        drawn.append(F.pad(torch.cat(parts, dim=3), (0, (columns - right) * stride, (top - bottom) * stride, 0)))
+        bottom = top + height
+    return torch.cat(drawn, dim=2)
 
 
 def resize_for_window(images: Float[Tensor, "B 3 H W"], shape: tuple[float, float], side: int) -> Tensor:
@@ -357,14 +382,9 @@ class SlidingWindow(Detector[Outputs]):
         stride = self.network.stride
         levels = [resize_for_window(images, shape, self.window_side) for shape in self.window_shapes]
         sizes = [(-(-level.shape[2] // stride), -(-level.shape[3] // stride)) for level in levels]
-        slots, (rows, columns) = place_levels(sizes, self.shelves, self.gap)
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        shape = (len(images), 3, rows * stride, columns * stride)
-        canvas = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=memory_format).zero_()
-        for level, slot in zip(levels, slots, strict=True):
-            top, left = slot.top * stride, slot.left * stride
-            canvas[:, :, top : top + level.shape[2], left : left + level.shape[3]] = level
-        return canvas, slots
+        slots, columns = place_levels(sizes, self.shelves, self.gap)
+        canvas = draw_canvas(levels, slots, self.shelves, columns, stride)
+        return canvas.contiguous(memory_format=torch.channels_last) if self.channels_last else canvas, slots
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Cross entropy and L2 over sampled windows of the dense pass, whichever way is evaluated."""
