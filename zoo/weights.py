@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.models.cornernet import CornerNet
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.models.yolov1 import YOLOv1
@@ -22,7 +23,7 @@ from zoo.nn.darknet import Darknet, read_darknet
 from zoo.nn.trunk import FrozenBatchNorm
 
 State = dict[str, Tensor]
-Layout = Literal["zoo", "torchvision", "darknet"]
+Layout = Literal["zoo", "torchvision", "darknet", "cornernet"]
 
 COCO_IDS_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(number for number in range(1, 91) if number not in COCO_IDS_UNUSED)
@@ -47,7 +48,8 @@ def load_weights(
             `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same form. Their 91 class
             slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN, label =
             COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use. "darknet": a .weights
-            file, on a YOLOv1 of the same form (see `from_darknet`).
+            file, on a YOLOv1 of the same form (see `from_darknet`). "cornernet": the original code's Hourglass-104
+            (see `from_cornernet`).
         norm_eps: layout "torchvision" only: what the file's trunk added to its batch-norm variances. The published
             COCO_V1 files were trained with 0.0; everything else of torchvision has 1e-5.
 
@@ -61,6 +63,8 @@ def load_weights(
         state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     if layout == "torchvision":
         state = from_torchvision(state, detector, name)
+    if layout == "cornernet":
+        state = from_cornernet(state, detector, name)
     _check_fit(state, detector.state_dict(), name)
     detector.load_state_dict(state, strict=False)
     if layout == "torchvision":
@@ -214,6 +218,63 @@ def from_darknet(file: str | Path | Mapping[str, Tensor], detector: Detector) ->
     if detector.head.kind == "conv":
         raise InputError("darknet's YOLOv1 has no convolutional head; set head to fc or local", file)
     return read_darknet(file, detector)
+
+
+# -------------------------------------------------------------------------------------------------------- cornernet
+
+
+def from_cornernet(state: State, detector: Detector, file: str | None = None) -> State:
+    """Parameters of princeton-vl/CornerNet's files (`CornerNet_500000.pkl`) under our names.
+
+    For a CornerNet with `trunk: hourglass` and all else as it comes, 80 classes of COCO as labels 0..79 in the order of
+    their ids, and the mean and std of `configs/models/cornernet_hourglass104.yaml`. The original code reads its images
+    as blue, green, red; the first convolution's input channels are turned to red, green, blue. Its names:
+
+        module.pre.0, .1                  stem: convolution, residual
+        module.kps.S                      hourglass of stack S; in it up1, low1, low2, low3: skip, down, inner, up
+        module.cnvs.S                     output of stack S
+        module.inters_.S, cnvs_.S         1x1 convolutions of its input and output, whose sum goes through
+        module.inters.S                   a residual into stack S + 1
+        module.tl_cnvs.S                  corner pooling; in it p1_conv1, p2_conv1: what is pooled along columns, rows
+        module.tl_heats.S, _tags, _regrs  heat maps, embeddings, offsets; and br_ for the bottom-right corner
+
+    Raises:
+        InputError: the detector is no CornerNet over hourglasses.
+    """
+    if not isinstance(detector, CornerNet) or detector.arguments["trunk"] != "hourglass":
+        raise InputError("only a CornerNet with trunk hourglass takes the original CornerNet's weights", file)
+    corners = {"tl": "top_left", "br": "bottom_right"}
+    parts = {"cnvs": "pooling", "heats": "heat", "tags": "embedding", "regrs": "offset"}
+    state = _rename(
+        state,
+        [
+            (r"^module\.", ""),
+            (r"^pre\.", "trunk.stem."),
+            (r"^kps\.", "trunk.hourglasses."),
+            (r"^cnvs\.", "trunk.outputs."),
+            (r"^inters_\.", "trunk.from_inputs."),
+            (r"^cnvs_\.", "trunk.from_outputs."),
+            (r"^inters\.", "trunk.merged."),
+            (r"\.up1(?=\.)", ".skip"),
+            (r"\.low1(?=\.)", ".down"),
+            (r"\.low2(?=\.)", ".inner"),
+            (r"\.low3(?=\.)", ".up"),
+            (r"^(tl|br)_(cnvs|heats|tags|regrs)\.(\d+)\.", lambda m: f"heads.{m[3]}.{corners[m[1]]}.{parts[m[2]]}."),
+            (r"\.(heat|embedding|offset)\.1\.", r".\1.2."),
+            (r"\.(heat|embedding|offset)\.0\.conv\.", r".\1.0."),
+            (r"\.pooling\.p1_conv1\.", ".pooling.vertical."),
+            (r"\.pooling\.p2_conv1\.", ".pooling.horizontal."),
+            (r"\.pooling\.p_conv1\.", ".pooling.pooled.0."),
+            (r"\.pooling\.p_bn1\.", ".pooling.pooled.1."),
+            (r"\.pooling\.conv1\.", ".pooling.shortcut.0."),
+            (r"\.pooling\.bn1\.", ".pooling.shortcut.1."),
+            (r"\.pooling\.conv2\.", ".pooling.output."),
+        ],
+    )
+    first = "trunk.stem.0.conv.weight"
+    if first in state:
+        state[first] = state[first].flip(1)
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------------- fitting
