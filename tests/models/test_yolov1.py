@@ -293,6 +293,8 @@ def test_the_papers_network_has_24_convolutions_and_two_fully_connected_layers()
         connected = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
         assert [layer.out_features for layer in connected] == [4096, 7 * 7 * 30]
         assert connected[0].in_features == 7 * 7 * 1024
+    assert [unit.conv.stride[0] for unit in full.neck] == [1, 2, 1, 1]
+    assert [unit.conv.stride[0] for unit in fast.neck] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("head", ["fc", "conv"])
