@@ -51,11 +51,11 @@ class _RunningMax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
         dim, last = ctx.dim, result.shape[ctx.dim] - 1
-        grad = widen(grad)
-        total = torch.empty_like(grad)
+        wide = widen(grad)
+        total = torch.empty_like(grad) if wide is grad else wide
         carried = (result.narrow(dim, 0, last) == result.narrow(dim, 1, last)).to(total.dtype)
         back = not ctx.reverse
-        grads, totals, shares = (_in_order(part, dim, back) for part in (grad, total, carried))
+        grads, totals, shares = (_in_order(part, dim, back) for part in (wide, total, carried))
         totals[0].copy_(grads[0])
         for row, after, here, share in zip(grads[1:], totals[:-1], totals[1:], shares, strict=True):
             torch.addcmul(row, after, share, out=here)
