@@ -7,6 +7,7 @@ import pytest
 import torch
 from scenes import make_image, make_target
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from zoo.errors import InputError
 from zoo.models.sliding_window import (
@@ -326,6 +327,35 @@ def test_mining_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     after = detector.compute_losses(outputs, batch)["class"]
     expected = (math.log(math.exp(9) + 3) - math.log(4)) / 16
     assert float(before - after) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("foreground_iou", [0.4, 0.5])
+def test_which_windows_answer_for_an_object(foreground_iou: float) -> None:
+    """All windows are sampled here, so the class loss is a mean over those that a loop finds positive or negative."""
+    detector = build(
+        foreground_iou=foreground_iou, windows_per_image=10**6, positive_fraction=0.5, hard_negative_fraction=0.0
+    )
+    image = make_image(128, 150, target := make_target([[20, 30, 90, 100], [3, 3, 14, 13]], [1, 2]))
+    batch = detector.frame([image], [target])
+    with torch.no_grad():
+        outputs = liven(detector).encode(batch)
+        loss = detector.compute_losses(outputs, batch)["class"]
+    assert outputs.windows is not None
+    iou = box_iou(batch.boxes[0], outputs.boxes)
+    entropies, num_positive = [], 0
+    for window, (best, which) in enumerate(zip(*iou.max(dim=0), strict=True)):
+        is_best = bool((iou[:, window] == iou.max(dim=1).values).any())
+        if best >= foreground_iou or is_best:
+            slot = int(target["labels"][which]) + 1
+            num_positive += 1
+        elif best < 0.3 and (outputs.boxes[window, :2] + outputs.boxes[window, 2:] < 2 * batch.sizes[0]).all():
+            slot = 0
+        else:
+            continue
+        entropies.append(-float(outputs.windows.logits[0, window].log_softmax(dim=0)[slot]))
+    assert iou[1].max() < 0.4, "the small object has its best window alone"
+    assert num_positive > 5
+    assert float(loss) == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
 
 
 def slow_losses(windows: Windows, boxes: Tensor, matched: Tensor, chosen: Tensor, filled: Tensor, batch: Batch) -> Any:

@@ -27,7 +27,7 @@ Original code: sermanet/OverFeat (the classifier alone). Deviations:
   - boxes are coded as R-CNN's deltas (paper: the edges themselves), and merged by NMS (paper: greedy merging, 4.3);
   - windows stand for several aspect ratios by resizing a level more along one axis (paper: squares, the regressor does
     the rest);
-  - an object's best window is positive however low its IoU; windows with IoU 0.3 to 0.5 count for nothing;
+  - an object's best window is positive however low its IoU; windows with IoU from 0.3 up to 0.5 count for nothing;
   - any timm trunk can stand in for the paper's (`zoo.nn.overfeat`, which names its own deviations).
 
 Legend: B images, M objects of an image, N windows of all levels, n of them sampled, C classes.
@@ -56,6 +56,8 @@ from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
+
+BACKGROUND_IOU = 0.3
 
 
 @dataclass
@@ -271,7 +273,7 @@ class SlidingWindow(Detector[Outputs]):
         pretrained: ImageNet weights for a timm trunk: true (timm fetches them), a local file, or false.
         norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
         frozen_stages: stages of a timm trunk that are not trained, counted from the image.
-        evaluation: "crops" (each window cut out and classified; the definition) or "dense" (one pass a level).
+        evaluation: "crops" (each window cut out and classified; the definition) or "dense" (one pass for all).
         window_side: of the window on a level, in pixels; what is around it is context.
         window_shapes: (width, height) in framed pixels that windows stand for, one level of the pyramid each.
         head_kernel: k, odd; the heads read k x k cells of the trunk's map ...
@@ -280,6 +282,7 @@ class SlidingWindow(Detector[Outputs]):
         box_widths: hidden layers of the regressor.
         regress_boxes: whether there is a regressor.
         dropout: after the classifier's hidden layers.
+        foreground_iou: from this IoU with an object on, a window is positive; background below 0.3, ignored between.
         windows_per_image: sampled for the losses.
         positive_fraction: of those, at most.
         hard_negative_fraction: of the negatives, the share with the highest foreground score; the others are random.
@@ -311,6 +314,7 @@ class SlidingWindow(Detector[Outputs]):
         box_widths: tuple[int, ...] = (4096, 1024),
         regress_boxes: bool = True,
         dropout: float = 0.5,
+        foreground_iou: float = 0.5,
         windows_per_image: int = 64,
         positive_fraction: float = 0.25,
         hard_negative_fraction: float = 0.5,
@@ -328,6 +332,7 @@ class SlidingWindow(Detector[Outputs]):
         self.evaluation: Literal["crops", "dense"] = evaluation
         self.window_side = window_side
         self.window_shapes = window_shapes
+        self.foreground_iou = foreground_iou
         self.windows_per_image = windows_per_image
         self.positive_fraction = positive_fraction
         self.hard_negative_fraction = hard_negative_fraction
@@ -390,7 +395,7 @@ class SlidingWindow(Detector[Outputs]):
         """Cross entropy and L2 over sampled windows of the dense pass, whichever way is evaluated."""
         windows = outputs.windows or self.network.dense(outputs.canvas, outputs.cells)
         iou = pairwise_iou(batch.boxes, outputs.boxes)
-        matched = match(iou, batch.mask, low=0.3, high=0.5, keep_best_of_each_object=True)
+        matched = match(iou, batch.mask, BACKGROUND_IOU, self.foreground_iou, keep_best_of_each_object=True)
         chosen, filled = sample_windows(
             matched,
             is_inside(outputs.boxes, batch.sizes),
