@@ -43,6 +43,14 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
         "fast_rcnn",
         {"trunk": "vgg11_bn", "pyramid": False, "pooling": "pool", "head_width": 64, "proposals": SEARCH},
     ),
+    "rcnn": (
+        "rcnn",
+        {"trunk": "resnet10t", "crop_size": 48, "context": 4, "windows_per_batch": 64, "proposals": SEARCH},
+    ),
+    "rcnn of the paper": (
+        "rcnn",
+        {"trunk": "alexnet", "crop_size": 67, "windows_per_batch": 64, "proposals": SEARCH, "regress_boxes": False},
+    ),
     "faster_rcnn of the paper": (
         "faster_rcnn",
         {
