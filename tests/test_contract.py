@@ -41,7 +41,14 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "proposals": SEARCH, "background_iou": 0.0}),
     "fast_rcnn of the paper": (
         "fast_rcnn",
-        {"trunk": "vgg11_bn", "pyramid": False, "pooling": "pool", "head_width": 64, "proposals": SEARCH},
+        {
+            "trunk": "vgg11_bn",
+            "pyramid": False,
+            "pooling": "pool",
+            "head_width": 64,
+            "proposals": SEARCH,
+            "background_iou": 0.0,  # one image alone hardly has regions that overlap its objects a little
+        },
     ),
     "rcnn": (
         "rcnn",
