@@ -27,7 +27,7 @@ def test_it_solves_the_normal_equations() -> None:
 
 
 def test_one_feature_by_hand() -> None:
-    """x = -1, 1 and t = 1, 5: mean 3, slope (2 + 2) / (2 + penalty 2) = 1."""
+    """Examples x = -1, 1 and t = 1, 5: mean 3, slope (2 + 2) / (2 + penalty 2) = 1."""
     sums = RidgeSums.zeros(1, 1, 1, torch.device("cpu"))
     sums.add(torch.tensor([[-1.0], [1.0]]), torch.tensor([[1.0], [5.0]]), torch.tensor([0, 0]))
     weights, biases = solve_ridge(sums, 2.0)

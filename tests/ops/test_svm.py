@@ -51,7 +51,7 @@ def test_the_gradient_of_the_objective_vanishes() -> None:
 
 
 def test_two_points_by_hand() -> None:
-    """x = +1 and -1 with a free bias: w = 4 cost / (1 + 4 cost), b = 0, from w + 2 cost * 2 (w - 1) = 0."""
+    """At x = +1 and -1 with a free bias: w = 4 cost / (1 + 4 cost), b = 0, from w + 2 cost * 2 (w - 1) = 0."""
     weights, biases = fit_linear_svms(
         torch.tensor([[1.0], [-1.0]]), torch.tensor([[1], [-1]], dtype=torch.int8), 0.5, 1.0, 10.0
     )

@@ -11,12 +11,14 @@ from zoo.errors import InputError
 from zoo.models.cornernet import CornerNet
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
+from zoo.models.rcnn import RCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.models.sliding_window import SlidingWindow
 from zoo.models.yolov1 import YOLOv1
 
 MODELS: dict[str, type[Detector]] = {
     "sliding_window": SlidingWindow,
+    "rcnn": RCNN,
     "retinanet": RetinaNet,
     "fast_rcnn": FastRCNN,
     "faster_rcnn": FasterRCNN,

@@ -1,11 +1,12 @@
-"""Any timm model as a trunk: named feature levels, frozen stages, norm policy."""
+"""Any timm model as a trunk: feature levels of an image, or one vector of a crop; frozen stages, norm policy."""
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
+import torchvision
 from jaxtyping import Float
 from timm.models import load_state_dict as read_timm_file
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class Trunk(nn.Module):
             raise InputError(f"trunk {name!r} has no features at stride {missing[0]}; it has {all_strides}")
         # VGG has two maps of the same stride at its end; the deeper one is meant.
         indices = tuple(len(all_strides) - 1 - all_strides[::-1].index(stride) for stride in strides)
-        self.network = _create(name, indices, pretrained)
+        self.network = _create(name, pretrained, {"features_only": True, "out_indices": indices})
         _check_maps(self.network, name)
         self.strides = strides
         self.channels: list[int] = self.network.feature_info.channels()  # type: ignore[union-attr, operator]
@@ -84,12 +85,89 @@ class Trunk(nn.Module):
         return self.network(images)
 
 
-def _feature_strides(name: str) -> list[int]:
+class CropTrunk(nn.Module):
+    """A whole classifier without its last layer: one vector of each crop, after its own pooling and hidden layers.
+
+    Args:
+        name: any timm model whose input may have this size ("resnet18", "vgg16" with its fc6 and fc7), or "alexnet",
+            which is torchvision's, since timm has none.
+        side: of the crops in pixels.
+        pretrained: ImageNet weights, or a local file of them, or none.
+        norm: "batch" trains batch normalisation; "frozen" fixes it.
+        dropout: in the hidden layers of a model that has some (AlexNet, VGG).
+
+    Raises:
+        InputError: the name is not known, it does not take crops of this size, or the weights cannot be had.
+    """
+
+    def __init__(self, name: str, side: int, pretrained: bool | str, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        if name == "alexnet":
+            self.network: nn.Module = _create_alexnet(pretrained, dropout)
+        else:
+            _check_name(name)
+            self.network = _create(name, pretrained, {"num_classes": 0, "drop_rate": dropout})
+        self.channels = _vector_length(self.network, name, side)
+        if norm == "frozen":
+            self.network = _freeze_norms(self.network)
+
+    def forward(self, crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D"]:
+        """D numbers that tell what is in each crop."""
+        return self.network(crops)
+
+
+def _create_alexnet(pretrained: bool | str, dropout: float) -> nn.Module:
+    network = torchvision.models.alexnet(dropout=dropout)
+    if pretrained:
+        weights = _read_alexnet(pretrained)
+        wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        wrong = [key for key in wanted if tuple(getattr(weights.get(key), "shape", ())) != wanted[key]]
+        if wrong:
+            file = pretrained if isinstance(pretrained, str) else None
+            raise InputError(f"does not hold weights of trunk 'alexnet': {wrong[0]} is not as it should be", file)
+        network.load_state_dict(weights)
+    network.classifier[6] = nn.Identity()
+    return network
+
+
+def _read_alexnet(pretrained: bool | str) -> dict[str, Tensor]:
+    try:
+        if isinstance(pretrained, str):
+            return read_timm_file(pretrained)
+        return torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    except Exception as error:
+        if isinstance(pretrained, str):
+            raise InputError(f"is no readable file of trunk weights ({_first_line(error)})", pretrained) from error
+        raise InputError(
+            f"pretrained weights of trunk 'alexnet' could not be fetched ({_first_line(error)}); download them where "
+            "there is a network and name the file: --model.pretrained /path/to/weights.pth"
+        ) from error
+
+
+def _vector_length(network: nn.Module, name: str, side: int) -> int:
+    training = network.training
+    try:
+        with torch.no_grad():
+            vectors = network.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"trunk {name!r} does not take crops of {side} pixels: {_first_line(error)}") from error
+    finally:
+        network.train(training)
+    if vectors.ndim != 2:
+        raise InputError(f"trunk {name!r} gives {tuple(vectors.shape[1:])} numbers of a crop, not one vector")
+    return vectors.shape[1]
+
+
+def _check_name(name: str) -> None:
     if name.split(".")[0] not in timm.list_models(include_tags=False):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=4))
         raise InputError(
             f"timm {timm.__version__} does not know a trunk {name!r}" + (f"; near it: {near}" if near else "")
         )
+
+
+def _feature_strides(name: str) -> list[int]:
+    _check_name(name)
     with torch.device("meta"):
         try:
             network = timm.create_model(name, features_only=True)
@@ -98,18 +176,12 @@ def _feature_strides(name: str) -> list[int]:
             raise InputError(f"trunk {name!r} gives no feature maps: {error}") from error
 
 
-def _create(name: str, indices: tuple[int, ...], pretrained: bool | str) -> nn.Module:
+def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
         raise InputError("no such file of trunk weights", pretrained)
     overlay = {"file": pretrained} if isinstance(pretrained, str) else None
     try:
-        network = timm.create_model(
-            name,
-            features_only=True,
-            out_indices=indices,
-            pretrained=bool(pretrained),
-            pretrained_cfg_overlay=overlay,
-        )
+        network = timm.create_model(name, pretrained=bool(pretrained), pretrained_cfg_overlay=overlay, **options)
     except Exception as error:
         if isinstance(pretrained, str):
             raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error

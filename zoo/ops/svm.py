@@ -87,7 +87,7 @@ def _newton_direction(
 def _step_sizes(
     v: Tensor, z: Tensor, y: Tensor, error_weights: Tensor, gradient: Tensor, direction: Tensor, dz: Tensor
 ) -> Float[Tensor, "C"]:
-    """The first of 1, 1/2, 1/4, ... that lowers each class's objective by a ten-thousandth of what its slope promises."""
+    """The first of 1, 1/2, 1/4, ... that lowers a class's objective by a ten-thousandth of what its slope promises."""
 
     def objective(step: Tensor) -> Tensor:
         slack = (1 - y * (z + step * dz)).clamp(min=0)
