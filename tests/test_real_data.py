@@ -1,5 +1,6 @@
 """Real images of three data sets, read, trained on for a step, and evaluated, with each detector."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from zoo.data.voc import Voc
 from zoo.detector import Recipe
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
+from zoo.proposals import SelectiveSearch
 
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0)
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -40,7 +42,10 @@ def test_a_step_and_an_evaluation(name: str, num_classes: int, model: str, tmp_p
     data = DetectionDataModule(train, val, batch_size=2, num_workers=0)
     assert data.num_classes == num_classes
     torch.manual_seed(0)
-    detector = MODELS[model](num_classes, data.class_names, "resnet10t", frame=FrameConfig(96, 160), recipe=RECIPE)
+    arguments: dict[str, object] = {"frame": FrameConfig(96, 160), "recipe": RECIPE}
+    if "proposals" in signature(MODELS[model]).parameters:
+        arguments["proposals"] = SelectiveSearch("single", width=160, min_side=8)
+    detector = MODELS[model](num_classes, data.class_names, "resnet10t", **arguments)
     before = detector.state_dict()["trunk.network.layer4.0.conv1.weight"].clone()
     ruler = MeanAveragePrecision(log_classes=False)
     trainer = Trainer(
