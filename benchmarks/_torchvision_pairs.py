@@ -142,8 +142,8 @@ class Report:
         self._say("| case | ours, median (min to max) | torchvision, median (min to max) | unit | ratio | goal |")
         self._say("|---|---|---|---|---|---|")
 
-    def add(self, case: str, timing: Timing, images: int, goal: float | None) -> None:
-        """A case in images a second; `images` is how many a call did."""
+    def add(self, case: str, timing: Timing, images: int, goal: float | None, peer_name: str | None = None) -> None:
+        """A case in images a second, `images` a call; the peer is torchvision, if not said otherwise."""
         ours, peer = ([images / seconds for seconds in side] for side in (timing.ours, timing.peer))
         cells = [f"{median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in (ours, peer)]
         self._say(f"| {case} | {' | '.join(cells)} | images/s | {timing.ratio:.2f} | {goal or ''} |")
@@ -151,7 +151,7 @@ class Report:
             "case": case,
             "ours": round(median(ours), 3),
             "peer": round(median(peer), 3),
-            "peer_name": f"torchvision {list_versions()['torchvision']}",
+            "peer_name": peer_name or f"torchvision {list_versions()['torchvision']}",
             "unit": "images/s",
             "ratio": round(timing.ratio, 3),
         }

@@ -7,6 +7,9 @@ Whole inference is everything between raw images and detections in their pixels.
 last layer: for RetinaNet from logits and deltas of all anchors; for Faster R-CNN the RPN's choice of proposals and the
 reading of RoI logits, each apart. Untrained logits are stretched and shifted until as much scores above the threshold
 as a trained detector has there: about 1,000 pairs of anchor and class an image (RetinaNet), 300 of RoI and class.
+
+The sliding-window CNN has no peer but itself: its dense evaluation against its crops, the same windows at the same
+stride, on one image of 213x160.
 """
 
 import argparse
@@ -23,6 +26,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from zoo.detector import Detector
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
+from zoo.models.sliding_window import SlidingWindow
+from zoo.nn.frame import FrameConfig
 from zoo.nn.roi import roi_predictions
 from zoo.weights import load_weights
 
@@ -129,6 +134,32 @@ def faster_rcnn_post_processing(
     }
 
 
+def build_sliding_windows(device: str) -> list[SlidingWindow]:
+    """One network twice, evaluated densely and crop by crop."""
+    torch.manual_seed(0)
+    pair = [
+        SlidingWindow(
+            num_classes=90,
+            trunk="resnet18",
+            stride=8,
+            evaluation=evaluation,
+            window_side=32,
+            window_shapes=((32.0, 32.0), (48.0, 48.0), (64.0, 96.0), (96.0, 64.0)),
+            head_kernel=1,
+            head_dilation=1,
+            class_widths=(256,),
+            box_widths=(256,),
+            frame=FrameConfig(min_size=160, max_size=320),
+        )
+        for evaluation in ("dense", "crops")
+    ]
+    pair[1].load_state_dict(pair[0].state_dict())
+    for detector in pair:
+        detector.configure_model()
+        detector.to(device)
+    return pair
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -170,6 +201,12 @@ def main() -> None:
             report.add(
                 f"{name}_r18/{part}/fp32/batch8", timing, 8, 3.0 if on_cpu and part == "post-processing" else None
             )
+    dense, crops = build_sliding_windows(device)
+    image = make_images(1, 160, 213, device)
+    timing = time_in_turn(
+        make_whole(dense, image, device, False), make_whole(crops, image, device, False), min(rounds, 3), device
+    )
+    report.add("sliding_window_r18/dense vs crops/fp32/batch1", timing, 1, 20.0, peer_name="crops")
     report.finish(arguments.out)
 
 
