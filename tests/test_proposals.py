@@ -87,6 +87,17 @@ def test_boxes_are_in_the_image_s_pixels_whatever_width_is_searched() -> None:
         assert boxes.max() <= 128
 
 
+@pytest.mark.parametrize("size", [(1, 90), (90, 1), (2, 2), (3, 2000), (2000, 3)])
+def test_images_of_odd_sizes(size: tuple[int, int]) -> None:
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, *size), np.uint8))
+    for mode in ("single", "fast", "quality"):
+        boxes = propose(noise, SelectiveSearch(mode, width=60, min_side=0))
+        assert len(boxes) > 0
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2:] <= torch.tensor([size[1], size[0]])).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
 def test_an_image_without_anything_has_itself() -> None:
     for height, width in ((1, 1), (40, 60), (5, 300)):
         boxes = propose(torch.full((3, height, width), 9, dtype=torch.uint8), SelectiveSearch())

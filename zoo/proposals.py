@@ -41,6 +41,7 @@ _VERSION = 1  # of everything below that decides which boxes come out, and of th
 _DIGEST_SIZE = 16  # bytes
 _SIGMA = 0.8  # pixels by which the image is smoothed before it is segmented: the paper's
 _NEARLY_THE_SAME = 0.8  # IoU
+_TALLEST = 4  # widths: taller images are searched at less than the width asked for, or columns would fill the memory
 
 
 class CacheWarning(UserWarning):
@@ -94,9 +95,10 @@ def propose(image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
     pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()[:, :, ::-1])  # BGR, as OpenCV has it
     height, width = pixels.shape[:2]
     if search.width is not None and search.width != width:
-        new_height = max(1, round(height * search.width / width))
-        method = cv2.INTER_AREA if search.width < width else cv2.INTER_LINEAR
-        pixels = cv2.resize(pixels, (search.width, new_height), interpolation=method).reshape(new_height, -1, 3)
+        factor = min(search.width / width, _TALLEST * search.width / height)
+        new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, (new_width, new_height), interpolation=method), np.uint8)
     boxes = group(pixels, search)
     large = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= search.min_side]
     if not len(large):

@@ -135,7 +135,10 @@ def choose_checkpoint(
 def measure_cost(
     detector: Detector, trainer: Trainer, module: DetectionDataModule, split: FinalSplit, training: Cost
 ) -> Cost:
-    """What training cost, completed by what one image costs on the Trainer's device and in its precision."""
+    """What training cost, completed by what one image costs on the Trainer's device and in its precision.
+
+    Images come bare, so region proposals are computed for each, and not taken from the cache: they count in its time.
+    """
     device = trainer.strategy.root_device
     detector.to(device)
     table = module.table(split)
