@@ -216,6 +216,8 @@ class RCNN(Detector[Tensor]):
     def on_train_start(self) -> None:
         """What a checkpoint brought along belongs to weights that are about to change."""
         self.linear_heads.forget()
+        if self._has_something_to_fit():
+            _fit_loader(self.trainer, self.fit_images)  # what it cannot use is said now, not after hours
 
     def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
         """Going on after a validation: the same."""
@@ -238,9 +240,12 @@ class RCNN(Detector[Tensor]):
         ):
             self._fit_from_trainer()
 
+    def _has_something_to_fit(self) -> bool:
+        return self.head == "svm" or self.regress_boxes
+
     def _fit_from_trainer(self) -> None:
         """Fit on the Trainer's device and in its precision, to images of its training data."""
-        if self._just_fitted or (self.head == "softmax" and not self.regress_boxes):
+        if self._just_fitted or not self._has_something_to_fit():
             return
         loader, num_rounds = _fit_loader(self.trainer, self.fit_images)
         batches = (self.transfer_batch_to_device(batch, self.device, 0) for batch in loader)
