@@ -18,8 +18,9 @@ Original code: princeton-vl/CornerNet. Deviations:
   - A bottom-right corner is in the cell ceil(x/n) - 1, not floor(x/n): our edges are continuous, and an edge at the
     frame's end would have no cell. The two differ on multiples of n alone, and then mirror images stay mirror images.
   - Every loss is normalised by the objects N of its image, as printed, and averaged over the batch; an image without
-    objects counts its heat-map loss whole. The code divides heat maps and offsets by the objects of the whole batch,
-    and adds pull and push of its images up. Stacks are averaged, as in the code.
+    objects counts its heat-map loss whole. The code divides heat maps and offsets by the objects of all images of a
+    GPU (five), but adds up the pull and push of each: our configs therefore give these 0.5, not 0.1. Stacks are
+    averaged, as in the code.
   - Cell (i, j) stands for pixel (4i, 4j) at every size; the code, whose frames have 128k - 1 pixels, stretches by
     128k / (128k - 1). Images are framed whole: multi-scale random crops belong to the data, not to the detector.
   - IoU in soft-NMS is of continuous boxes (the code adds a pixel to each side).
