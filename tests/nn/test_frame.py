@@ -5,7 +5,7 @@ import torch
 from scenes import make_image, make_target
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from zoo.nn.frame import Frame, FrameConfig
+from zoo.nn.frame import Frame, FrameConfig, _trace_frame, _trace_framed_size
 from zoo.types import Prediction
 
 
@@ -82,3 +82,16 @@ def test_predictions_return_to_the_image_s_pixels() -> None:
 def test_senseless_configurations(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"min_size|std"):
         FrameConfig(**wrong)
+
+
+def test_what_an_exported_program_computes_is_what_is_computed_here() -> None:
+    config = FrameConfig(min_size=96, max_size=150)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(1, 4000, (2000, 2), generator=generator).tolist():
+        assert _trace_framed_size(config, height, width) == config.framed_size(height, width)
+    for stretch in (False, True):
+        config = FrameConfig(min_size=96, max_size=150, stretch=stretch)
+        image = make_image(120, 181, make_target([[10, 10, 50, 60]], [0]))
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+        framed = _trace_frame(config, image.float(), config.framed_size(120, 181), mean, std)
+        torch.testing.assert_close(framed, Frame(config)([image]).images)

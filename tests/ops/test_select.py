@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from zoo.ops import select
-from zoo.ops.select import nms_by_class, nms_in_groups, top_candidates
+from zoo.ops.select import nms_by_class, nms_in_groups, split_by_image, top_candidates
 
 
 def logit(p: float) -> float:
@@ -76,3 +76,11 @@ def greedy_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: flo
         if not others or float(box_iou(boxes[[index]], boxes[others]).max()) <= iou_threshold:
             kept.append(index)
     return kept
+
+
+def test_rows_go_to_their_images_in_the_order_they_had() -> None:
+    image, rows = torch.tensor([2, 0, 2, 0, 2]), torch.arange(5)
+    for tables in split_by_image((rows, 10 * rows, rows[:, None]), image, 3):
+        assert [len(part) for part in tables] == [2, 0, 3]
+    assert [part.tolist() for part in split_by_image((rows, rows, rows), image, 3)[0]] == [[1, 3], [], [0, 2, 4]]
+    assert split_by_image((rows, rows, rows), torch.zeros(5, dtype=torch.int64), 1)[2][0].tolist() == rows.tolist()

@@ -38,7 +38,7 @@ from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.focal import focal_loss_per_image
 from zoo.ops.matching import IGNORED, gather_matched, match
 from zoo.ops.precision import widen
-from zoo.ops.select import nms_by_class, top_candidates
+from zoo.ops.select import nms_by_class, split_by_image, top_candidates
 from zoo.types import Batch, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -195,15 +195,11 @@ class RetinaNet(Detector[Outputs]):
             decoded = decode_boxes(widen(deltas[level.image, level.anchor]), anchors[level.anchor])
             boxes.append(clip_boxes(decoded[:, None], batch.sizes[level.image])[:, 0])
             found.append(level)
-        image, order = torch.cat([level.image for level in found]).sort(stable=True)
-        counts = torch.bincount(image, minlength=len(batch.images)).tolist()
-        return nms_by_class(
-            torch.cat(boxes)[order].split(counts),
-            torch.cat([level.logit for level in found])[order].sigmoid().split(counts),
-            torch.cat([level.label for level in found])[order].split(counts),
-            self.nms_threshold,
-            self.detections_per_image,
-        )
+        image = torch.cat([level.image for level in found])
+        scores = torch.cat([level.logit for level in found]).sigmoid()
+        rows = (torch.cat(boxes), scores, torch.cat([level.label for level in found]))
+        per_image = split_by_image(rows, image, len(batch.images))
+        return nms_by_class(*per_image, self.nms_threshold, self.detections_per_image)
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from zoo.types import Batch, Image, Prediction, Target
 
+MAX_CELLS = 2**16
+"""An exported program's frames have fewer multiples of the divisor a side, so that no product of sizes overflows."""
+
 
 @dataclass(frozen=True)
 class FrameConfig:
@@ -47,6 +50,8 @@ class FrameConfig:
         """(height, width) that an image of this size is resized to."""
         if self.stretch:
             return self.min_size, self.min_size
+        if torch.compiler.is_exporting():
+            return _trace_framed_size(self, height, width)
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(int(height * scale), 1), max(int(width * scale), 1)
 
@@ -79,27 +84,29 @@ class Frame(nn.Module):
         """
         framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
         batch_images = self._stack(images, framed_sizes)
-        given_sizes = _like([[float(image.shape[2]), float(image.shape[1])] for image in images], batch_images)
-        sizes = _like([[float(width), float(height)] for height, width in framed_sizes], batch_images)
+        given_sizes = _like([[image.shape[2], image.shape[1]] for image in images], batch_images)
+        sizes = _like([[width, height] for height, width in framed_sizes], batch_images)
         scales = sizes / given_sizes
         boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
         padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales)
         return Batch(batch_images, sizes, scales, given_sizes, boxes, labels, mask, ids, padded, proposal_mask)
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        device, dtype = self.placement.device, self.placement.dtype
+        mean = _like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
+        std = _like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
+        if torch.compiler.is_exporting():
+            return _trace_frame(self.config, images[0].to(dtype), framed_sizes[0], mean, std)
         divisor = self.config.divisor
         height = -(-max(size[0] for size in framed_sizes) // divisor) * divisor
         width = -(-max(size[1] for size in framed_sizes) // divisor) * divisor
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        device, dtype = self.placement.device, self.placement.dtype
-        mean = _like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
-        std = _like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format).zero_()
         for framed, image, (h, w) in zip(batch, images, framed_sizes, strict=True):
             pixels = image[None].to(device, non_blocking=True).to(dtype)
             if image.shape[-2:] != (h, w):
-                pixels = F.interpolate(pixels, size=(h, w), mode="bilinear", align_corners=False)
+                pixels = _resize(pixels, (h, w))
             # The padding stays 0 after normalising, as it is in torchvision: hence image by image, in place.
             torch.sub(pixels[0], mean, out=framed[:, :h, :w]).div_(std)
         return batch
@@ -125,7 +132,42 @@ class Frame(nn.Module):
         return unframed
 
 
-def _like(rows: list[list[float]], other: Tensor) -> Tensor:
+def _resize(images: Float[Tensor, "B 3 _ _"], size: tuple[int, int]) -> Float[Tensor, "B 3 _ _"]:
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+# Under torch.export the size of an image is unknown. Python's arithmetic would fix the example's there, so the same is
+# said in tensors, and what is read back of them stands for a size in everything that follows.
+
+
+def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[int, int]:
+    """`FrameConfig.framed_size` of an image of any size; in float64, as Python has it, to be cut off alike."""
+    sides = torch.tensor([height, width], dtype=torch.float64)
+    # A number divided by a tensor would be its reciprocal, rounded, times the number.
+    limits = torch.tensor([config.min_size, config.max_size], dtype=torch.float64)
+    scale = (limits / torch.stack([sides.min(), sides.max()])).min()
+    framed_height, framed_width = (sides * scale).long().clamp(min=1).tolist()
+    return framed_height, framed_width
+
+
+def _trace_frame(
+    config: FrameConfig, image: Float[Tensor, "3 _ _"], size: tuple[int, int], mean: Tensor, std: Tensor
+) -> Float[Tensor, "1 3 _ _"]:
+    """One image resized, normalised and padded."""
+    cells = [(side + config.divisor - 1) // config.divisor for side in size]
+    if not config.stretch:
+        # Read back again: a network's shapes are then products of one number, not of quotients rounded up.
+        cells = torch.tensor(cells).tolist()
+        for count in cells:
+            torch._check(count > 0)
+            torch._check(count < MAX_CELLS)
+    bottom, right = (count * config.divisor - side for count, side in zip(cells, size, strict=True))
+    torch._check(bottom >= 0)
+    torch._check(right >= 0)
+    return F.pad((_resize(image[None], size) - mean) / std, (0, right, 0, bottom))
+
+
+def _like(rows: Sequence[Sequence[float | int]], other: Tensor) -> Tensor:
     """A small table made on the host; pinned where that lets the copy run beside the device's work."""
     table = torch.tensor(rows, dtype=torch.promote_types(other.dtype, torch.float32))  # bf16 cannot count to 1078
     if other.device.type == "cuda":

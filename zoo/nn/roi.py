@@ -8,6 +8,7 @@ Class slot 0 is background here and nowhere else; labels are 0..C-1 outside of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, IGNORED, gather_matched, match
 from zoo.ops.precision import widen
 from zoo.ops.sampling import sample
-from zoo.ops.select import nms_by_class
+from zoo.ops.select import count_per_image, nms_by_class
 from zoo.types import Batch, Losses, Prediction
 
 SMOOTH_L1_BETA = 1 / 9
@@ -92,13 +93,16 @@ def pyramid_roi_align(
     )
     weights = row_weights[..., :, None, :, None] * column_weights[..., None, :, None, :]
     bag_size = (2 * samples) ** 2
-    pooled = F.embedding_bag(
-        index.reshape(-1, bag_size),
-        table,
-        mode="sum",
-        per_sample_weights=weights.reshape(-1, bag_size).to(table.dtype),
-    )
+    pooled = _sum_bags(table, index.reshape(-1, bag_size), weights.reshape(-1, bag_size).to(table.dtype))
     return pooled.view(num_images * num_rois, side, side, channels).permute(0, 3, 1, 2)
+
+
+def _sum_bags(table: Float[Tensor, "N D"], index: Int64[Tensor, "k T"], weights: Float[Tensor, "k T"]) -> Tensor:
+    """Weighted sums [k, D] of T rows of a table each."""
+    if torch.compiler.is_exporting():  # ONNX knows no embedding bag
+        terms = zip(index.unbind(1), weights[..., None].unbind(1), strict=True)
+        return reduce(torch.add, (table[rows] * weight for rows, weight in terms))
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
 
 
 def _lookup(values: list[int], level: Int64[Tensor, "B R"]) -> Int64[Tensor, "B R"]:
@@ -285,7 +289,7 @@ def roi_predictions(
     """
     scores = widen(class_logits).softmax(dim=-1)[..., 1:]
     image, region, label = ((scores > score_threshold) & roi_mask[..., None]).nonzero(as_tuple=True)
-    counts = torch.bincount(image, minlength=len(rois)).tolist()
+    counts = count_per_image(image, len(rois))
     boxes = decode_boxes(widen(deltas[image, region, label]), rois[image, region], ROI_WEIGHTS)
     boxes = clip_boxes(boxes[:, None], sizes[image])[:, 0]
     scores = scores[image, region, label]

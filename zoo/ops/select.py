@@ -43,17 +43,37 @@ def top_candidates(logits: Float[Tensor, "B N C"], threshold: float, limit: int)
     of_anchors = logits[image, anchor]
     row, label = (of_anchors > threshold_logit).nonzero(as_tuple=True)
     found = Candidates(image[row], anchor[row], label, widen(of_anchors[row, label]))
-    counts = torch.bincount(found.image, minlength=len(logits)).tolist()
-    if max(counts) <= limit:
+    counts = count_per_image(found.image, len(logits))
+    # An exported program cannot ask, and has them sorted each time.
+    if not torch.compiler.is_exporting() and max(counts) <= limit:
         return found
     starts = [0, *accumulate(counts)]
     surest = torch.cat(
         [
-            start + part.topk(min(limit, len(part))).indices
+            start + part.topk(min(limit, part.shape[0])).indices
             for start, part in zip(starts, found.logit.split(counts), strict=False)
         ]
     )
     return Candidates(found.image[surest], found.anchor[surest], found.label[surest], found.logit[surest])
+
+
+def count_per_image(image: Int64[Tensor, "k"], num_images: int) -> list[int]:
+    """How many of the rows are of each image. One image has them all, and nothing is read back."""
+    if num_images == 1:
+        return [image.shape[0]]
+    return torch.bincount(image, minlength=num_images).tolist()
+
+
+def split_by_image(
+    tables: tuple[Tensor, Tensor, Tensor], image: Int64[Tensor, "k"], num_images: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Three tables of k rows, each row of some image -> their rows image by image, in the order they had."""
+    first, second, third = tables
+    if num_images == 1:
+        return (first,), (second,), (third,)
+    image, order = image.sort(stable=True)
+    counts = count_per_image(image, num_images)
+    return first[order].split(counts), second[order].split(counts), third[order].split(counts)
 
 
 def nms_by_class(
@@ -82,6 +102,8 @@ def nms_in_groups(
     torchvision's NMS works on one core, so on a CPU a larger batch is shared out over the cores.
     """
     images = list(zip(boxes, scores, groups, strict=True))
+    if torch.compiler.is_exporting():
+        return [group_nms(*image, iou_threshold) for image in images]
 
     def keep(image: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return _nms_of_image(*image, iou_threshold)
@@ -104,6 +126,18 @@ def _nms_of_image(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: 
     by_group = zip(starts, boxes[order].split(counts), scores[order].split(counts), strict=False)
     kept = order[torch.cat([start + nms(boxes, scores, iou_threshold) for start, boxes, scores in by_group])]
     return has_area[kept[scores[kept].argsort(descending=True)]]
+
+
+@torch.library.custom_op("zoo::group_nms", mutates_args=())
+def group_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """`_nms_of_image` as one operator of an exported program: how many it keeps hangs on the data, and its way too."""
+    return _nms_of_image(boxes, scores, groups, iou_threshold)
+
+
+@group_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    num_kept = torch.library.get_ctx().new_dynamic_size()
+    return groups.new_empty(num_kept)
 
 
 @cache
