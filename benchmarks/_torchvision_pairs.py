@@ -1,25 +1,20 @@
-"""Detectors in pairs, ours and torchvision's, with the same weights; and timing both sides in turn.
+"""Detectors in pairs, ours and torchvision's, with the same weights.
 
 Used by train_step.py and inference.py; measures nothing by itself.
 """
 
-import json
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torchvision.models.detection as tv
+from _common import Report, Timing, spread
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from zoo.detector import Detector
-from zoo.hardware import describe_hardware, list_versions
+from zoo.hardware import list_versions
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
 from zoo.types import Target
@@ -87,88 +82,17 @@ def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn
     return theirs.to(device), ours.to(device)
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device, so that a clock shows what was done and not what was asked for."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def start_report(title: str, command: str, device: str) -> Report:
+    """A table for `add_rates`."""
+    columns = ["case", "ours, median (min to max)", "peer, median (min to max)", "unit", "ratio", "goal"]
+    return Report(title, command, columns, device)
 
 
-@dataclass
-class Timing:
-    """Seconds a call of both sides, one a round."""
-
-    ours: list[float]
-    peer: list[float]
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast we are: the median over rounds, each of which had both sides."""
-        return median(peer / ours for ours, peer in zip(self.ours, self.peer, strict=True))
-
-
-def time_in_turn(ours: Callable[[], object], peer: Callable[[], object], rounds: int, device: str) -> Timing:
-    """Both sides in each round, the one that goes first changing; one call each before, not counted."""
-
-    def seconds(call: Callable[[], object]) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        return time.perf_counter() - start
-
-    ours(), peer()
-    timing = Timing([], [])
-    for number in range(rounds):
-        if number % 2:
-            timing.peer.append(seconds(peer))
-            timing.ours.append(seconds(ours))
-        else:
-            timing.ours.append(seconds(ours))
-            timing.peer.append(seconds(peer))
-    return timing
-
-
-class Report:
-    """A table and the json lines behind it, printed as they come and written to a file at the end."""
-
-    def __init__(self, title: str, command: str, device: str) -> None:
-        hardware = torch.cuda.get_device_name() if device == "cuda" else describe_hardware()
-        versions = ", ".join(f"{name} {version}" for name, version in list_versions().items())
-        self.lines: list[str] = []
-        self.cases: list[str] = []
-        self._say(f"# {title}\n")
-        self._say(f"`{command}`\n")
-        self._say(f"{hardware}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
-        self._say("| case | ours, median (min to max) | torchvision, median (min to max) | unit | ratio | goal |")
-        self._say("|---|---|---|---|---|---|")
-
-    def add(self, case: str, timing: Timing, images: int, goal: float | None, peer_name: str | None = None) -> None:
-        """A case in images a second, `images` a call; the peer is torchvision, if not said otherwise."""
-        ours, peer = ([images / seconds for seconds in side] for side in (timing.ours, timing.peer))
-        cells = [f"{median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in (ours, peer)]
-        self._say(f"| {case} | {' | '.join(cells)} | images/s | {timing.ratio:.2f} | {goal or ''} |")
-        record = {
-            "case": case,
-            "ours": round(median(ours), 3),
-            "peer": round(median(peer), 3),
-            "peer_name": peer_name or f"torchvision {list_versions()['torchvision']}",
-            "unit": "images/s",
-            "ratio": round(timing.ratio, 3),
-        }
-        self.cases.append(json.dumps(record))
-
-    def finish(self, out: Path | None) -> None:
-        """The json lines, and everything into a file."""
-        self._say("\n```json")
-        for case in self.cases:
-            self._say(case)
-        self._say("```")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = out.with_suffix(".tmp")
-            temporary.write_text("\n".join(self.lines) + "\n")
-            temporary.replace(out)
-
-    def _say(self, line: str) -> None:
-        print(line, flush=True)
-        self.lines.append(line)
+def add_rates(
+    report: Report, case: str, timing: Timing, images: int, goal: float | None, peer_name: str | None = None
+) -> None:
+    """A case in images a second, `images` a call; the peer is torchvision, if not said otherwise."""
+    ours, peer = ([images / seconds for seconds in side] for side in (timing.ours, timing.peer))
+    report.row([case, spread(ours), spread(peer), "images/s", f"{timing.ratio:.2f}", str(goal or "")])
+    peer_name = peer_name or f"torchvision {list_versions()['torchvision']}"
+    report.case(case, median(ours), median(peer), peer_name, "images/s", timing.ratio)

@@ -10,18 +10,15 @@ anything is timed, all three are compared, gradients included.
 """
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-from _torchvision_pairs import time_in_turn
+from _common import Report, spread, time_in_turn
 from torch import Tensor
 
-from zoo.hardware import describe_hardware, list_versions
 from zoo.ops.pooling import corner_pool
 
 Pool = Callable[[Tensor, Tensor], Tensor]
@@ -62,18 +59,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="write the table there, too")
     arguments = parser.parse_args()
-    device, lines, records = arguments.device, [], []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-
-    versions = ", ".join(f"{name} {version}" for name, version in list_versions().items())
-    say("# Corner pooling, 2 maps of 128 channels, 128x128 cells\n")
-    say(f"`python benchmarks/corner_pooling.py {' '.join(sys.argv[1:])}`\n".replace(" `", "`"))
-    say(f"{describe_hardware()}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
-    say("| case | ours, ms, median (min to max) | peer, ms, median (min to max) | ratio | goal |")
-    say("|---|---|---|---|---|")
+    device = arguments.device
+    report = Report(
+        "Corner pooling, 2 maps of 128 channels, 128x128 cells",
+        f"python benchmarks/corner_pooling.py {' '.join(sys.argv[1:])}".strip(),
+        ["case", "ours, ms, median (min to max)", "peer, ms, median (min to max)", "ratio", "goal"],
+        device,
+    )
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     for memory, memory_format in formats.items():
         for dtype in (torch.float32, torch.bfloat16):
@@ -92,20 +84,10 @@ def main() -> None:
                     timing = time_in_turn(*calls, arguments.rounds, device)
                     sides = [[1000 * seconds for seconds in side] for side in (timing.ours, timing.peer)]
                     name = f"corner_pooling/{peer.__name__}/{phase}/{memory}/{str(dtype).removeprefix('torch.')}"
-                    cells = [f"{median(side):.1f} ({min(side):.1f} to {max(side):.1f})" for side in sides]
                     goal = GOALS.get((peer.__name__, phase, memory), "") if device == "cpu" else ""
-                    say(f"| {name} | {' | '.join(cells)} | {timing.ratio:.1f} | {goal} |")
-                    times = {"ours": round(median(sides[0]), 2), "peer": round(median(sides[1]), 2)}
-                    record = {"case": name, **times, "peer_name": peer.__name__, "unit": "ms"}
-                    records.append(json.dumps(record | {"ratio": round(timing.ratio, 2)}))
-    say("\n```json")
-    for line in records:
-        say(line)
-    say("```")
-    if arguments.out is not None:
-        temporary = arguments.out.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n")
-        temporary.replace(arguments.out)
+                    report.row([name, *(spread(side, 1) for side in sides), f"{timing.ratio:.1f}", str(goal)])
+                    report.case(name, *map(median, sides), peer.__name__, "ms", timing.ratio)
+    report.finish(arguments.out)
 
 
 if __name__ == "__main__":

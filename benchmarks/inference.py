@@ -7,6 +7,7 @@ Whole inference is everything between raw images and detections in their pixels.
 last layer: for RetinaNet from logits and deltas of all anchors; for Faster R-CNN the RPN's choice of proposals and the
 reading of RoI logits, each apart. Untrained logits are stretched and shifted until as much scores above the threshold
 as a trained detector has there: about 1,000 pairs of anchor and class an image (RetinaNet), 300 of RoI and class.
+Memory is channels_last on our side, as our configurations have it, and contiguous on torchvision's, as it comes.
 
 The sliding-window CNN has no peer but itself: its dense evaluation against its crops, the same windows at the same
 stride, on one image of 213x160.
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, time_in_turn
+from _common import time_in_turn
+from _torchvision_pairs import MODEL_NAMES, add_rates, build_pair, make_images, start_report
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -170,7 +172,7 @@ def main() -> None:
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
     device, rounds = arguments.device, arguments.rounds
     on_cpu = device == "cpu"
-    report = Report(
+    report = start_report(
         f"Inference, images of {width}x{height}, ResNet-18 FPN",
         f"python benchmarks/inference.py {' '.join(sys.argv[1:])}".strip(),
         device,
@@ -189,7 +191,9 @@ def main() -> None:
                     rounds,
                     device,
                 )
-                report.add(f"{name}_r18/inference/{precision}/batch{count}", timing, count, goal if on_cpu else None)
+                add_rates(
+                    report, f"{name}_r18/inference/{precision}/batch{count}", timing, count, goal if on_cpu else None
+                )
         if isinstance(ours, RetinaNet):
             parts = retinanet_post_processing(theirs, ours, images)
         else:
@@ -198,15 +202,19 @@ def main() -> None:
         for part, sides in parts.items():
             with torch.no_grad():
                 timing = time_in_turn(*sides, 2 * rounds, device)
-            report.add(
-                f"{name}_r18/{part}/fp32/batch8", timing, 8, 3.0 if on_cpu and part == "post-processing" else None
+            add_rates(
+                report,
+                f"{name}_r18/{part}/fp32/batch8",
+                timing,
+                8,
+                3.0 if on_cpu and part == "post-processing" else None,
             )
     dense, crops = build_sliding_windows(device)
     image = make_images(1, 160, 213, device)
     timing = time_in_turn(
         make_whole(dense, image, device, False), make_whole(crops, image, device, False), min(rounds, 3), device
     )
-    report.add("sliding_window_r18/dense vs crops/fp32/batch1", timing, 1, 20.0, peer_name="crops")
+    add_rates(report, "sliding_window_r18/dense vs crops/fp32/batch1", timing, 1, 20.0, peer_name="crops")
     report.finish(arguments.out)
 
 

@@ -4,7 +4,8 @@
     python benchmarks/train_step.py --device cuda --size 800 # 8 images of 1066x800
 
 A step is everything between a batch from the loader and new weights: framing, network, losses, backward, SGD.
-"default" is what our configs choose (bf16 autocast, channels_last) against torchvision as it comes (float32).
+"default" is what our configs choose (bf16 autocast, channels_last) against torchvision as it comes (float32,
+contiguous). In "fp32" our memory is channels_last as always and torchvision's contiguous; in "bf16" both are channels_last.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _torchvision_pairs import MODEL_NAMES, Report, build_pair, make_images, make_targets, time_in_turn
+from _common import time_in_turn
+from _torchvision_pairs import MODEL_NAMES, add_rates, build_pair, make_images, make_targets, start_report
 from torch import Tensor, nn
 
 from zoo.detector import Detector
@@ -65,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
     device = arguments.device
-    report = Report(
+    report = start_report(
         f"Training step, {BATCH} images of {width}x{height}, ResNet-18 FPN",
         f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip(),
         device,
@@ -80,7 +82,7 @@ def main() -> None:
                 arguments.rounds,
                 device,
             )
-            report.add(f"{name}_r18/train/{precision}", timing, BATCH, goals[name] if device == "cpu" else None)
+            add_rates(report, f"{name}_r18/train/{precision}", timing, BATCH, goals[name] if device == "cpu" else None)
     report.finish(arguments.out)
 
 

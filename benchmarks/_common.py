@@ -1,0 +1,99 @@
+"""What the benchmarks share: a clock that waits for the device, and a table with the json lines behind it."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from zoo.hardware import describe_hardware, list_versions
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that a clock shows what was done and not what was asked for."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """How long a call takes, the device waited for before and after."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+@dataclass
+class Timing:
+    """Seconds a call of both sides, one a round."""
+
+    ours: list[float]
+    peer: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast we are: the median over rounds, each of which had both sides."""
+        return median(peer / ours for ours, peer in zip(self.ours, self.peer, strict=True))
+
+
+def time_in_turn(ours: Callable[[], object], peer: Callable[[], object], rounds: int, device: str) -> Timing:
+    """Both sides in each round, the one that goes first changing; one call each before, not counted."""
+    ours(), peer()
+    timing = Timing([], [])
+    for number in range(rounds):
+        if number % 2:
+            timing.peer.append(seconds_of(peer, device))
+            timing.ours.append(seconds_of(ours, device))
+        else:
+            timing.ours.append(seconds_of(ours, device))
+            timing.peer.append(seconds_of(peer, device))
+    return timing
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median (smallest to largest)."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+class Report:
+    """A table and the json lines behind it, printed as they come and written to a file at the end."""
+
+    def __init__(self, title: str, command: str, columns: Sequence[str], device: str = "cpu") -> None:
+        hardware = torch.cuda.get_device_name() if device == "cuda" else describe_hardware()
+        versions = ", ".join(f"{name} {version}" for name, version in list_versions().items())
+        self._lines: list[str] = []
+        self._cases: list[str] = []
+        self.say(f"# {title}\n")
+        self.say(f"`{command}`\n")
+        self.say(f"{hardware}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
+        self.row(columns)
+        self.say("|" + "---|" * len(columns))
+
+    def row(self, cells: Sequence[str]) -> None:
+        """A line of the table."""
+        self.say(f"| {' | '.join(cells)} |")
+
+    def case(self, case: str, ours: float, peer: float, peer_name: str, unit: str, ratio: float) -> None:
+        """A json line; the ratio is above 1 where ours is better."""
+        record = {"case": case, "ours": round(ours, 4), "peer": round(peer, 4), "peer_name": peer_name}
+        self._cases.append(json.dumps(record | {"unit": unit, "ratio": round(ratio, 3)}))
+
+    def say(self, line: str) -> None:
+        """A line as it is."""
+        print(line, flush=True)
+        self._lines.append(line)
+
+    def finish(self, out: Path | None) -> None:
+        """The json lines, and everything into a file."""
+        for line in ("\n```json", *self._cases, "```"):
+            self.say(line)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = out.with_suffix(".tmp")
+            temporary.write_text("\n".join(self._lines) + "\n")
+            temporary.replace(out)
