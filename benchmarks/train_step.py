@@ -5,7 +5,7 @@
 
 A step is everything between a batch from the loader and new weights: framing, network, losses, backward, SGD.
 "default" is what our configs choose (bf16 autocast, channels_last) against torchvision as it comes (float32,
-contiguous). In "fp32" our memory is channels_last as always and torchvision's contiguous; in "bf16" both are channels_last.
+contiguous). Our memory is channels_last in "fp32", too, and torchvision's contiguous; in "bf16" both are channels_last.
 """
 
 import argparse
