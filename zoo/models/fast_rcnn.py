@@ -31,7 +31,7 @@ from torch import Tensor
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.nn.fpn import Pyramid
-from zoo.nn.frame import FrameConfig
+from zoo.nn.frame import FrameConfig, declared_proposals
 from zoo.nn.roi import RoIHead, RoIPooling, roi_losses, roi_predictions, sample_rois
 from zoo.nn.trunk import Norm, Trunk
 from zoo.proposals import SelectiveSearch
@@ -144,10 +144,3 @@ class FastRCNN(Detector[Outputs]):
         """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
         class_logits, deltas = self.roi_head(self.roi_pooling(outputs, boxes), filled.flatten())
         return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
-
-
-def declared_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
-    """The proposals of a batch, which has them wherever a detector declares them, and which of them are real."""
-    if batch.proposals is None or batch.proposal_mask is None:
-        raise ValueError("this batch has no region proposals; frame it with Detector.frame_batch")
-    return batch.proposals, batch.proposal_mask

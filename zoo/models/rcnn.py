@@ -18,6 +18,7 @@ Original code: rbgirshick/rcnn. Deviations:
   - any timm trunk can stand in for the paper's AlexNet; "alexnet" is torchvision's, a later form without the split in
     two and without local response normalisation;
   - SVMs and regressors read the same features, the trunk's last (fc7 of AlexNet and VGG); the paper regresses pool5;
+  - background's logit starts at the share that background has of the windows, not at 0;
   - batches hold few images and their windows, not windows from all over the data set;
   - a decision value d becomes the score sigmoid(3 d): margins of -1 and 1 come to 0.05 and 0.95; the order within a
     class, and so its AP, is that of d;
@@ -50,7 +51,7 @@ from torch.utils.data import DataLoader
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.errors import InputError
-from zoo.nn.frame import FrameConfig
+from zoo.nn.frame import FrameConfig, declared_proposals
 from zoo.nn.linear_heads import HeadFitter, LinearHeads
 from zoo.nn.trunk import CropTrunk, Norm
 from zoo.ops.boxes import clip_boxes, pairwise_iou
@@ -341,13 +342,6 @@ def _fit_loader(trainer: Any, num_images: int) -> tuple[DataLoader, int]:
 
 
 # ---------------------------------------------------------------------------------------------------- windows to learn
-
-
-def declared_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
-    """The proposals of a batch, and which of them are real."""
-    if batch.proposals is None or batch.proposal_mask is None:
-        raise ValueError("this batch has no region proposals; frame it with Detector.frame_batch")
-    return batch.proposals, batch.proposal_mask
 
 
 def all_candidates(batch: Batch) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:

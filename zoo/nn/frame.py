@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -165,6 +166,13 @@ def _trace_frame(
     torch._check(bottom >= 0)
     torch._check(right >= 0)
     return F.pad((_resize(image[None], size) - mean) / std, (0, right, 0, bottom))
+
+
+def declared_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
+    """The proposals of a batch, which has them wherever a detector declares them, and which of them are real."""
+    if batch.proposals is None or batch.proposal_mask is None:
+        raise ValueError("this batch has no region proposals; frame it with Detector.frame_batch")
+    return batch.proposals, batch.proposal_mask
 
 
 def _like(rows: Sequence[Sequence[float | int]], other: Tensor) -> Tensor:
