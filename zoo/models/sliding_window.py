@@ -18,15 +18,17 @@ same numbers for each window whose crop lies on the canvas, with any trunk whose
 (squeeze-and-excitation, group norm) are refused. Where a crop hangs over the canvas, `crops` fills it with zeros before
 the trunk, `dense` lets each layer of the trunk pad.
 
-The canvas. All levels lie on one image, as far apart as a window sees, and the dense pass is one for all of them. For
-batch norm that is more than speed: level by level it would train on each level's statistics and test on their mixture,
-and a detector that has learned one image by heart (loss 0.001) then has a loss of 1.9 on it in eval mode.
+The canvas (`zoo.nn.image_pyramid`). All levels lie on one image, as far apart as a window sees beyond a level, and one
+dense pass reads them all (paper: one a level). For batch norm that is more than speed: level by level it trains on the
+statistics of each and tests on their mixture (measured: an image learned by heart, loss 0.001 in training mode, 1.9 in
+eval mode; on the canvas both are 0.001).
 
 Original code: sermanet/OverFeat (the classifier alone). Deviations:
   - classifier and regressor are trained together with the trunk (paper: one after the other, the trunk fixed);
   - boxes are coded as R-CNN's deltas (paper: the edges themselves), and merged by NMS (paper: greedy merging, 4.3);
   - windows stand for several aspect ratios by resizing a level more along one axis (paper: squares, the regressor does
     the rest);
+  - all windows that are learned from lie on the grid: those around an object differ in place and scale as it is;
   - an object's best window is positive however low its IoU; windows with IoU from 0.3 up to 0.5 count for nothing;
   - any timm trunk can stand in for the paper's (`zoo.nn.overfeat`, which names its own deviations).
 
@@ -45,6 +47,7 @@ from torch.nn import functional as F
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
+from zoo.nn.image_pyramid import Slot, draw_canvas, place_levels, plan_shelves, slot_cells
 from zoo.nn.overfeat import OverFeat
 from zoo.nn.receptive_field import receptive_field
 from zoo.nn.roi import roi_predictions
@@ -76,86 +79,6 @@ class Outputs:
     cells: Int64[Tensor, "N"]  # the trunk's cell in the middle of each window, counted over the canvas row by row
     boxes: Float[Tensor, "N 4"]  # windows in framed pixels
     windows: Windows | None
-
-
-# ----------------------------------------------------------------------------------------------------- the pyramid
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a level lies on the canvas, in cells of the trunk."""
-
-    top: int
-    left: int
-    rows: int
-    columns: int
-
-
-def plan_shelves(sizes: Sequence[tuple[float, float]], gap: int) -> list[list[int]]:
-    """Levels of (height, width) in rows on a canvas of little area: for each row, from the top, the levels in it.
-
-    Tallest first, as many in a row as its width takes; the width is that of the first n levels side by side, and n is
-    tried out.
-    """
-    order = sorted(range(len(sizes)), key=lambda level: -sizes[level][0])
-    widest = max(width for _, width in sizes)
-    best, best_area = [order], math.inf
-    for first in range(1, len(order) + 1):
-        limit = max(widest, sum(sizes[level][1] + gap for level in order[:first]) - gap)
-        shelves: list[list[int]] = []
-        left = math.inf
-        for level in order:
-            if left + sizes[level][1] > limit:
-                shelves.append([])
-                left = 0.0
-            shelves[-1].append(level)
-            left += sizes[level][1] + gap
-        area = limit * (sum(sizes[shelf[0]][0] + gap for shelf in shelves) - gap)
-        if area < best_area:
-            best, best_area = shelves, area
-    return best
-
-
-def place_levels(
-    sizes: Sequence[tuple[int, int]], shelves: Sequence[Sequence[int]], gap: int
-) -> tuple[list[Slot], int]:
-    """Slot of each level of (rows, columns), `gap` empty cells between levels; and the columns of the canvas."""
-    slots = {}
-    top = canvas_columns = 0
-    for shelf in shelves:
-        left = 0
-        for level in shelf:
-            rows, columns = sizes[level]
-            slots[level] = Slot(top, left, rows, columns)
-            left += columns + gap
-        top += max(sizes[level][0] for level in shelf) + gap
-        canvas_columns = max(canvas_columns, left - gap)
-    return [slots[level] for level in range(len(sizes))], canvas_columns
-
-
-def draw_canvas(
-    levels: Sequence[Float[Tensor, "B 3 _ _"]],
-    slots: Sequence[Slot],
-    shelves: Sequence[Sequence[int]],
-    columns: int,
-    stride: int,
-) -> Float[Tensor, "B 3 _ _"]:
-    """The levels in their slots, zeros elsewhere; pieced together, not written into, as torch.export wants it."""
-    drawn = []
-    bottom = 0  # of the shelf above
-    for shelf in shelves:
-        top = slots[shelf[0]].top
-        height = max(slots[level].rows for level in shelf)
-        parts = []
-        right = 0  # of the level before
-        for level in shelf:
-            slot, image = slots[level], levels[level]
-            to_whole_cells = slot.columns * stride - image.shape[3], 0, height * stride - image.shape[2]
-            parts.append(F.pad(image, ((slot.left - right) * stride, *to_whole_cells)))
-            right = slot.left + slot.columns
-        drawn.append(F.pad(torch.cat(parts, dim=3), (0, (columns - right) * stride, (top - bottom) * stride, 0)))
-        bottom = top + height
-    return torch.cat(drawn, dim=2)
 
 
 def resize_for_window(images: Float[Tensor, "B 3 H W"], shape: tuple[float, float], side: int) -> Tensor:
@@ -342,6 +265,8 @@ class SlidingWindow(Detector[Outputs]):
         self.detections_per_image = detections_per_image
         self.crops_at_once = crops_at_once
 
+        if trunk == "overfeat" and (pretrained or frozen_stages):
+            raise ValueError("the trunk overfeat has no published weights to start from, and no stages to freeze")
         built = OverFeat() if trunk == "overfeat" else Trunk(trunk, (stride,), pretrained, norm, frozen_stages)
         if stride not in built.strides:
             raise ValueError(f"stride is {stride}: OverFeat's cells are {built.strides[0]} pixels apart")
@@ -417,12 +342,6 @@ class SlidingWindow(Detector[Outputs]):
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         inside = is_inside(outputs.boxes, batch.sizes)
         return roi_predictions(windows.logits, deltas, boxes, inside, batch.sizes, *limits)
-
-
-def slot_cells(slot: Slot, columns: int, device: torch.device) -> Int64[Tensor, "_"]:
-    """Numbers of a level's cells on a canvas of so many columns, row by row."""
-    rows = torch.arange(slot.top, slot.top + slot.rows, device=device)
-    return (rows[:, None] * columns + torch.arange(slot.left, slot.left + slot.columns, device=device)).flatten()
 
 
 def slot_windows(
