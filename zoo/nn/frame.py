@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
