@@ -223,15 +223,14 @@ class CornerNet(Detector[Outputs]):
     def encode(self, batch: Batch) -> Outputs:
         """Corners of the frames by the last stack, and of their mirror images in the same pass if these are wanted."""
         images = batch.images
-        mirror = self.flip_test and not torch.is_grad_enabled()
+        mirror = self.flip_test and not torch.is_grad_enabled()  # a training step has no use for them
         if mirror:
             images = torch.cat([images, mirror_images(images, batch.sizes)])
         *earlier_maps, maps = self.trunk(images)
         top_left, bottom_right = self.heads[-1](maps)
         if not mirror:
             return Outputs((top_left, bottom_right), earlier_maps, None)
-        halves = zip(_halve(top_left), _halve(bottom_right), strict=True)
-        corners, mirrored = halves
+        corners, mirrored = zip(_halve(top_left), _halve(bottom_right), strict=True)
         return Outputs(corners, [maps[: len(batch.images)] for maps in earlier_maps], mirrored)
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
