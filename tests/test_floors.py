@@ -26,6 +26,7 @@ FLOORS: dict[str, set[str]] = {
     "cost": {"detector"},
     "hardware": set(),
     "run": {"data", "proposals", "evaluation", "callbacks", "detector", "models", "weights"},
+    "export": {"detector", "models", "hardware"},
     "predict": {"data", "evaluation", "report", "models", "run"},
     "training_cli": {"data", "evaluation", "callbacks", "detector", "models", "run"},
     "trial": {"data", "evaluation", "callbacks", "report", "detector", "models", "cost", "run"},

@@ -95,6 +95,24 @@ def _predict(verb: str, args: list[str]) -> int:
     return OK
 
 
+def _export(verb: str, args: list[str]) -> int:
+    parser = _Parser(prog=f"zoo {verb}", description=VERBS[verb][0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model.onnx")
+    options = parser.parse_args(args)
+
+    from zoo.export import export
+    from zoo.run import quieten
+
+    quieten()
+    agreement = export(options.checkpoint, options.out)
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB; {agreement.num_detections} detections of three "
+        f"images as in PyTorch, boxes to {agreement.box_difference:.1e} px, scores to {agreement.score_difference:.1e}"
+    )
+    return OK
+
+
 def _evaluate(verb: str, args: list[str]) -> int:
     from pytorch_lightning.cli import LightningArgumentParser
     from rich.console import Console
@@ -224,6 +242,7 @@ VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "predict": ("Detect objects in image files and folders.", _predict),
     "compare": ("Train and test several detectors under one budget, and write one report.", _compare),
     "proposals": ("Search a data set for region proposals, keep them, and report their recall.", _proposals),
+    "export": ("Write a detector to ONNX, and check the file against PyTorch.", _export),
     "evaluate": ("Measure a predictions file (COCO-results json) by all protocols.", _evaluate),
 }
 

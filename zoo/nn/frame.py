@@ -204,6 +204,9 @@ def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> 
 
 def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, Tensor]:
     """Proposals [B, P, 4] in framed pixels and their mask [B, P]; P is at least 1."""
+    if torch.compiler.is_exporting():  # one image, and whatever number of proposals it has
+        padded = proposals[0][None]
+        return padded * scales.repeat(1, 2)[:, None], torch.ones_like(padded[..., 0], dtype=torch.bool)
     longest = max(1, *(len(boxes) for boxes in proposals))
     padded = scales.new_zeros(len(proposals), longest, 4)
     mask = torch.zeros(len(proposals), longest, dtype=torch.bool, device=scales.device)

@@ -191,7 +191,9 @@ class RoIHead(nn.Module):
         self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, "N"]
     ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
         """Logits with background first, and deltas for each foreground class; any numbers for slots not filled."""
-        if len(self.convs):
+        if torch.compiler.is_exporting():  # one image, all slots filled
+            torch._check(pooled.shape[0] > 0)
+        elif len(self.convs):
             # Batch norm must not see empty slots; finding the others is the one read-back of this head.
             logits, deltas = self._read(pooled[filled])
             empty = logits.new_zeros(len(pooled), logits.shape[1]), deltas.new_zeros(len(pooled), *deltas.shape[1:])
