@@ -96,7 +96,7 @@ class FastRCNN(Detector[Outputs]):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         detections_per_image: int = 100,
-        proposals: SelectiveSearch = SelectiveSearch(),  # noqa: B008 (frozen)
+        proposals: SelectiveSearch = SelectiveSearch(),
         frame: FrameConfig = FrameConfig(min_size=600, max_size=1000),
         recipe: Recipe = Recipe(lr=0.001),
         channels_last: bool = True,

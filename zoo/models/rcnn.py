@@ -134,7 +134,7 @@ class RCNN(Detector[Tensor]):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         detections_per_image: int = 100,
-        proposals: SelectiveSearch = SelectiveSearch(),  # noqa: B008 (frozen)
+        proposals: SelectiveSearch = SelectiveSearch(),
         frame: FrameConfig = FrameConfig(min_size=500, max_size=1000),
         recipe: Recipe = Recipe(lr=0.001),
         channels_last: bool = True,
