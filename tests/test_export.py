@@ -21,6 +21,7 @@ from zoo.nn.frame import FrameConfig
 from zoo.types import Prediction
 
 FRAME = FrameConfig(min_size=96, max_size=160)
+LARGE = FrameConfig(min_size=320, max_size=400)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
 SIZES = ((100, 130), (64, 200), (160, 96))  # resized a little, by the longer side, and not at all
 
@@ -33,9 +34,16 @@ FAST: dict[str, tuple[str, dict[str, object]]] = {
 }
 SLOW: dict[str, tuple[str, dict[str, object]]] = {
     "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
-    "faster_rcnn of the paper": (
+    # Not RoIPool: on small frames it gives near proposals the very same features, and rounding says which is kept.
+    "faster_rcnn of one level": (
         "faster_rcnn",
-        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "anchor_scales": (2.0, 4.0, 8.0), "head_width": 64},
+        {
+            "trunk": "vgg11",
+            "pyramid": False,
+            "anchor_scales": (2.0, 4.0, 8.0),
+            "head_width": 64,
+            "frame": LARGE,
+        },
     ),
     "faster_rcnn with convolutions in the head": (
         "faster_rcnn",
@@ -48,7 +56,7 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
     "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
     "fast_rcnn of the paper": (
         "fast_rcnn",
-        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64},
+        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
     "yolov1 of the paper": (
         "yolov1",

@@ -14,7 +14,7 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,6 +149,8 @@ def write_onnx(detector: Detector, file: Path, notes: dict[str, str]) -> None:
     Raises:
         InputError: torch.export or the translation to ONNX does not get through the detector.
     """
+    from zoo.translations import TRANSLATIONS  # imports onnxscript
+
     detector.to(memory_format=torch.contiguous_format)
     inputs = example_inputs(detector, *CHECK_SIZES[0])
     dynamic: dict[str, dict[int, Any]] = {"image": {1: Dim("height"), 2: Dim("width")}, "proposals": {0: Dim("P")}}
@@ -163,7 +165,7 @@ def write_onnx(detector: Detector, file: Path, notes: dict[str, str]) -> None:
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=["boxes", "scores", "labels"],
-                custom_translation_table=_translations(),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
     except Exception as error:
@@ -172,38 +174,6 @@ def write_onnx(detector: Detector, file: Path, notes: dict[str, str]) -> None:
     assert program is not None
     _describe(program, detector, notes)
     program.save(file)
-
-
-def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators that ONNX has in another form, and torch.onnx does not know, or knows with other arguments."""
-    from onnxscript import opset20
-
-    op: Any = opset20  # its own types take no constants for tensors
-
-    def group_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
-        """`zoo.ops.select.group_nms`: ONNX wants a row of scores for each group, and has no order among groups."""
-        x1, y1, x2, y2 = op.Split(boxes, axis=1, num_outputs=4)
-        has_area = op.Squeeze(op.And(op.Less(x1, x2), op.Less(y1, y2)), [1])
-        last = op.ReduceMax(op.Concat(groups, op.Constant(value_ints=[0]), axis=0), keepdims=0)
-        numbers = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
-        is_member = op.And(op.Equal(op.Unsqueeze(numbers, [1]), op.Unsqueeze(groups, [0])), has_area)
-        out_of_reach = op.Constant(value_float=-torch.inf)
-        chosen = op.NonMaxSuppression(
-            op.Unsqueeze(boxes, [0]),
-            op.Unsqueeze(op.Where(is_member, op.Unsqueeze(scores, [0]), out_of_reach), [0]),
-            op.Constant(value_ints=[torch.iinfo(torch.int64).max]),
-            op.Constant(value_floats=[iou_threshold]),
-            op.Constant(value_floats=[torch.finfo(torch.float32).min]),
-        )
-        kept = op.Gather(chosen, op.Constant(value_int=2), axis=1)
-        _, order = op.TopK(op.Gather(scores, kept), op.Shape(kept), axis=0)
-        return op.Gather(kept, order)
-
-    def roi_pool(maps: Any, rois: Any, spatial_scale: float, pooled_height: int, pooled_width: int) -> tuple[Any, Any]:
-        pooled = op.MaxRoiPool(maps, rois, pooled_shape=[pooled_height, pooled_width], spatial_scale=spatial_scale)
-        return pooled, op.Identity(rois)  # in place of where the largest values were, which nobody reads
-
-    return {torch.ops.zoo.group_nms.default: group_nms, torch.ops.torchvision.roi_pool.default: roi_pool}
 
 
 def _describe(program: "ONNXProgram", detector: Detector, notes: dict[str, str]) -> None:

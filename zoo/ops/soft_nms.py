@@ -33,6 +33,26 @@ def soft_nms(
     Returns:
         Scores after decay, highest first; index of each among the candidates. K = min(limit, N).
     """
+    if torch.compiler.is_exporting():
+        return soft_nms_as_operator(boxes, scores, labels, sigma, limit)
+    return _take_one_by_one(boxes, scores, labels, sigma, limit)
+
+
+@torch.library.custom_op("zoo::soft_nms", mutates_args=())
+def soft_nms_as_operator(
+    boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    """The same as one operator of an exported program, in which its many steps would have to be written out."""
+    return _take_one_by_one(boxes, scores, labels, sigma, limit)
+
+
+@soft_nms_as_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
+    shape = (scores.shape[0], min(limit, scores.shape[1]))
+    return scores.new_empty(shape), labels.new_empty(shape)
+
+
+def _take_one_by_one(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
     left = scores.clone()
     taken_scores, taken = [], []
     for _ in range(min(limit, scores.shape[1])):
