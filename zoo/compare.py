@@ -96,7 +96,7 @@ class Budget:
         return f"{value:g} {name if value != 1 else name.removesuffix('s')}"
 
 
-# What `zoo compare` without arguments does: about 4 minutes for both detectors on two CPU cores.
+# What `zoo compare` without arguments does: about 10 minutes for all seven detectors on two CPU cores.
 DEFAULT_BUDGET = Budget(images=3500)
 
 

@@ -36,7 +36,7 @@ class Cost:
     flops_input: str | None = None  # e.g. "640x480 framed to 427x320"
     train_images_per_s: float | None = None
     train_minutes: float | None = None
-    ms_per_image: float | None = None  # batch 1, framing, network and post-processing; median
+    ms_per_image: float | None = None  # batch 1, region proposals included; median
 
 
 @dataclass

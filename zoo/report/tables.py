@@ -120,7 +120,7 @@ COLUMNS = (
         "Cost",
         "Inference",
         "ms/image",
-        "milliseconds an image at batch 1: framing, network and post-processing, median",
+        "milliseconds an image at batch 1: everything from the image to its boxes, region proposals included, median",
         lambda run: _defined(run.cost.ms_per_image),
         lower_is_better=True,
     ),
