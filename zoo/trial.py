@@ -40,7 +40,7 @@ from zoo.run import (
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
 
 LATENCY_IMAGES = 16
-LATENCY_SECONDS = 3.0
+LATENCY_SECONDS = 1.5
 
 
 def main(folder: Path) -> int:
