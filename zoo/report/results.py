@@ -28,6 +28,16 @@ class CurvePoint:
 
 
 @dataclass
+class Timing:
+    """Milliseconds an image in one part of the way, at one batch size."""
+
+    batch: int
+    part: Literal["decode", "frame", "network", "post-processing", "total"]
+    median: float
+    p95: float
+
+
+@dataclass
 class Cost:
     """What a detector costs; None where it was not measured."""
 
@@ -37,6 +47,103 @@ class Cost:
     train_images_per_s: float | None = None
     train_minutes: float | None = None
     ms_per_image: float | None = None  # batch 1, region proposals included; median
+    peak_memory_mb: float | None = None  # of the process (CPU) or the device
+    proposals: int | None = None  # that a two-stage detector's second stage looked at while FLOPs were counted
+    joules_per_image: float | None = None  # where the device tells
+    timings: list[Timing] = field(default_factory=list)
+
+
+@dataclass
+class Interval:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class Threshold:
+    """The score from which on a class's detections are taken for their best F1 at IoU 0.5."""
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass
+class Slice:
+    """AP on some of the objects; the others count neither way."""
+
+    name: str  # "wide: width over height above 2"
+    objects: int
+    AP: float
+    AP50: float
+
+
+@dataclass
+class ReliabilityBin:
+    """Detections of one range of scores: how sure they were, and how many of them were right at IoU 0.5."""
+
+    confidence: float  # mean score
+    precision: float
+    count: int
+
+
+@dataclass
+class Calibration:
+    """Whether a score of 0.7 means seven right out of ten."""
+
+    error: float  # expected calibration error, 0..1
+    bins: list[ReliabilityBin] = field(default_factory=list)  # those that hold detections
+
+
+@dataclass
+class Ceiling:
+    """Objects that a detector's representation cannot give, whatever it learns; found without training."""
+
+    limit: str  # in a few words: "no anchor matches"
+    share: float  # of the objects of the measured split, 0..1
+    objects: int  # as a number
+    meaning: str  # one sentence
+
+
+@dataclass
+class Analysis:
+    """What one run gets wrong, and how sure its figures are; every part is empty or None where it was not looked at."""
+
+    intervals: dict[str, Interval] = field(default_factory=dict)  # AP AP50 AP75 APs APm APl -> over test images
+    class_intervals: dict[str, Interval] = field(default_factory=dict)  # class name -> its AP
+    errors: dict[str, float] = field(default_factory=dict)  # TIDE: Cls Loc Both Dupe Bkg Miss FP FN -> AP50 lost, 0..1
+    curves: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # class name -> precision at recall 0, .01 .. 1, IoU .5
+    confusion: list[list[int]] = field(default_factory=list)  # [true][said], background last, at IoU .5, best F1 score
+    slices: dict[str, list[Slice]] = field(default_factory=dict)  # "size" "aspect" "crowding" -> parts
+    calibration: Calibration | None = None
+    thresholds: dict[str, Threshold] = field(default_factory=dict)  # class name -> ready to paste
+    ceilings: list[Ceiling] = field(default_factory=list)
+
+
+@dataclass
+class Difference:
+    """A figure of the first less that of the second, on the same resampled images."""
+
+    value: float
+    low: float  # 95% interval
+    high: float
+    verdict: Literal["better", "worse", "tie"]  # the first; a tie where the interval holds 0
+
+
+@dataclass
+class Pair:
+    """Two configurations held against each other, seeds averaged."""
+
+    first: str  # Run.config
+    second: str
+    differences: dict[str, Difference]  # AP AP50 AP75 APs APm APl
+    class_differences: dict[str, Difference]  # class name -> of its AP
 
 
 @dataclass
@@ -56,6 +163,7 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     curve: list[CurvePoint] = field(default_factory=list)
     shown_score: float | None = None  # pictures show detections from here up: where F1 is best; None means 0.5
+    analysis: Analysis = field(default_factory=Analysis)
 
 
 @dataclass
@@ -72,6 +180,8 @@ class Results:
     created: str  # ISO 8601
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and images
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
+    pairs: list[Pair] = field(default_factory=list)  # every two configurations once
+    resamples: int = 0  # of the bootstrap that intervals and verdicts come from; 0 where there was none
 
 
 def write_results(results: Results, path: str | Path) -> None:
@@ -90,6 +200,8 @@ def read_results(path: str | Path) -> Results:
     runs = content.get("runs") if isinstance(content, dict) else None
     for run in runs if isinstance(runs, list) else []:
         _restore_undefined(run)
+    if isinstance(content, dict) and "pairs" in content:
+        content["pairs"] = _nan_for_null(content["pairs"])
     results = convert_json(content, Results, path, _ADVICE)
     for folder, count in Counter(run.folder for run in results.runs).items():
         if count > 1:
@@ -119,6 +231,10 @@ def _restore_undefined(run: Any) -> None:
     if isinstance(run, dict):
         for key in run.keys() & {"metrics", "per_class", "curve"}:
             run[key] = _nan_for_null(run[key])
+        analysis = run.get("analysis")
+        if isinstance(analysis, dict):
+            for key in analysis.keys() - {"calibration"}:  # null there says that nobody looked
+                analysis[key] = _nan_for_null(analysis[key])
 
 
 def _nan_for_null(value: Any) -> Any:
