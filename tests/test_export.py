@@ -9,6 +9,8 @@ import jaxtyping
 import onnxruntime
 import pytest
 import torch
+from forms import FORMS as CONTRACT
+from forms import FRAME
 from torch import Tensor
 
 from zoo import export as module
@@ -20,17 +22,12 @@ from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
 from zoo.types import Prediction
 
-FRAME = FrameConfig(min_size=96, max_size=160)
 LARGE = FrameConfig(min_size=320, max_size=400)
-SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
 SIZES = ((100, 130), (64, 200), (160, 96))  # resized a little, by the longer side, and not at all
 
 FAST: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t", "channels": 64, "head_depth": 1}),
-    "yolov1": (
-        "yolov1",
-        {"trunk": "resnet10t", "neck": (64,), "head": "conv", "head_widths": (), "grid": 8, "frame": SQUARE},
-    ),
+    "yolov1": CONTRACT["yolov1"],
 }
 SLOW: dict[str, tuple[str, dict[str, object]]] = {
     "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
@@ -58,39 +55,8 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         "fast_rcnn",
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
-    "yolov1 of the paper": (
-        "yolov1",
-        {"trunk": "darknet6", "neck": (64, 64), "head": "fc", "head_widths": (256,), "grid": 2, "frame": SQUARE},
-    ),
-    "yolov1 of darknet's weights": (
-        "yolov1",
-        {"trunk": "darknet6", "neck": (64,), "head": "local", "head_widths": (64,), "grid": 2, "frame": SQUARE},
-    ),
-    "sliding_window": (
-        "sliding_window",
-        {
-            "trunk": "resnet10t",
-            "stride": 8,
-            "window_side": 28,
-            "window_shapes": ((28.0, 28.0), (40.0, 50.0), (60.0, 60.0)),
-            "head_kernel": 3,
-            "head_dilation": 1,
-            "class_widths": (64,),
-            "box_widths": (64,),
-        },
-    ),
-}
-HOURGLASSES: dict[str, object] = {
-    "stage_channels": (32, 32, 32),
-    "stage_depths": (1, 1, 1),
-    "stem_channels": 32,
-    "channels": 32,
-    "pooled_channels": 32,
-}
-SLOW |= {
-    "cornernet": ("cornernet", {"trunk": "resnet10t", "channels": 64, "pooled_channels": 32}),
-    "cornernet of hourglasses": ("cornernet", {**HOURGLASSES, "num_stacks": 2}),
-    "cornernet with mirror images": ("cornernet", {**HOURGLASSES, "num_stacks": 1, "flip_test": True}),
+    **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights", "sliding_window")},
+    **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW
 

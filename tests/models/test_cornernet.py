@@ -360,8 +360,6 @@ def official_parameters(
 def test_the_original_s_names_and_shapes_are_ours_one_by_one() -> None:
     """Each tensor of the original is filled with a number of its own; no memory is taken for any."""
     shapes = official_parameters()
-    # The size of the published network; running statistics are no parameters.
-    assert sum(math.prod(shape) for name, shape in shapes.items() if "running" not in name) == 201_035_212
     numbers = {name: float(number) for number, name in enumerate(shapes)}
     state = {name: torch.tensor(numbers[name]).expand(shape) for name, shape in shapes.items()}
     with torch.device("meta"):

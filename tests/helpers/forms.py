@@ -1,0 +1,124 @@
+"""Small forms of every detector: what the contract holds them to, and export writes, comes from one list."""
+
+from zoo.nn.frame import FrameConfig
+from zoo.proposals import SelectiveSearch
+
+FRAME = FrameConfig(min_size=96, max_size=160)
+SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
+SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
+FEW_REGIONS: dict[str, object] = {
+    "rois_per_image": 64,
+    "proposals_before_nms": (200, 100),
+    "proposals_after_nms": (200, 100),
+}
+HOURGLASSES: dict[str, object] = {
+    "stage_channels": (16, 16, 24),
+    "stage_depths": (1, 1, 1),
+    "stem_channels": 16,
+    "channels": 32,
+    "pooled_channels": 16,
+}
+
+
+# form -> (key of MODELS, arguments): small ones, and each form of a detector that differs in more than numbers.
+FORMS: dict[str, tuple[str, dict[str, object]]] = {
+    "retinanet": ("retinanet", {"trunk": "resnet10t"}),
+    "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", **FEW_REGIONS}),
+    "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "proposals": SEARCH, "background_iou": 0.0}),
+    "fast_rcnn of the paper": (
+        "fast_rcnn",
+        {
+            "trunk": "vgg11_bn",
+            "pyramid": False,
+            "pooling": "pool",
+            "head_width": 64,
+            "proposals": SEARCH,
+            "background_iou": 0.0,  # one image alone hardly has regions that overlap its objects a little
+        },
+    ),
+    "rcnn": (
+        "rcnn",
+        {"trunk": "resnet10t", "crop_size": 48, "context": 4, "windows_per_batch": 64, "proposals": SEARCH},
+    ),
+    "rcnn of the paper": (
+        "rcnn",
+        {"trunk": "alexnet", "crop_size": 67, "windows_per_batch": 64, "proposals": SEARCH, "regress_boxes": False},
+    ),
+    "faster_rcnn of the paper": (
+        "faster_rcnn",
+        {
+            "trunk": "vgg11_bn",
+            "pyramid": False,
+            "pooling": "pool",
+            "anchor_scales": (2.0, 4.0, 8.0),
+            "head_width": 64,
+            **FEW_REGIONS,
+        },
+    ),
+    "faster_rcnn of torchvision's second": (
+        "faster_rcnn",
+        {
+            "trunk": "resnet10t",
+            "pyramid_norm": True,
+            "rpn_depth": 2,
+            "head_convs": 2,
+            "head_fcs": 1,
+            "channels": 64,
+            **FEW_REGIONS,
+        },
+    ),
+    "retinanet with GroupNorm and GIoU": (
+        "retinanet",
+        {"trunk": "resnet10t", "group_norm": True, "box_loss": "giou", "channels": 64},
+    ),
+    "yolov1": (
+        "yolov1",
+        {"trunk": "resnet10t", "neck": (64,), "head": "conv", "head_widths": (), "grid": 8, "frame": SQUARE},
+    ),
+    "yolov1 of the paper": (
+        "yolov1",
+        {"trunk": "darknet6", "neck": (64, 64), "head": "fc", "head_widths": (256,), "grid": 2, "frame": SQUARE},
+    ),
+    "yolov1 of darknet's weights": (
+        "yolov1",
+        {
+            "trunk": "darknet6",
+            "neck": (64,),
+            "head": "local",
+            "head_widths": (64,),
+            "dropout": 0.0,  # half of so narrow a layer finds no box to the pixel
+            "grid": 2,
+            "frame": SQUARE,
+        },
+    ),
+    "sliding_window": (
+        "sliding_window",
+        {
+            "trunk": "resnet10t",
+            "stride": 8,
+            "window_side": 28,
+            "window_shapes": ((28.0, 28.0), (40.0, 50.0), (60.0, 60.0)),
+            "head_kernel": 3,
+            "head_dilation": 1,
+            "class_widths": (64,),
+            "box_widths": (64,),
+        },
+    ),
+    "sliding_window in crops": (
+        "sliding_window",
+        {
+            "trunk": "resnet10t",
+            "stride": 8,
+            "evaluation": "crops",
+            "window_side": 28,
+            "window_shapes": ((54.0, 64.0),),
+            "head_kernel": 1,
+            "head_dilation": 1,
+            "class_widths": (64,),
+            "box_widths": (64,),
+        },
+    ),
+    "cornernet": ("cornernet", {"trunk": "resnet10t", "channels": 64, "pooled_channels": 32}),
+    "cornernet of hourglasses": ("cornernet", {**HOURGLASSES, "num_stacks": 2}),
+    "cornernet with mirror images": ("cornernet", {**HOURGLASSES, "num_stacks": 1, "flip_test": True}),
+}
