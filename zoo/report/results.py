@@ -29,12 +29,17 @@ class CurvePoint:
 
 @dataclass
 class Timing:
-    """Milliseconds an image in one part of the way, at one batch size."""
+    """Milliseconds an image in one part of the way, at one batch size.
+
+    "decode" is there where images are files, "proposals" (selective search) where the detector asks for some; "total"
+    is all of the others together, batch by batch.
+    """
 
     batch: int
-    part: Literal["decode", "frame", "network", "post-processing", "total"]
+    part: Literal["decode", "proposals", "frame", "network", "post-processing", "total"]
     median: float
     p95: float
+    batches: int = 0  # that were timed
 
 
 @dataclass
@@ -46,8 +51,8 @@ class Cost:
     flops_input: str | None = None  # e.g. "640x480 framed to 427x320"
     train_images_per_s: float | None = None
     train_minutes: float | None = None
-    ms_per_image: float | None = None  # batch 1, region proposals included; median
-    peak_memory_mb: float | None = None  # of the process (CPU) or the device
+    ms_per_image: float | None = None  # batch 1, from an image in memory, region proposals included; median
+    peak_memory_mb: float | None = None  # MB that tensors held at once at batch 1, weights included
     proposals: int | None = None  # that a two-stage detector's second stage looked at while FLOPs were counted
     joules_per_image: float | None = None  # where the device tells
     timings: list[Timing] = field(default_factory=list)
