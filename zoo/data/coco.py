@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.images import load_image
+from zoo.data.raw import Complain, Place, RawSplit, refuse, same_record
 from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -71,7 +72,7 @@ class Coco(Source):
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
         """See `Source.read`; the classes are always the file's own."""
         table = read_coco(self.annotations, self.images, strict=strict)
-        check_files(table, self.annotations)
+        check_files(table.paths(), self.annotations)
         return table
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
@@ -94,54 +95,73 @@ def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool 
         InputError: missing or broken json, a required key that is absent or of a wrong type, duplicate ids or names, an
             annotation of an unknown image or category, bad boxes under `strict`.
     """
-    content = _decode(annotations)
-    categories = sorted(content.categories, key=attrgetter("id"))
-    class_ids = _column(categories, "id", np.int64)
-    _require_unique([category.id for category in categories], "category id", annotations)
-    _require_unique([category.name for category in categories], "category name", annotations)
-
-    images_once = _without_repetitions(content.images, annotations, strict)
-    image_ids = _column(images_once, "id", np.int64)
-    widths, heights = _column(images_once, "width", np.int32), _column(images_once, "height", np.int32)
-    sizeless = np.flatnonzero((widths <= 0) | (heights <= 0))
+    raw = parse_coco(annotations, images, refuse)
+    _require_unique(raw.class_ids, "category id", annotations)
+    _require_unique(raw.classes, "category name", annotations)
+    once = _without_repetitions(raw, annotations, strict)
+    sizeless = np.flatnonzero((raw.widths <= 0) | (raw.heights <= 0))
     if len(sizeless):
-        raise InputError("width and height must be positive", annotations, f"image id {image_ids[sizeless[0]]}")
+        raise InputError("width and height must be positive", annotations, f"image id {raw.image_ids[sizeless[0]]}")
+    _require_unique(raw.annotation_ids, "annotation id", annotations)
+    _require_known(raw.image_index, raw.image_word, raw.object_place, "image", annotations)
+    _require_known(raw.labels, raw.class_word, raw.object_place, "category", annotations)
+    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
 
-    rows = content.annotations
-    ids = _column(rows, "id", np.int64)
-    _require_unique(ids, "annotation id", annotations)
-    image_index = _positions(_column(rows, "image_id", np.int64), image_ids, ids, "image", annotations)
-    labels = _positions(_column(rows, "category_id", np.int64), class_ids, ids, "category", annotations)
-    flat = chain.from_iterable(map(attrgetter("bbox"), rows))
-    corner_and_size = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
-    own_areas = corner_and_size[:, 2] * corner_and_size[:, 3]
-    areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
-    boxes = corner_and_size  # in place: a split of COCO's size has 28 MB of them
-    boxes[:, 2:] += boxes[:, :2]
-
-    bad = find_bad_boxes(boxes, widths[image_index], heights[image_index])
-
-    def describe(row: int) -> tuple[str, str | Path, str]:
-        image = image_index[row]
-        return describe_bad_box(boxes[row], widths[image], heights[image]), annotations, f"annotation id {ids[row]}"
+    def describe(row: int) -> tuple[str, str | Path, str | None]:
+        image = raw.image_index[row]
+        return describe_bad_box(raw.boxes[row], raw.widths[image], raw.heights[image]), *raw.object_place(row)
 
     report_bad_boxes(bad, describe, strict)
-    good = ~bad
-    return AnnotationTable.from_rows(
-        classes=[category.name for category in categories],
+    return raw.table(once, ~bad)
+
+
+def parse_coco(annotations: str | Path, images: str | Path, complain: Complain) -> RawSplit:
+    """What a COCO json says, true or not; the classes are in the order of their ids.
+
+    Args:
+        annotations: the json file.
+        images: the folder that file names are relative to.
+        complain: told of each record that lacks something; the record is then left out.
+
+    Raises:
+        InputError: a missing file, broken json, or json without the three lists.
+    """
+    content = _decode(annotations, complain)
+    categories = sorted(content.categories, key=attrgetter("id"))
+    class_ids = _column(categories, "id", np.int64)
+    image_ids = _column(content.images, "id", np.int64)
+    rows = content.annotations
+    ids = _column(rows, "id", np.int64)
+    said_images, said_classes = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
+    flat = chain.from_iterable(map(attrgetter("bbox"), rows))
+    boxes = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)  # corner and size
+    with np.errstate(invalid="ignore"):  # a size of 0 times one without end
+        own_areas = boxes[:, 2] * boxes[:, 3]
+        boxes[:, 2:] += boxes[:, :2]  # in place: a split of COCO's size has 28 MB of them
+    areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
+    file = str(annotations)
+    return RawSplit(
+        classes=tuple(category.name for category in categories),
         class_ids=class_ids,
         image_ids=image_ids,
-        widths=widths,
-        heights=heights,
-        file_names=[image.file_name for image in images_once],
-        folders=(images,),
-        image_index=image_index[good],
-        boxes=boxes[good],
-        labels=labels[good],
-        areas=np.where(np.isnan(areas), own_areas, areas)[good],
-        iscrowd=_flags(rows, "iscrowd")[good],
-        difficult=_flags(rows, "difficult")[good],
-        annotation_ids=ids[good],
+        widths=_column(content.images, "width", np.int32),
+        heights=_column(content.images, "height", np.int32),
+        file_names=[image.file_name for image in content.images],
+        folders=(str(images),),
+        folder_ids=np.zeros(len(image_ids), np.int64),
+        annotation_files=(),
+        image_index=_positions(said_images, image_ids),
+        labels=_positions(said_classes, class_ids),
+        boxes=boxes,
+        areas=np.where(np.isnan(areas), own_areas, areas),
+        iscrowd=_flags(rows, "iscrowd"),
+        difficult=_flags(rows, "difficult"),
+        annotation_ids=ids,
+        image_place=lambda index: (file, f"image id {image_ids[index]}"),
+        object_place=lambda row: (file, f"annotation id {ids[row]}"),
+        image_word=lambda row: str(said_images[row]),
+        class_word=lambda row: str(said_classes[row]),
+        has_ids=True,
     )
 
 
@@ -200,7 +220,7 @@ def _exact_sizes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return sizes
 
 
-def _decode(path: str | Path) -> _File:
+def _decode(path: str | Path, complain: Complain) -> _File:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -211,10 +231,10 @@ def _decode(path: str | Path) -> _File:
         return msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # slow, but it knows the line, and unlike the standard it lets NaN pass, which json.dump writes
-        return _decode_slowly(data, path)
+        return _decode_slowly(data, path, complain)
 
 
-def _decode_slowly(data: bytes, path: str | Path) -> _File:
+def _decode_slowly(data: bytes, path: str | Path, complain: Complain) -> _File:
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
@@ -229,25 +249,27 @@ def _decode_slowly(data: bytes, path: str | Path) -> _File:
         if not isinstance(content.get(key), list):
             raise InputError(f"expected a list `{key}`; is this a file of detection annotations?", path)
     return _File(
-        images=_convert(content["images"], _Image, "images", path),
-        annotations=_convert(content["annotations"], _Annotation, "annotations", path),
-        categories=_convert(content["categories"], _Category, "categories", path),
+        images=_convert(content["images"], _Image, "images", path, complain),
+        annotations=_convert(content["annotations"], _Annotation, "annotations", path, complain),
+        categories=_convert(content["categories"], _Category, "categories", path, complain),
     )
 
 
-def _convert(values: list[object], record: type[Record], key: str, path: str | Path) -> list[Record]:
+def _convert(
+    values: list[object], record: type[Record], key: str, path: str | Path, complain: Complain
+) -> list[Record]:
     records = []
     for number, value in enumerate(values):
         try:
             records.append(msgspec.convert(value, record))
         except msgspec.ValidationError as error:
             known = f" (id {value['id']})" if isinstance(value, dict) and "id" in value else ""
-            raise InputError(str(error), path, f"{key}[{number}]{known}") from None
+            complain(InputError(str(error), path, f"{key}[{number}]{known}"))
     return records
 
 
-def _without_repetitions(images: list[_Image], path: str | Path, strict: bool) -> list[_Image]:
-    """Images of which each id occurs once.
+def _without_repetitions(raw: RawSplit, path: str | Path, strict: bool) -> NDArray[np.bool_]:
+    """[N], the first image of each id.
 
     The same record said twice (merged files have that) does no harm once it is counted once; two different images
     of one id cannot be told apart.
@@ -255,18 +277,20 @@ def _without_repetitions(images: list[_Image], path: str | Path, strict: bool) -
     Raises:
         InputError: two different records of one id; under `strict`, any repetition.
     """
-    by_id = {image.id: image for image in images}
-    if len(by_id) == len(images):
-        return images
-    image_id, count = Counter(image.id for image in images).most_common(1)[0]
-    if strict or any(image != by_id[image.id] for image in images):
+    first = _positions(raw.image_ids, raw.image_ids)
+    once = first == np.arange(len(raw))
+    again = np.flatnonzero(~once)
+    if not len(again):
+        return once
+    image_id, count = Counter(raw.image_ids.tolist()).most_common(1)[0]
+    if strict or not all(same_record(raw, int(index), int(first[index])) for index in again):
         raise InputError(f"image id {image_id} occurs {count} times; each must be unique", path)
     warnings.warn(
-        f"{path}: {len(images) - len(by_id)} images are listed again, such as id {image_id}; each counts once",
+        f"{path}: {len(again)} images are listed again, such as id {image_id}; each counts once",
         DataWarning,
         stacklevel=3,
     )
-    return list(by_id.values())
+    return once
 
 
 def _column(records: Sequence[msgspec.Struct], key: str, dtype: type[np.generic]) -> NDArray:
@@ -285,23 +309,24 @@ def _require_unique(values: Sequence[int] | Sequence[str] | NDArray[np.int64], w
     raise InputError(f"{what} {value!r} occurs {count} times; each must be unique", path)
 
 
-def _positions(
-    wanted: NDArray[np.int64], known: NDArray[np.int64], ids: NDArray[np.int64], what: str, path: str | Path
-) -> NDArray[np.int64]:
-    """Where each wanted id stands among the known ones.
-
-    Raises:
-        InputError: an annotation that names an unknown one.
-    """
-    order = np.argsort(known)
-    places = np.searchsorted(known, wanted, sorter=order)
-    positions = order[np.minimum(places, len(known) - 1)] if len(known) else np.zeros(len(wanted), np.int64)
-    unknown = known[positions] != wanted if len(known) else np.ones(len(wanted), bool)
-    if unknown.any():
-        row = int(np.flatnonzero(unknown)[0])
+def _require_known(
+    positions: NDArray[np.int64], word: Callable[[int], str], place: Callable[[int], Place], what: str, path: str | Path
+) -> None:
+    unknown = np.flatnonzero(positions < 0)
+    if len(unknown):
+        row = int(unknown[0])
         raise InputError(
-            f"{what} {wanted[row]} is not among the file's {what} ids ({int(unknown.sum())} such annotations)",
+            f"{what} {word(row)} is not among the file's {what} ids ({len(unknown)} such annotations)",
             path,
-            f"annotation id {ids[row]}",
+            place(row)[1],
         )
-    return positions
+
+
+def _positions(wanted: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each wanted id first stands among the known ones; -1 for one that does not."""
+    if not len(known):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(known, kind="stable")
+    places = np.searchsorted(known, wanted, sorter=order)
+    positions = order[np.minimum(places, len(known) - 1)]
+    return np.where(known[positions] == wanted, positions, -1)

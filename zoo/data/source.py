@@ -4,8 +4,8 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,20 +105,11 @@ def report_bad_boxes(
     )
 
 
-def check_files(table: AnnotationTable, annotations: str | Path) -> None:
-    """Makes sure that every image file of a table is there, with one listing a folder instead of one call a file.
-
-    Args:
-        table: as read.
-        annotations: the file that names the images, for the message.
-
-    Raises:
-        InputError: the first missing file and how many there are.
-    """
+def find_missing(paths: Sequence[Path]) -> list[int]:
+    """Which files are not there, ascending; with one listing a folder instead of one call a file."""
     wanted: dict[Path, list[tuple[str, int]]] = defaultdict(list)
-    for index in range(len(table)):
-        name = PurePosixPath(table.file_name(index))
-        wanted[Path(table.folders[table.folder_ids[index]], name.parent)].append((name.name, index))
+    for index, path in enumerate(paths):
+        wanted[path.parent].append((path.name, index))
     missing: list[int] = []
     for folder, names in wanted.items():
         try:
@@ -127,12 +118,25 @@ def check_files(table: AnnotationTable, annotations: str | Path) -> None:
         except OSError:
             present = set()
         missing += [index for name, index in names if name not in present]
+    return sorted(missing)
+
+
+def check_files(paths: Sequence[Path], annotations: str | Path) -> None:
+    """Makes sure that every image file of a split is there.
+
+    Args:
+        paths: the image files.
+        annotations: the file that names the images, for the message.
+
+    Raises:
+        InputError: the first missing file and how many there are.
+    """
+    missing = find_missing(paths)
     if missing:
-        first = min(missing)
         raise InputError(
-            f"image file is missing ({len(missing)} of {len(table)} images named in {annotations} are); "
+            f"image file is missing ({len(missing)} of {len(paths)} images named in {annotations} are); "
             "check the folder of the images",
-            file=table.path(first),
+            file=paths[missing[0]],
         )
 
 

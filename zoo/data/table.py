@@ -175,6 +175,10 @@ class AnnotationTable:
             return Path(self.file_name(index))
         return Path(self.folders[self.folder_ids[index]], self.file_name(index))
 
+    def paths(self) -> list[Path]:
+        """Where the files of all images lie."""
+        return [self.path(index) for index in range(len(self))]
+
     def rows(self, index: int) -> slice:
         """The rows of an image's objects."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))

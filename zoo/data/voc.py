@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from zoo.data.images import SUFFIXES, load_image, upright_size
+from zoo.data.raw import Complain, RawSplit, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
@@ -24,7 +25,7 @@ from zoo.data.source import (
     read_text,
     report_bad_boxes,
 )
-from zoo.data.table import AnnotationTable
+from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.types import Image
 
@@ -54,7 +55,7 @@ class Voc(Source):
         """See `Source.read`."""
         settled = tuple(self.classes) if self.classes is not None else classes
         table = read_voc(self.roots, self.split, settled, strict=strict)
-        check_files(table, " and ".join(str(split_file(root, self.split)) for root in self.roots))
+        check_files(table.paths(), " and ".join(str(split_file(root, self.split)) for root in self.roots))
         return table
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
@@ -89,71 +90,99 @@ def read_voc(
         InputError: no root; a missing split file, xml or image; xml that does not parse or lacks something; an image
             named twice in a split; a class that is not among those given; bad boxes under `strict`.
     """
+    raw = parse_voc(roots, split, classes, refuse)
+    sizes = np.stack([raw.widths, raw.heights], axis=1)
+    for index in np.flatnonzero(raw.widths == 0):
+        sizes[index] = upright_size(raw.path(int(index)))
+    raw = raw.with_sizes(sizes)
+    unknown = np.flatnonzero(raw.labels < 0)
+    if len(unknown):
+        row = int(unknown[0])
+        raise InputError(
+            f"class {raw.class_word(row)!r} is none of {', '.join(raw.classes)}; name all classes in `classes`, or "
+            "mend it",
+            *raw.object_place(row),
+        )
+    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
+
+    def describe(row: int) -> tuple[str, str | Path, str | None]:
+        width, height = sizes[raw.image_index[row]]
+        return describe_bad_box(raw.boxes[row], width, height), *raw.object_place(row)
+
+    report_bad_boxes(bad, describe, strict)
+    return raw.table(np.ones(len(raw), bool), ~bad)
+
+
+def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None, complain: Complain) -> RawSplit:
+    """What the files of a split say, true or not.
+
+    Args:
+        roots: as for `Voc`.
+        split: as for `Voc`.
+        classes: names in the order of the labels; None takes VOC's twenty where they do, else the names that occur.
+        complain: told of each image named twice, each xml that cannot be read and each object that lacks something;
+            the object is then left out, and the image has none.
+
+    Raises:
+        InputError: no root, or a split file that cannot be read.
+    """
     if not roots:
         raise InputError("no folder given; name at least one in `roots`, such as VOCdevkit/VOC2007")
     files: list[Path] = []  # the xml of each image
+    lists: list[Path] = []  # the split file of each image
     names: list[str] = []
     folder_ids: list[int] = []
     for number, root in enumerate(roots):
-        stems = _read_split(split_file(root, split))
+        stems = _read_split(split_file(root, split), complain)
         names += _image_names(Path(root, "JPEGImages"), stems)
+        lists += [split_file(root, split)] * len(stems)
         files += [Path(root, "Annotations", f"{stem}.xml") for stem in stems]
         folder_ids += [number] * len(stems)
-    folders = [Path(root, "JPEGImages") for root in roots]
 
     sizes = np.zeros((len(files), 2), np.int32)
     objects: list[_Object] = []
     image_index: list[int] = []
     for index, file in enumerate(files):
-        size, objects_here = _read_xml(file)
-        sizes[index] = size or upright_size(folders[folder_ids[index]] / names[index])
+        size, objects_here = _read_xml(file, complain)
+        sizes[index] = size or 0
         objects += objects_here
         image_index += [index] * len(objects_here)
-
-    classes = classes if classes is not None else _settle_classes({item.name for item in objects}, roots[0])
+    classes = classes if classes is not None else settle_classes({item.name for item in objects})
     numbers = {name: number for number, name in enumerate(classes)}
-    for item, index in zip(objects, image_index, strict=True):
-        if item.name not in numbers:
-            raise InputError(
-                f"class {item.name!r} is none of {', '.join(classes)}; name all classes in `classes`, or mend it",
-                files[index],
-                item.place,
-            )
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-    places = np.array(image_index, np.int64)
-    bad = find_bad_boxes(boxes, sizes[places, 0], sizes[places, 1])
-
-    def describe(row: int) -> tuple[str, str | Path, str]:
-        width, height = sizes[places[row]]
-        return describe_bad_box(boxes[row], width, height), files[places[row]], objects[row].place
-
-    report_bad_boxes(bad, describe, strict)
-    good = ~bad
-    return AnnotationTable.from_rows(
-        classes=classes,
+    return RawSplit(
+        classes=tuple(classes),
+        class_ids=np.arange(1, len(classes) + 1),
         image_ids=np.arange(1, len(files) + 1),
         widths=sizes[:, 0],
         heights=sizes[:, 1],
         file_names=names,
-        folders=folders,
+        folders=tuple(str(Path(root, "JPEGImages")) for root in roots),
         folder_ids=np.array(folder_ids, np.int64),
-        image_index=places[good],
-        boxes=boxes[good],
-        labels=np.array([numbers[item.name] for item in objects], np.int64)[good],
-        difficult=np.array([item.difficult for item in objects], bool)[good],
+        annotation_files=tuple(files),
+        image_index=np.array(image_index, np.int64),
+        labels=np.array([numbers.get(item.name, -1) for item in objects], np.int64),
+        boxes=boxes,
+        areas=box_areas(boxes),
+        iscrowd=np.zeros(len(objects), bool),
+        difficult=np.array([item.difficult for item in objects], bool),
+        annotation_ids=np.arange(1, len(objects) + 1),
+        image_place=lambda index: (str(lists[index]), Path(names[index]).stem),
+        object_place=lambda row: (str(files[image_index[row]]), objects[row].place),
+        image_word=lambda row: Path(names[image_index[row]]).stem,
+        class_word=lambda row: objects[row].name,
     )
 
 
-def _read_split(path: Path) -> list[str]:
-    """The first word of each line (split files of one class have a second, +1 or -1)."""
+def _read_split(path: Path, complain: Complain) -> list[str]:
+    """The first word of each line (split files of one class have a second, +1 or -1), each once."""
     stems = [line.split()[0] for line in read_text(path, "split file").splitlines() if line.strip()]
-    if len(set(stems)) != len(stems):
-        seen: set[str] = set()
-        for number, stem in enumerate(stems, start=1):
-            if stem in seen:
-                raise InputError(f"image {stem} is named twice", path, f"entry {number}")
-            seen.add(stem)
-    return stems
+    seen: dict[str, None] = {}
+    for number, stem in enumerate(stems, start=1):
+        if stem in seen:
+            complain(InputError(f"image {stem} is named twice", path, f"entry {number}"))
+        seen[stem] = None
+    return list(seen)
 
 
 def _image_names(folder: Path, stems: list[str]) -> list[str]:
@@ -167,10 +196,28 @@ def _image_names(folder: Path, stems: list[str]) -> list[str]:
     return [by_stem.get(stem, f"{stem}.jpg") for stem in stems]
 
 
-def _read_xml(path: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
+def _read_xml(path: Path, complain: Complain) -> tuple[tuple[int, int] | None, list[_Object]]:
     """The size that an xml states (None where it is missing or 0) and its objects."""
+    size: tuple[int, int] | None = None
+    objects: list[_Object] = []
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = _parse_xml(path)
+        width, height = (_number(root, f"size/{key}", path, "size", default=Decimal(0)) for key in ("width", "height"))
+        size = (int(width), int(height)) if width > 0 and height > 0 else None
+    except InputError as error:
+        complain(error)
+        return size, objects
+    for number, item in enumerate(root.findall("object"), start=1):
+        try:
+            objects.append(_read_object(item, path, number))
+        except InputError as error:
+            complain(error)
+    return size, objects
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
         raise InputError("annotation file is missing", file=path) from None
     except OSError as error:
@@ -179,9 +226,6 @@ def _read_xml(path: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
         line, column = error.position
         reason = str(error).partition(":")[0]
         raise InputError(f"xml does not parse: {reason}", path, f"line {line}, column {column + 1}") from None
-    width, height = (_number(root, f"size/{key}", path, "size", default=Decimal(0)) for key in ("width", "height"))
-    size = (int(width), int(height)) if width > 0 and height > 0 else None
-    return size, [_read_object(item, path, number) for number, item in enumerate(root.findall("object"), start=1)]
 
 
 def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
@@ -215,7 +259,8 @@ def _minus_one(value: Decimal) -> float:
     return float(value - 1)
 
 
-def _settle_classes(found: set[str], root: str | Path) -> tuple[str, ...]:
+def settle_classes(found: set[str]) -> tuple[str, ...]:
+    """The list of classes where nobody gave one: VOC's twenty if all are of those, else those that occur, sorted."""
     if found <= set(VOC_CLASSES):
         return VOC_CLASSES
     return tuple(sorted(found))

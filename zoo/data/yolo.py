@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
+from zoo.data.raw import Complain, RawSplit, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
@@ -21,7 +22,7 @@ from zoo.data.source import (
     read_text,
     report_bad_boxes,
 )
-from zoo.data.table import AnnotationTable
+from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.types import Image
 
@@ -33,8 +34,8 @@ class Yolo(Source):
     Args:
         data: the yaml that names the classes (`names`, a list or a mapping from number to name) and, for each split, a
             folder of images, a text file that lists images, or a list of such; relative to its own folder, or to `path`
-            where it has one.
-        split: a key of that yaml.
+            where it has one. A folder that holds `images` and `labels` will do too, with the classes in `classes.txt`.
+        split: a key of that yaml; the name of a folder in `images`, or `all` where that has none.
     """
 
     data: str
@@ -59,73 +60,116 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
         InputError: a yaml that is missing, does not parse, or lacks the split or the names; a missing image; a line
             that is not five numbers; a class number without a name; bad boxes under `strict`.
     """
-    content = _read_yaml(Path(data))
+    raw = parse_yolo(data, split, refuse)
+    check_files(raw.paths(), data)
+    unknown = np.flatnonzero(raw.labels < 0)
+    if len(unknown):
+        row = int(unknown[0])
+        raise InputError(
+            f"class {raw.class_word(row)} has no name; the data file names 0..{len(raw.classes) - 1}",
+            *raw.object_place(row),
+        )
+    raw = raw.with_sizes(image_sizes(raw.paths()))
+    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
+
+    def describe(row: int) -> tuple[str, str | Path, str | None]:
+        image = raw.image_index[row]
+        return describe_bad_box(raw.boxes[row], raw.widths[image], raw.heights[image]), *raw.object_place(row)
+
+    report_bad_boxes(bad, describe, strict)
+    return raw.table(np.ones(len(raw), bool), ~bad)
+
+
+def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
+    """What the files of a split say, true or not; sizes are not among that, so boxes stay relative.
+
+    Args:
+        data: as for `Yolo`.
+        split: as for `Yolo`.
+        complain: told of each image named twice and each line that is not five numbers; it is then left out.
+
+    Raises:
+        InputError: a yaml that is missing, does not parse, or lacks the split or the names.
+    """
+    content, base = read_data_file(data)
     classes = _class_names(content, data)
-    base = Path(data).parent / str(content.get("path") or "")
     if split not in content or not content[split]:
         raise InputError(f"split {split!r} is not in this file; it has {', '.join(map(str, content))}", data)
     entry = content[split]
     entries = entry if isinstance(entry, list) else [entry]
-    named = [pair for entry in entries for pair in _split_images(base, str(entry))]  # (folder, name) of each image
-    paths = [Path(folder, name) for folder, name in named]
-    if len(set(paths)) != len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InputError(f"image {twice} is named twice in split {split!r}", data)
-
-    folders = sorted({folder for folder, _ in named})
+    listed: dict[Path, tuple[str, str]] = {}  # (folder, name) of each image
+    for folder, name in [pair for entry in entries for pair in _split_images(base, str(entry))]:
+        if Path(folder, name) in listed:
+            complain(InputError(f"image {Path(folder, name)} is named twice in split {split!r}", data))
+        listed[Path(folder, name)] = (folder, name)
+    paths = list(listed)
+    folders = sorted({folder for folder, _ in listed.values()})
     numbers = {folder: number for number, folder in enumerate(folders)}
-    table_of_files = AnnotationTable.from_rows(
-        classes=classes,
-        image_ids=np.arange(1, len(paths) + 1),
-        widths=np.zeros(len(paths), np.int32),
-        heights=np.zeros(len(paths), np.int32),
-        file_names=[name for _, name in named],
-        folders=folders,
-        folder_ids=np.array([numbers[folder] for folder, _ in named], np.int64),
-        image_index=np.zeros(0, np.int64),
-        boxes=np.zeros((0, 4)),
-        labels=np.zeros(0, np.int64),
-    )
-    check_files(table_of_files, data)
-    sizes = image_sizes(paths)
 
     rows: list[tuple[float, ...]] = []
     image_index: list[int] = []
     places: list[str] = []
-    files = [_label_file(path) for path in paths]
+    files = [label_file(path) for path in paths]
     for index, file in enumerate(files):
         if not file.exists():
             continue
-        for number, line in enumerate(read_text(file, "label file").splitlines(), start=1):
-            if line.strip():
-                rows.append(_read_line(line, file, f"line {number}", len(classes)))
-                image_index.append(index)
-                places.append(f"line {number}")
+        for line, place in _label_lines(file, complain):
+            try:
+                rows.append(_read_line(line, file, place))
+            except InputError as error:
+                complain(error)
+                continue
+            image_index.append(index)
+            places.append(place)
     values = np.array(rows, np.float64).reshape(-1, 5)
-    where = np.array(image_index, np.int64)
-    scale = np.tile(sizes[where].astype(np.float64), 2)
     centres, halves = values[:, 1:3], values[:, 3:5] / 2
-    boxes = np.concatenate([centres - halves, centres + halves], axis=1) * scale
-    bad = find_bad_boxes(boxes, sizes[where, 0], sizes[where, 1])
-
-    def describe(row: int) -> tuple[str, str | Path, str]:
-        width, height = sizes[where[row]]
-        return describe_bad_box(boxes[row], width, height), files[where[row]], places[row]
-
-    report_bad_boxes(bad, describe, strict)
-    good = ~bad
-    return AnnotationTable.from_rows(
+    boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    named = (values[:, 0] >= 0) & (values[:, 0] < len(classes)) & (values[:, 0] % 1 == 0)
+    return RawSplit(
         classes=classes,
-        image_ids=table_of_files.image_ids,
-        widths=sizes[:, 0],
-        heights=sizes[:, 1],
-        file_names=[name for _, name in named],
-        folders=folders,
-        folder_ids=table_of_files.folder_ids,
-        image_index=where[good],
-        boxes=boxes[good],
-        labels=values[good, 0].astype(np.int64),
+        class_ids=np.arange(1, len(classes) + 1),
+        image_ids=np.arange(1, len(paths) + 1),
+        widths=np.zeros(len(paths), np.int32),
+        heights=np.zeros(len(paths), np.int32),
+        file_names=[name for _, name in listed.values()],
+        folders=tuple(folders),
+        folder_ids=np.array([numbers[folder] for folder, _ in listed.values()], np.int64),
+        annotation_files=tuple(files),
+        image_index=np.array(image_index, np.int64),
+        labels=np.where(named, values[:, 0], -1).astype(np.int64),
+        boxes=boxes,
+        areas=box_areas(boxes),
+        iscrowd=np.zeros(len(rows), bool),
+        difficult=np.zeros(len(rows), bool),
+        annotation_ids=np.arange(1, len(rows) + 1),
+        image_place=lambda index: (str(paths[index]), None),
+        object_place=lambda row: (str(files[image_index[row]]), places[row]),
+        image_word=lambda row: str(paths[image_index[row]]),
+        class_word=lambda row: f"{values[row, 0]:g}",
+        relative=True,
     )
+
+
+def read_data_file(data: str | Path) -> tuple[dict[str, object], Path]:
+    """What a data yaml, or a folder without one, says, and the folder that its entries are relative to.
+
+    Raises:
+        InputError: it is missing or does not parse; a folder that has not both `images` and `labels`.
+    """
+    if Path(data).is_dir():
+        return _describe_folder(Path(data)), Path(data)
+    content = _read_yaml(Path(data))
+    return content, Path(data).parent / str(content.get("path") or "")
+
+
+def _label_lines(file: Path, complain: Complain) -> list[tuple[str, str]]:
+    """(line, its place) of the lines that say something."""
+    try:
+        text = read_text(file, "label file")
+    except InputError as error:
+        complain(error)
+        return []
+    return [(line, f"line {number}") for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
 def _read_yaml(path: Path) -> dict[str, object]:
@@ -138,6 +182,25 @@ def _read_yaml(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise InputError("expected keys such as `train`, `val` and `names`", path)
     return content
+
+
+def _describe_folder(root: Path) -> dict[str, object]:
+    """What a data yaml would say of `images/<split>` and `labels/<split>`; without such folders the one split is `all`.
+
+    Names are the lines of `classes.txt`, in the folder or among the labels; else the numbers up to the highest.
+    """
+    if not (root / "images").is_dir() or not (root / "labels").is_dir():
+        raise InputError("expected a data yaml, or the folders `images` and `labels`", root)
+    splits = sorted(folder.name for folder in (root / "images").iterdir() if folder.is_dir())
+    content: dict[str, object] = {split: f"images/{split}" for split in splits} or {"all": "images"}
+    for file in (root / "classes.txt", root / "labels" / "classes.txt"):
+        if file.exists():
+            return content | {"names": [line.strip() for line in read_text(file, "list").splitlines() if line.strip()]}
+    first_words = (
+        line.split()[0] for file in (root / "labels").rglob("*.txt") for line, _ in _label_lines(file, refuse)
+    )
+    highest = max((int(word) for word in first_words if word.isdecimal()), default=0)
+    return content | {"names": [str(number) for number in range(highest + 1)]}
 
 
 def _class_names(content: dict[str, object], path: str | Path) -> tuple[str, ...]:
@@ -167,7 +230,7 @@ def _split_images(base: Path, entry: str) -> list[tuple[str, str]]:
     return [(str(image.parent), image.name) for image in images]
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """YOLO's rule: the last folder `images` of the path becomes `labels`; without one, the text is beside the image."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
@@ -175,7 +238,7 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_line(line: str, file: Path, place: str, num_classes: int) -> tuple[float, ...]:
+def _read_line(line: str, file: Path, place: str) -> tuple[float, ...]:
     words = line.split()
     try:
         values = tuple(map(float, words))
@@ -183,8 +246,6 @@ def _read_line(line: str, file: Path, place: str, num_classes: int) -> tuple[flo
         values = ()
     if len(values) != 5:
         raise InputError(f"expected `class cx cy w h`, found {line.strip()[:60]!r}", file, place)
-    if values[0] != int(values[0]) or not 0 <= values[0] < num_classes:
-        raise InputError(f"class {words[0]} has no name; the data file names 0..{num_classes - 1}", file, place)
     return values
 
 
