@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
+Detections: TypeAlias = tuple[
+    Int64[np.ndarray, "D"], Float[np.ndarray, "D 4"], Float[np.ndarray, "D"], Int64[np.ndarray, "D"]
+]
+"""Columns in canonical order: image, box, score, label."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,36 @@ def evaluate(
             does not know, or whose score or box is not finite.
     """
     check_names(protocols, engine)
+    index, boxes, scores, labels = order_detections(ground_truth, predictions)
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
+    by_class: dict[str, Float[np.ndarray, "C"]] = {}
+    if "coco" in protocols:
+        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
+        metrics |= coco.metrics
+        by_class |= {"AP": coco.ap, "AP50": coco.ap50}
+    if "voc07" in protocols or "voc10" in protocols:
+        voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
+        for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
+            if protocol in protocols:
+                metrics[key] = mean_over_classes(values)
+                by_class[key] = values
+    for key, values in by_class.items():
+        for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
+            per_class[name][key] = value
+    return Scores(metrics, per_class)
+
+
+def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Detections:
+    """Checks detections and puts them into canonical order.
+
+    Returns:
+        image (a place in `ground_truth.image_ids`), box, score and label of each.
+
+    Raises:
+        InputError: a detection of an image or class that the ground truth does not know, or whose score or box is not
+            finite.
+    """
     known = ground_truth.image_ids
     index = np.searchsorted(known, predictions.image_ids)
     inside = index < len(known)
@@ -79,24 +113,7 @@ def evaluate(
     if (np.diff(index) < 0).any():
         order = np.argsort(index, kind="stable")
         index, boxes, scores, labels = index[order], boxes[order], scores[order], labels[order]
-
-    metrics: dict[str, float] = {}
-    per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
-    by_class: dict[str, Float[np.ndarray, "C"]] = {}
-    if "coco" in protocols:
-        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
-        metrics |= coco.metrics
-        by_class |= {"AP": coco.ap, "AP50": coco.ap50}
-    if "voc07" in protocols or "voc10" in protocols:
-        voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
-        for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
-            if protocol in protocols:
-                metrics[key] = mean_over_classes(values)
-                by_class[key] = values
-    for key, values in by_class.items():
-        for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
-            per_class[name][key] = value
-    return Scores(metrics, per_class)
+    return index, boxes, scores, labels
 
 
 def evaluate_file(
