@@ -36,6 +36,7 @@ RUNS_FOLDER = "runs"
 MONITOR = "val/AP"  # what "best" means everywhere
 DEFAULT_SEED = 0
 SECONDS_BETWEEN_LINES = 5.0  # of a training whose output goes into a file
+STEPS_BETWEEN_METRICS = 20  # of the bar in a terminal
 
 
 def make_parser() -> LightningArgumentParser:
@@ -184,7 +185,7 @@ def default_callbacks(
     if arguments.get("logger") is not False:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if arguments.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
-        callbacks.append(RichProgressBar() if Console().is_terminal else ProgressLines())
+        callbacks.append(UnhurriedBar() if Console().is_terminal else ProgressLines())
     callbacks = [callback for callback in callbacks if not any(type(callback) is type(other) for other in given)]
     if arguments.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
         callbacks += default_checkpoints("val" in data.sources, folder)
@@ -206,6 +207,22 @@ def default_checkpoints(has_validation: bool, folder: Path | None) -> list[Model
         enable_version_counter=False,
     )
     return [best, last]
+
+
+class UnhurriedBar(RichProgressBar):
+    """Lightning's bar, which would read the loss after every step, and so have a GPU waited for at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, int | str | float | dict[str, float]] = {}
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The metrics beside the bar: new ones every 20 steps, and whenever no training step was done."""
+        if not trainer.training or trainer.global_step % STEPS_BETWEEN_METRICS == 1 or not self.shown:
+            self.shown = super().get_metrics(trainer, pl_module)
+        return self.shown
 
 
 class ProgressLines(Callback):
