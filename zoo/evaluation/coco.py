@@ -60,27 +60,46 @@ def evaluate_coco(
     if num_classes == 0 or len(ground_truth.image_ids) == 0:
         nothing = np.full(num_classes, NOTHING)
         return CocoScores(dict.fromkeys(KEYS, NOTHING), nothing, nothing)
-    # image, x, y, w, h, score, class: the array form that both engines read
+    detections = pack_detections(image_index, boxes, scores, labels)
+    tables = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
+    precision, recall = tables(ground_truth, detections)
+    return CocoScores(
+        metrics=_summarize(precision, recall),
+        ap=np.array([mean_measured(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
+        ap50=np.array([mean_measured(precision[0, :, c, 0, 2]) for c in range(num_classes)]),
+    )
+
+
+Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C A 3"], Float[np.ndarray, "10 C A 3"]]
+"""Precision and recall by IoU .5 .. .95, (recall,) class, A sizes (all, s, m, l), and most detections (1, 10, 100)."""
+
+
+def pack_detections(
+    image_index: Int64[np.ndarray, "D"],
+    boxes: Float[np.ndarray, "D 4"],
+    scores: Float[np.ndarray, "D"],
+    labels: Int64[np.ndarray, "D"],
+) -> Float[np.ndarray, "D 7"]:
+    """Image, x, y, w, h, score, class of each detection: the array form that both engines read."""
     detections = np.empty((len(scores), 7))
     detections[:, 0] = image_index
     detections[:, 1:5] = boxes
     detections[:, 3:5] -= detections[:, 1:3]
     detections[:, 5] = scores
     detections[:, 6] = labels
-    tables = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
-    precision, recall = tables(ground_truth, detections)
-    return CocoScores(
-        metrics=_summarize(precision, recall),
-        ap=np.array([_mean(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
-        ap50=np.array([_mean(precision[0, :, c, 0, 2]) for c in range(num_classes)]),
-    )
+    return detections
 
 
-_Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C 4 3"], Float[np.ndarray, "10 C 4 3"]]
-"""Precision and recall by IoU .5 .. .95, (recall,) class, size (all, s, m, l), and most detections (1, 10, 100)."""
+def load_hotcoco(
+    ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], areas: Float[np.ndarray, "D"] | None = None
+) -> hotcoco.COCOeval:
+    """Hands both sides to hotcoco, which has then not evaluated anything yet; detection i has the id i + 1.
 
-
-def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> _Tables:
+    Args:
+        ground_truth: what is true.
+        detections: see `pack_detections`.
+        areas: what the detections' sizes are told by; None for width times height.
+    """
     truth = hotcoco.COCO.from_arrays(
         images=[{"id": i} for i in range(len(ground_truth.image_ids))],
         categories=[{"id": c, "name": name} for c, name in enumerate(ground_truth.classes)],
@@ -90,7 +109,14 @@ def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]
         area=ground_truth.areas,
         iscrowd=ground_truth.iscrowd,
     )
-    run = hotcoco.COCOeval(truth, truth.load_res(detections), "bbox")
+    found = truth.load_res(detections)
+    if areas is not None:
+        found.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
+    return hotcoco.COCOeval(truth, found, "bbox")
+
+
+def run_tables(run: hotcoco.COCOeval) -> Tables:
+    """Evaluates, and gives the precision and recall tables."""
     run.evaluate()
     run.accumulate()
     tables = run.eval
@@ -98,7 +124,11 @@ def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]
     return tables["precision"], tables["recall"]
 
 
-def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> _Tables:
+def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> Tables:
+    return run_tables(load_hotcoco(ground_truth, detections))
+
+
+def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> Tables:
     # here, not above: it imports all of matplotlib's pyplot, which the default engine does not want to wait for
     import pycocotools.coco
     import pycocotools.cocoeval
@@ -158,10 +188,10 @@ def _summarize(precision: Float[np.ndarray, "10 R C 4 3"], recall: Float[np.ndar
         recall[:, :, 2, 2],
         recall[:, :, 3, 2],
     )
-    return {key: _mean(value) for key, value in zip(KEYS, values, strict=True)}
+    return {key: mean_measured(value) for key, value in zip(KEYS, values, strict=True)}
 
 
-def _mean(values: Float[np.ndarray, "..."]) -> float:
+def mean_measured(values: Float[np.ndarray, "..."]) -> float:
     """Mean of what was measured; -1 where nothing was."""
     measured = values[values > NOTHING]
     return float(measured.mean()) if measured.size else NOTHING
