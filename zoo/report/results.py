@@ -7,7 +7,7 @@ a cost that was not measured is None here and null in the file.
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from zoo.errors import InputError
 from zoo.report.files import convert_json, decode_json, encode_json, write_atomically
@@ -27,6 +27,9 @@ class CurvePoint:
     loss: float
 
 
+Part: TypeAlias = Literal["decode", "proposals", "frame", "network", "post-processing", "total"]
+
+
 @dataclass
 class Timing:
     """Milliseconds an image in one part of the way, at one batch size.
@@ -36,7 +39,7 @@ class Timing:
     """
 
     batch: int
-    part: Literal["decode", "proposals", "frame", "network", "post-processing", "total"]
+    part: Part
     median: float
     p95: float
     batches: int = 0  # that were timed
