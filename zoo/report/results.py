@@ -188,6 +188,7 @@ class Results:
     created: str  # ISO 8601
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and images
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
+    data_config: str = ""  # text of the data's configuration, from which annotations and images are read again
     pairs: list[Pair] = field(default_factory=list)  # every two configurations once
     resamples: int = 0  # of the bootstrap that intervals and verdicts come from; 0 where there was none
 
