@@ -8,7 +8,9 @@ import json
 import math
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +19,10 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
-from zoo.cost import count_flops, count_parameters, measure_latency
+from zoo.cost import count_flops, count_parameters, measure_memory
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
+from zoo.energy import find_meter
 from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.report.examples import best_f1_score
@@ -36,6 +39,7 @@ from zoo.run import (
     parse,
     quieten,
 )
+from zoo.speed import Conditions, measure_speeds
 
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
 
@@ -133,23 +137,56 @@ def choose_checkpoint(
 
 
 def measure_cost(
-    detector: Detector, trainer: Trainer, module: DetectionDataModule, split: FinalSplit, training: Cost
+    detector: Detector,
+    trainer: Trainer,
+    module: DetectionDataModule,
+    split: FinalSplit,
+    training: Cost,
+    batches: Sequence[int] = (1,),
+    seconds: float = LATENCY_SECONDS,
+    least: int = 1,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Cost:
-    """What training cost, completed by what one image costs on the Trainer's device and in its precision.
+    """What training cost, completed by what images cost on the Trainer's device and in its precision.
 
     Images come bare, so region proposals are computed for each, and not taken from the cache: they count in its time.
+
+    Args:
+        detector: with the weights to measure.
+        trainer: its device and precision are measured.
+        module: has the images.
+        split: whose first images are taken.
+        training: what is known already.
+        batches: sizes of batch to time; the others are left out where memory does not suffice.
+        seconds: to time each ...
+        least: ... and batches of it at least.
+        say: takes a line about each size.
     """
     device = trainer.strategy.root_device
     detector.to(device)
-    table = module.table(split)
-    indices = range(min(LATENCY_IMAGES, len(table)))
-    images = [module.sources[split].load_image(table, index).to(device) for index in indices]
-    flops, flops_input = count_flops(detector, images[0])
-    latency = measure_latency(
-        detector, images, context=trainer.precision_plugin.forward_context, seconds=LATENCY_SECONDS
+    table, source = module.table(split), module.sources[split]
+    if not len(table):
+        raise InputError(f"the {split} split has no images to measure with")
+    context = trainer.precision_plugin.forward_context
+    indices = range(min(max(LATENCY_IMAGES, *batches), len(table)))
+    images = [source.load_image(table, index) for index in indices]
+    operations = count_flops(detector, images[0])
+    memory = measure_memory(detector, images[0], context=context)
+    decode = partial(source.load_image, table) if table.folders else None
+    conditions = Conditions(images, decode, context, seconds, least, find_meter(device))
+    speeds = measure_speeds(detector, conditions, batches, memory, say)
+    alone = speeds.get(1)
+    return replace(
+        training,
+        parameters=count_parameters(detector),
+        flops=operations.flops,
+        flops_input=operations.image,
+        proposals=operations.proposals,
+        peak_memory_mb=memory,
+        ms_per_image=None if alone is None else alone.in_memory,
+        joules_per_image=None if alone is None else alone.joules,
+        timings=[timing for speed in speeds.values() for timing in speed.timings],
     )
-    parameters = count_parameters(detector)
-    return replace(training, parameters=parameters, flops=flops, flops_input=flops_input, ms_per_image=latency)
 
 
 def best_score_to_show(predictions: Predictions, module: DetectionDataModule, split: FinalSplit) -> float:
