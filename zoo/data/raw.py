@@ -19,6 +19,11 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 
+
+class ListedTwiceError(InputError):
+    """An image that a split names again."""
+
+
 Complain: TypeAlias = Callable[[InputError], None]
 Place: TypeAlias = tuple[str, str | None]  # a file, and where in it
 
@@ -109,9 +114,9 @@ class RawSplit:
         return replace(self, widths=sizes[:, 0], heights=sizes[:, 1], boxes=boxes, areas=areas, relative=False)
 
     def with_classes(self, classes: tuple[str, ...], class_ids: Int64[np.ndarray, "C"]) -> Self:
-        """The same with labels that count in another list of classes, which must hold every name of this one."""
+        """The same with labels that count in another list of classes; those that it lacks become -1."""
         numbers = {name: number for number, name in enumerate(classes)}
-        new = np.array([*(numbers[name] for name in self.classes), -1], np.int64)  # label -1 picks the last
+        new = np.array([*(numbers.get(name, -1) for name in self.classes), -1], np.int64)  # label -1 picks the last
         return replace(self, classes=classes, class_ids=class_ids, labels=new[self.labels])
 
     def table(self, images: Bool[np.ndarray, "N"], objects: Bool[np.ndarray, "T"]) -> AnnotationTable:

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from zoo.data.images import SUFFIXES, load_image, upright_size
-from zoo.data.raw import Complain, RawSplit, refuse
+from zoo.data.raw import Complain, ListedTwiceError, RawSplit, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
@@ -180,7 +180,7 @@ def _read_split(path: Path, complain: Complain) -> list[str]:
     seen: dict[str, None] = {}
     for number, stem in enumerate(stems, start=1):
         if stem in seen:
-            complain(InputError(f"image {stem} is named twice", path, f"entry {number}"))
+            complain(ListedTwiceError(f"image {stem} is named twice", path, f"entry {number}"))
         seen[stem] = None
     return list(seen)
 

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
-from zoo.data.raw import Complain, RawSplit, refuse
+from zoo.data.raw import Complain, ListedTwiceError, RawSplit, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
@@ -100,7 +100,7 @@ def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
     listed: dict[Path, tuple[str, str]] = {}  # (folder, name) of each image
     for folder, name in [pair for entry in entries for pair in _split_images(base, str(entry))]:
         if Path(folder, name) in listed:
-            complain(InputError(f"image {Path(folder, name)} is named twice in split {split!r}", data))
+            complain(ListedTwiceError(f"image {Path(folder, name)} is named twice in split {split!r}", data))
         listed[Path(folder, name)] = (folder, name)
     paths = list(listed)
     folders = sorted({folder for folder, _ in listed.values()})

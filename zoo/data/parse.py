@@ -1,0 +1,71 @@
+"""Any source in its raw form, and the splits of a data set brought together."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from zoo.data.coco import Coco, parse_coco
+from zoo.data.raw import Complain, RawSplit, raw_from_table
+from zoo.data.source import Source
+from zoo.data.voc import Voc, parse_voc, settle_classes
+from zoo.data.yolo import Yolo, parse_yolo
+
+
+def parse_source(source: Source, complain: Complain) -> RawSplit:
+    """What the files of a source say, true or not; `complain` is told of what cannot be parsed and is left out.
+
+    Raises:
+        InputError: the source cannot be read at all.
+    """
+    match source:
+        case Coco():
+            return parse_coco(source.annotations, source.images, complain)
+        case Voc():
+            return parse_voc(source.roots, source.split, tuple(source.classes) if source.classes else None, complain)
+        case Yolo():
+            return parse_yolo(source.data, source.split, complain)
+        case _:
+            return raw_from_table(source.read())
+
+
+def origin(source: Source) -> str:
+    """The file or folder that a source is read from; its class's name for images that are made in memory."""
+    match source:
+        case Coco():
+            return source.annotations
+        case Voc():
+            return ", ".join(map(str, source.roots))
+        case Yolo():
+            return source.data
+        case _:
+            return type(source).__name__
+
+
+def distinct_sources(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Each source once: where `val` and `test` are the same images, they are one split, `val/test`."""
+    grouped: dict[str, tuple[list[str], Source]] = {}
+    for split, source in sources.items():
+        grouped.setdefault(repr(source), ([], source))[0].append(split)  # a source may hold lists, which have no hash
+    return {"/".join(splits): source for splits, source in grouped.values()}
+
+
+def share_classes(raws: Mapping[str, RawSplit], sources: Mapping[str, Source]) -> dict[str, RawSplit]:
+    """The splits with labels of one list of classes: the first split's, and what only others name behind it.
+
+    Where no split of a VOC data set was given a list, each has the names that occur in it; together they may be VOC's
+    twenty, else they are sorted.
+    """
+    names = list(dict.fromkeys(name for raw in raws.values() for name in raw.classes))
+    lists = {raw.classes for raw in raws.values()}
+    if len(lists) <= 1:
+        return dict(raws)
+    if all(isinstance(source, Voc) and not source.classes for source in sources.values()):
+        found = {raw.classes[label] for raw in raws.values() for label in np.unique(raw.labels[raw.labels >= 0])}
+        names = list(settle_classes(found))
+    ids: dict[str, int] = {}
+    for raw in raws.values():
+        for name, class_id in zip(raw.classes, raw.class_ids.tolist(), strict=True):
+            ids.setdefault(name, class_id)
+    given = [ids.get(name, -1) for name in names]
+    class_ids = np.array(given if len(set(given)) == len(given) else range(1, len(names) + 1), np.int64)
+    return {split: raw.with_classes(tuple(names), class_ids) for split, raw in raws.items()}
