@@ -33,8 +33,10 @@ FLOORS: dict[str, set[str]] = {
     "predict": {"data", "evaluation", "report", "models", "run"},
     "training_cli": {"data", "evaluation", "callbacks", "detector", "models", "run"},
     "trial": {"data", "evaluation", "callbacks", "report", "detector", "models", "cost", "energy", "speed", "run"},
-    "benchmark": {"data", "report", "detector", "models", "hardware", "run", "trial"},
+    "benchmark": {"data", "report", "detector", "models", "hardware", "speed", "run", "trial"},
     "ceilings": {"ops", "nn", "proposals", "data", "recall", "detector", "models", "report.results"},
+    "data_report": {"data", "report"},
+    "data_cli": {"data", "report", "run", "data_report"},
     "compare": {"data", "evaluation", "report", "detector", "models", "hardware", "run", "trial"},
     # The package itself offers `zoo.load`, and nothing below the front door imports the package.
     "": {"models"},

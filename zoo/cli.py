@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -133,9 +134,45 @@ def _evaluate(verb: str, args: list[str]) -> int:
     return OK
 
 
+def _benchmark(verb: str, args: list[str]) -> int:
+    from pytorch_lightning.cli import LightningArgumentParser
+    from rich.console import Console
+
+    from zoo.benchmark import benchmark, print_benchmarks
+    from zoo.data.module import DetectionDataModule
+    from zoo.report.benchmarks import Benchmarks
+    from zoo.report.files import encode_json, write_atomically
+    from zoo.run import instantiate, parse, quieten
+
+    quieten()
+    parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
+    parser.add_argument("runs", nargs="*", type=Path, default=[], help="folders of runs; each keeps what is found")
+    parser.add_argument("--checkpoint", nargs="+", type=Path, default=[], help="files, with --data")
+    parser.add_argument("--out", type=Path | None, default=None, help="json with all figures")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], help="images at once (1 8 32)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to time each of them (5)")
+    parser.add_argument("--accelerator", type=str | None, default=None, help="cpu, gpu, ... (the run's own, or auto)")
+    parser.add_argument("--precision", type=str | None, default=None, help="(the run's own, or 32-true)")
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    built = instantiate(parser, parse(parser, args))
+    found = benchmark(
+        built.runs,
+        built.checkpoint,
+        built.data,
+        built.batch_sizes,
+        built.seconds,
+        built.accelerator,
+        built.precision,
+        say=partial(print, file=sys.stderr, flush=True),
+    )
+    print_benchmarks(found, Console())
+    if built.out is not None:
+        write_atomically(built.out, encode_json(Benchmarks(found, " ".join(["zoo", verb, *args]))))
+    return OK
+
+
 def _proposals(verb: str, args: list[str]) -> int:
     from dataclasses import fields
-    from functools import partial
 
     from pytorch_lightning.cli import LightningArgumentParser
     from rich.console import Console
@@ -226,6 +263,33 @@ def _compare(verb: str, args: list[str]) -> int:
     return FAILED if any(run.status == "failed" for run in results.runs) else OK
 
 
+def _stats(verb: str, args: list[str]) -> int:
+    parser = _Parser(prog=f"zoo {verb}", description=VERBS[verb][0], allow_abbrev=False)
+    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    options = parser.parse_args(args)
+
+    from zoo.data_cli import show_statistics
+
+    show_statistics(options.data, options.html, options.json, " ".join(["zoo", verb, *args]))
+    return OK
+
+
+def _doctor(verb: str, args: list[str]) -> int:
+    epilog = "Exit code: 0 no error (there may be warnings), 1 errors, 2 DATA cannot be used at all."
+    parser = _Parser(prog=f"zoo {verb}", description=VERBS[verb][0], epilog=epilog, allow_abbrev=False)
+    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA)
+    parser.add_argument("--json", action="store_true", help="print every finding, for other programs")
+    text = "write a cleaned copy and changes.json to a new or empty folder (boxes and classes; masks are lost)"
+    parser.add_argument("--fix", type=Path, metavar="OUT", help=text)
+    options = parser.parse_args(args)
+
+    from zoo.data_cli import show_findings
+
+    return FAILED if show_findings(options.data, options.json, options.fix) else OK
+
+
 def find_configs() -> Path:
     """Where the configurations of the package are: inside it when installed, beside it in a checkout."""
     package = Path(__file__).parent
@@ -234,6 +298,7 @@ def find_configs() -> Path:
 
 
 _OVERRIDES = ("--data.", "--model.", "--trainer.")
+_DATA = "a data configuration, a COCO json, a VOC folder, a YOLO data.yaml, or a folder of one of these"
 
 VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "fit": ("Train a detector.", _train_or_measure),
@@ -243,6 +308,9 @@ VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "compare": ("Train and test several detectors under one budget, and write one report.", _compare),
     "proposals": ("Search a data set for region proposals, keep them, and report their recall.", _proposals),
     "export": ("Write a detector to ONNX, and check the file against PyTorch.", _export),
+    "benchmark": ("Measure what checkpoints cost: parameters, FLOPs, memory, time by parts, energy.", _benchmark),
+    "stats": ("What a data set is like: sizes, crowding, balance, overlap, positions.", _stats),
+    "doctor": ("What is wrong with a data set, and a cleaned copy of it.", _doctor),
     "evaluate": ("Measure a predictions file (COCO-results json) by all protocols.", _evaluate),
 }
 

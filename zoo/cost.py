@@ -4,6 +4,7 @@ How long it takes is `zoo.speed`'s matter, and what that draws from the mains `z
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def measure_memory(
             detector([image], targets)
             return (kept + torch.cuda.max_memory_allocated(device) - before) / 1e6
         if device.type == "cpu":
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal that it starts
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
                 detector([image], targets)
             return (kept + _highest_sum(profiler)) / 1e6

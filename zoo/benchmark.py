@@ -1,0 +1,285 @@
+"""`zoo benchmark`: what finished checkpoints cost, with the weights and in the precision that gave their AP."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zoo.data.module import DetectionDataModule
+from zoo.errors import InputError
+from zoo.hardware import describe_hardware, list_versions
+from zoo.models import load, read_checkpoint
+from zoo.report.benchmarks import FILE_NAME, Benchmark, write_benchmark
+from zoo.report.results import Cost, Timing
+from zoo.run import find_input_error, instantiate, one_line, read_yaml
+from zoo.speed import PARTS
+from zoo.trial import final_split, measure_cost
+
+LEAST_BATCHES = 5
+"""Of a size that are timed however long they take, so that a 95th percentile says something."""
+
+RESOURCES_LEGEND = (
+    "GFLOPs: of one image framed to that size, with so many proposals; a multiplication with its addition is 2. "
+    "memory: the most that tensors held at once at batch 1, weights included."
+)
+TIMES_LEGEND = (
+    "decode: file to image. search: selective search, without a cache. frame: to the device, resized, normalised. "
+    "network: to the end of the last layer, with what lies between two stages. post: scores, boxes, NMS. "
+    "total: all of these."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint to be measured.
+
+    Args:
+        name: for tables.
+        checkpoint: the file.
+        data: whose test images are taken, or validation images where there are none.
+        accelerator: as Lightning names it.
+        precision: as Lightning names it.
+    """
+
+    name: str
+    checkpoint: Path
+    data: DetectionDataModule
+    accelerator: str
+    precision: str
+
+
+def subject_of_run(folder: Path, accelerator: str | None = None, precision: str | None = None) -> Subject:
+    """The tested checkpoint of a run of `zoo compare` or `zoo fit`, its data, its device and its precision.
+
+    Args:
+        folder: of the run.
+        accelerator: in place of the run's own.
+        precision: in place of the run's own.
+
+    Raises:
+        InputError: the folder holds no such run.
+    """
+    if not folder.is_dir():
+        raise InputError("no such folder; give the folder of a run, or --checkpoint FILE --data DATA", folder)
+    found = [file for name in ("best", "last") if (file := folder / "checkpoints" / f"{name}.ckpt").exists()]
+    if not found:
+        raise InputError("holds no checkpoints/best.ckpt or last.ckpt; is it the folder of a run?", folder)
+    file = folder / "config.yaml"
+    config = read_yaml(file)
+    if not isinstance(config, dict) or not {"data", "trainer"} <= config.keys():
+        raise InputError("says nothing of data and trainer; expected what a run writes down", file)
+    trainer = config["trainer"]
+    return Subject(
+        folder.resolve().name,
+        found[0],
+        _build_data(config["data"], file),
+        accelerator or trainer.get("accelerator") or "auto",
+        precision or trainer.get("precision") or "32-true",
+    )
+
+
+def _build_data(arguments: object, file: Path) -> DetectionDataModule:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    try:
+        config = parser.parse_object({"data": arguments})
+    except Exception as error:
+        raise find_input_error(error) or InputError(one_line(str(error)), file, "data") from error
+    data: DetectionDataModule = instantiate(parser, config).data
+    return data
+
+
+def benchmark(
+    runs: Sequence[Path],
+    checkpoints: Sequence[Path],
+    data: DetectionDataModule | None,
+    batches: Sequence[int],
+    seconds: float,
+    accelerator: str | None,
+    precision: str | None,
+    say: Callable[[str], object],
+) -> list[Benchmark]:
+    """Measure runs and checkpoints one after the other. What is found of a run is kept in its folder as `cost.json`.
+
+    Args:
+        runs: folders of `zoo compare` or `zoo fit`.
+        checkpoints: files, to be measured on `data`.
+        data: as for `zoo fit`.
+        batches: images at once.
+        seconds: to time each of them.
+        accelerator: None for each run's own; for a checkpoint "auto".
+        precision: None for each run's own; for a checkpoint "32-true". What another one than a run's own costs is not
+            kept in its folder: its AP is not of that.
+        say: takes lines of progress.
+
+    Raises:
+        InputError: something given cannot be used; all is looked at before anything is measured.
+    """
+    if not runs and not checkpoints:
+        raise InputError("nothing to measure; give folders of runs, or --checkpoint FILE --data DATA")
+    if not batches or min(batches) < 1:
+        raise InputError("want numbers of images from 1 on", place="--batch_sizes")
+    if checkpoints and (data is None or not data.sources):
+        raise InputError("--checkpoint needs the images to measure with; give --data DATA")
+    subjects = [subject_of_run(run, accelerator, precision) for run in runs]
+    for checkpoint in checkpoints:
+        assert data is not None
+        name = checkpoint.parent.parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
+        subjects.append(
+            Subject(name or checkpoint.stem, checkpoint, data, accelerator or "auto", precision or "32-true")
+        )
+    for subject in subjects:
+        read_checkpoint(subject.checkpoint)
+        make_plain_trainer(subject.accelerator, subject.precision)
+        subject.data.table(final_split(subject.data))
+    found: list[Benchmark] = []
+    for number, subject in enumerate(subjects):
+        title = f"[{number + 1}/{len(subjects)}] {subject.name}, {subject.precision}"
+        say(title)
+        found.append(measure(subject, batches, seconds, partial(_say_after, say, title)))
+        if number < len(runs) and precision is None:
+            write_benchmark(found[-1], runs[number] / FILE_NAME)
+    return found
+
+
+def _say_after(say: Callable[[str], object], title: str, line: str) -> None:
+    say(f"{title}: {line}")
+
+
+def measure(
+    subject: Subject, batches: Sequence[int], seconds: float, say: Callable[[str], object] = print
+) -> Benchmark:
+    """Measure one checkpoint.
+
+    Args:
+        subject: the checkpoint.
+        batches: images at once; those that memory does not suffice for are left out.
+        seconds: to time each.
+        say: takes a line about each.
+
+    Raises:
+        InputError: the checkpoint or the data cannot be used, or the accelerator or precision is not to be had.
+    """
+    detector = load(subject.checkpoint)
+    trainer = make_plain_trainer(subject.accelerator, subject.precision)
+    trainer.precision_plugin.convert_module(detector)
+    split = final_split(subject.data)
+    cost = measure_cost(detector, trainer, subject.data, split, Cost(), batches, seconds, LEAST_BATCHES, say)
+    return Benchmark(
+        name=subject.name,
+        checkpoint=str(subject.checkpoint),
+        images=f"{subject.data.name} {split}",
+        precision=subject.precision,
+        hardware=describe_hardware(),
+        device=str(trainer.strategy.root_device),
+        threads=torch.get_num_threads(),
+        versions=list_versions(),
+        cost=cost,
+    )
+
+
+def make_plain_trainer(accelerator: str, precision: str) -> Trainer:
+    """A Trainer that is asked for a device and a precision, and writes nothing.
+
+    Raises:
+        InputError: one of them is not to be had here.
+    """
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        raise InputError(f"{one_line(str(error))} (see --accelerator and --precision)") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- terminal
+
+
+def print_benchmarks(benchmarks: Sequence[Benchmark], console: Console) -> None:
+    """Two tables: what each takes, and how long, the median over the 95th percentile."""
+    for hardware, device, threads in dict.fromkeys((each.hardware, each.device, each.threads) for each in benchmarks):
+        words = f"{hardware}; on {device}, {threads} thread{'s' if threads != 1 else ''}"
+        console.print(words, highlight=False, soft_wrap=True)
+    console.print(_resources_table(benchmarks))
+    console.print()
+    console.print(_times_table(benchmarks))
+
+
+def _resources_table(benchmarks: Sequence[Benchmark]) -> Table:
+    columns: dict[str, list[str]] = {
+        "precision": [each.precision for each in benchmarks],
+        "framed to": [(each.cost.flops_input or "-").rpartition(" ")[2] for each in benchmarks],
+        "params\nM": [_number(each.cost.parameters, 1e-6, 2) for each in benchmarks],
+        "GFLOPs": [_number(each.cost.flops, 1e-9, 2) for each in benchmarks],
+        "proposals": [_number(each.cost.proposals, 1, 0) for each in benchmarks],
+        "memory\nMB": [_number(each.cost.peak_memory_mb, 1, 0) for each in benchmarks],
+        "energy\nJ/image": [_number(each.cost.joules_per_image, 1, 2) for each in benchmarks],
+    }
+    table = _new_table(RESOURCES_LEGEND)
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {_NOTHING}}
+    for name in shown:
+        table.add_column(name, justify="left" if name == "precision" else "right", no_wrap=True)
+    for row, each in enumerate(benchmarks):
+        table.add_row(each.name, *(cells[row] for cells in shown.values()))
+    return table
+
+
+def _times_table(benchmarks: Sequence[Benchmark]) -> Table:
+    timings = [timing for each in benchmarks for timing in each.cost.timings]
+    shown = [part for part in PARTS if part in {timing.part for timing in timings}]
+    counts = sorted({timing.batches for timing in timings})
+    of = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    table = _new_table(TIMES_LEGEND, f"ms an image: the median, below it the 95th percentile, of {of} batches")
+    for name in ("batch", *(_SHORT.get(part, part) for part in shown), "img/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in benchmarks:
+        for number, batch in enumerate(dict.fromkeys(timing.batch for timing in each.cost.timings)):
+            parts: dict[str, Timing] = {timing.part: timing for timing in each.cost.timings if timing.batch == batch}
+            cells = (_two_lines(parts.get(part)) for part in shown)
+            rate = f"{1000 / parts['total'].median:.1f}"
+            table.add_row(each.name if number == 0 else "", str(batch), *cells, rate)
+    return table
+
+
+_NOTHING = "-"
+_SHORT = {"proposals": "search", "post-processing": "post"}
+
+
+def _new_table(legend: str, title: str | None = None) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=legend,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _two_lines(timing: Timing | None) -> Text:
+    if timing is None:
+        return Text(_NOTHING)
+    digits = 2 if timing.p95 < 10 else 1
+    return Text.assemble(f"{timing.median:.{digits}f}\n", (f"{timing.p95:.{digits}f}", "dim"))
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return _NOTHING if value is None else f"{value * factor:.{digits}f}"
