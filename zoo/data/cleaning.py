@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
@@ -240,6 +241,8 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
     for split, table in tables.items():
         if len(table):
             _write_split(checkup.sources[split], table, partial, split.replace("/", "_"), checkup, watch)
+    content = msgspec.json.format(msgspec.json.encode(changes), indent=2)
+    (partial / "changes.json").write_bytes(content + b"\n")
     if out.exists():
         out.rmdir()
     os.replace(partial, out)

@@ -14,7 +14,7 @@ from zoo.data.annotation_checks import balance_findings, box_findings, class_fin
 from zoo.data.findings import KINDS, Finding
 from zoo.data.image_checks import image_findings, object_findings, stray_findings, twin_findings
 from zoo.data.image_files import ImageFile, Watch, inspect_images, unwatched
-from zoo.data.parse import distinct_sources, origin, parse_source, share_classes
+from zoo.data.parse import distinct_sources, origin, parse_splits, share_classes
 from zoo.data.raw import RawSplit
 from zoo.data.source import Source, find_missing
 from zoo.errors import InputError
@@ -59,7 +59,7 @@ def examine(sources: Mapping[str, Source], watch: Watch = unwatched) -> Checkup:
     """
     sources = distinct_sources(sources)
     complaints: dict[str, list[InputError]] = {split: [] for split in sources}
-    parsed = {split: parse_source(source, complaints[split].append) for split, source in sources.items()}
+    parsed = parse_splits(sources, lambda split: complaints[split].append)
     findings = [
         finding for split, raw in parsed.items() for finding in class_findings(split, raw, origin(sources[split]))
     ]

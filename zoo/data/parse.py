@@ -1,6 +1,6 @@
 """Any source in its raw form, and the splits of a data set brought together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,8 +11,29 @@ from zoo.data.voc import Voc, parse_voc, settle_classes
 from zoo.data.yolo import Yolo, parse_yolo
 
 
-def parse_source(source: Source, complain: Complain) -> RawSplit:
-    """What the files of a source say, true or not; `complain` is told of what cannot be parsed and is left out.
+def parse_splits(sources: Mapping[str, Source], complain: Callable[[str], Complain]) -> dict[str, RawSplit]:
+    """What the files of all splits say, true or not.
+
+    As for a DataModule, a list of classes that the first split was given counts where another has none.
+
+    Args:
+        sources: of each split.
+        complain: split -> who is told of what cannot be parsed and is left out.
+
+    Raises:
+        InputError: a source cannot be read at all.
+    """
+    settled: tuple[str, ...] | None = None
+    raws: dict[str, RawSplit] = {}
+    for number, (split, source) in enumerate(sources.items()):
+        raws[split] = parse_source(source, complain(split), settled)
+        if number == 0 and getattr(source, "classes", ()) is not None:
+            settled = raws[split].classes
+    return raws
+
+
+def parse_source(source: Source, complain: Complain, classes: tuple[str, ...] | None = None) -> RawSplit:
+    """What the files of one source say; `classes` where it has no list of its own.
 
     Raises:
         InputError: the source cannot be read at all.
@@ -21,7 +42,8 @@ def parse_source(source: Source, complain: Complain) -> RawSplit:
         case Coco():
             return parse_coco(source.annotations, source.images, complain)
         case Voc():
-            return parse_voc(source.roots, source.split, tuple(source.classes) if source.classes else None, complain)
+            names = classes if source.classes is None else tuple(source.classes)
+            return parse_voc(source.roots, source.split, names, complain)
         case Yolo():
             return parse_yolo(source.data, source.split, complain)
         case _:
