@@ -1,9 +1,10 @@
 """What kind of mistake costs how much average precision: TIDE's six errors.
 
 After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv 2008.08115),
-section 2, and to the last detail after its authors' package `tidecv` 1.0.1, whose numbers these are. hotcoco counts
-the same errors but mends them otherwise (every near miss of one object becomes right, a wrong class stays in its own
-ranking, missed objects are found first of all), so its figures differ, also where no crowds are.
+section 2, and to the last detail after its authors' package `tidecv` 1.0.1, whose numbers these are. hotcoco's
+`tide_errors` starts from COCO's matching instead, and its figures part from tidecv's by some hundredths where there
+are crowd regions, equal scores or more than a hundred detections in an image, and by thousandths elsewhere: it asks for
+a recall of np.linspace(0, 1, 101), some of which are above k / 100 by their last bit.
 
 A detection is right if it is given an object: in each image the 100 surest detections of all classes together, surest
 first, take of the objects of their class the one that they overlap most of those still free, at an IoU of 0.5. Each
