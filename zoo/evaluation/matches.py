@@ -42,16 +42,16 @@ class Matches:
     classes: tuple[str, ...]
     image_ids: Int64[np.ndarray, "N"]
     object_images: Int64[np.ndarray, "objects"]  # what is to be found, part by part: no crowds, area in the range
-    object_offsets: Int64[np.ndarray, "parts+1"]
+    object_offsets: Int64[np.ndarray, "part_offsets"]
     inside_images: Int64[np.ndarray, "inside"]  # detections whose area is in the range, part by part
-    inside_offsets: Int64[np.ndarray, "parts+1"]
+    inside_offsets: Int64[np.ndarray, "part_offsets"]
     odd_images: Int64[np.ndarray, "odd"]  # exceptions, curve by curve ...
     odd_signs: Int64[np.ndarray, "odd"]  # ... 1: counts, though not in the range; -1: does not count, though in it
-    odd_offsets: Int64[np.ndarray, "curves+1"]
+    odd_offsets: Int64[np.ndarray, "curve_offsets"]
     hit_images: Int64[np.ndarray, "hits"]  # true positives, curve by curve ...
     hit_inside: Int64[np.ndarray, "hits"]  # ... how much of the column `inside_images` lies before the next detection
     hit_odd: Int64[np.ndarray, "hits"]  # ... and how much of `odd_images`
-    hit_offsets: Int64[np.ndarray, "curves+1"]
+    hit_offsets: Int64[np.ndarray, "curve_offsets"]
 
 
 def collect_matches(ground_truth: GroundTruth, predictions: Predictions) -> Matches:
@@ -202,7 +202,7 @@ def _pack(
     )
 
 
-def _offsets(keys: Int64[np.ndarray, "rows"], groups: int, size: int) -> Int64[np.ndarray, "groups+1"]:
+def _offsets(keys: Int64[np.ndarray, "rows"], groups: int, size: int) -> Int64[np.ndarray, "offsets"]:
     """Where each group begins among ascending keys `group * size + member`, and the end."""
     return np.searchsorted(keys, np.arange(groups + 1) * size)
 
