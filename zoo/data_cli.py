@@ -13,10 +13,10 @@ from zoo.data.cleaning import Change, write_cleaned
 from zoo.data.doctor import Checkup, examine
 from zoo.data.findings import KINDS, Finding, count_kinds
 from zoo.data.image_files import Item
-from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.data.recognise import recognise
 from zoo.data.source import Source
 from zoo.data.stats import Statistics, gather
+from zoo.data.yolo import read_data_file
 from zoo.data_report import class_rows, figure_rows, headlines, render_statistics
 from zoo.errors import InputError
 from zoo.report.files import encode_json, write_atomically
@@ -33,17 +33,17 @@ def find_sources(data: Path) -> dict[str, Source]:
         InputError: it is not there, or nothing of the kind.
     """
     if data.suffix in (".yaml", ".yml") and data.is_file():
-        from zoo.run import read_yaml
-
-        content = read_yaml(data)
-        if isinstance(content, dict) and "names" not in content and any(split in content for split in ANNOTATED):
+        content, _ = read_data_file(data)
+        if "names" not in content:
             return _read_configuration(data)
     return recognise(data)
 
 
 def _read_configuration(data: Path) -> dict[str, Source]:
+    # Lightning takes seconds to come up; data sets that say themselves what they are need not wait for it
     from pytorch_lightning.cli import LightningArgumentParser
 
+    from zoo.data.module import ANNOTATED, DetectionDataModule
     from zoo.run import instantiate, parse
 
     parser = LightningArgumentParser(exit_on_error=False)
@@ -61,7 +61,7 @@ def show_statistics(data: Path, html: Path | None, json: Path | None, command: s
     Raises:
         InputError: DATA cannot be used.
     """
-    statistics = gather(data.name or str(data), find_sources(data), _Progress("reading image headers"))
+    statistics = gather(data.stem or str(data), find_sources(data), _Progress("reading image headers"))
     print_statistics(statistics, Console())
     if html is not None:
         write_atomically(html, render_statistics(statistics, command))

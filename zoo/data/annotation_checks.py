@@ -144,10 +144,13 @@ def balance_findings(raws: Mapping[str, RawSplit], file: str) -> Iterator[Findin
     }
     total = np.sum(list(counts.values()), axis=0)
     learned = counts.get("train", counts.get("trainval", total))
+    empty = [name for label, name in enumerate(classes) if total[label] == 0]
+    if empty:  # one finding: where nobody gave a list it is VOC's, and most of it may be empty
+        names = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
+        message = f"{len(empty)} of {len(classes)} classes have no object in any split: {names}"
+        yield Finding("class_without_objects", "", file, None, message)
     for label, name in enumerate(classes):
-        if total[label] == 0:
-            yield Finding("class_without_objects", "", file, f"class {name}", "no split has an object of this class")
-        elif learned[label] == 0:
+        if total[label] and not learned[label]:
             where = ", ".join(f"{count[label]} in {split}" for split, count in counts.items() if count[label])
             yield Finding("class_not_trained", "", file, f"class {name}", f"no object to learn from ({where})")
     for split, count in counts.items():

@@ -11,6 +11,10 @@ from zoo.data.voc import Voc, parse_voc, settle_classes
 from zoo.data.yolo import Yolo, parse_yolo
 
 
+LEARNED = ("train", "trainval")
+"""Splits that are learned from."""
+
+
 def parse_splits(sources: Mapping[str, Source], complain: Callable[[str], Complain]) -> dict[str, RawSplit]:
     """What the files of all splits say, true or not.
 
@@ -64,10 +68,14 @@ def origin(source: Source) -> str:
 
 
 def distinct_sources(sources: Mapping[str, Source]) -> dict[str, Source]:
-    """Each source once: where `val` and `test` are the same images, they are one split, `val/test`."""
-    grouped: dict[str, tuple[list[str], Source]] = {}
+    """Each source once: where `val` and `test` are the same images, they are one split, `val/test`.
+
+    What is learned from stays apart: that it is measured on as well is a fault, which the doctor has to see.
+    """
+    grouped: dict[tuple[bool, str], tuple[list[str], Source]] = {}
     for split, source in sources.items():
-        grouped.setdefault(repr(source), ([], source))[0].append(split)  # a source may hold lists, which have no hash
+        key = split in LEARNED, repr(source)  # a source may hold lists, which have no hash
+        grouped.setdefault(key, ([], source))[0].append(split)
     return {"/".join(splits): source for splits, source in grouped.values()}
 
 

@@ -62,13 +62,15 @@ def _in_order(found: dict[str, Source]) -> dict[str, Source]:
 
 
 def _coco_file(path: Path) -> dict[str, Source]:
-    return {split_name(path.stem): Coco(str(path), str(_image_folder(path)))} if _is_coco(path) else {}
+    return {split_name(path.stem): Coco(str(path), str(_image_folder(path)))} if _is_coco(path, 1) else {}
 
 
 def _coco_folder(path: Path) -> dict[str, Source]:
     for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", "*/*.json"):
         found: dict[str, Source] = {}
-        for file in filter(_is_coco, sorted(path.glob(pattern))):
+        # beside other things, a json has to look more like one
+        needed = 1 if pattern.startswith("annotations") else 2
+        for file in sorted(file for file in path.glob(pattern) if _is_coco(file, needed)):
             inside = file.parent.name if file.parent not in (path, path / "annotations") else ""
             split = split_name(inside or file.stem)
             # two files of one split, such as train2014 and train2017: each under its own name
@@ -78,17 +80,22 @@ def _coco_folder(path: Path) -> dict[str, Source]:
     return {}
 
 
-def _is_coco(path: Path) -> bool:
-    """Whether a json holds detection annotations, from its beginning alone where it is large."""
+def _is_coco(path: Path, needed: int) -> bool:
+    """Whether a json looks like detection annotations.
+
+    A file that is cut off lacks its last key; it counts, since its reader can say more about it than "not recognised".
+
+    Args:
+        path: of any file.
+        needed: how many of the keys `images` and `annotations` must be there; one will do in a file of which only the
+            beginning is looked at.
+    """
     if path.suffix != ".json":
         return False
     with path.open("rb") as file:
         start = file.read(_BEGINNING)
-    keys = (b'"images"', b'"annotations"', b'"categories"')
-    if len(start) < _BEGINNING:
-        # broken json that has the keys is a broken COCO file, which the reader can say more about
-        return all(key in start for key in keys)
-    return start.lstrip()[:1] == b"{" and any(key in start for key in keys)
+    found = sum(key in start for key in (b'"images"', b'"annotations"'))
+    return start.lstrip()[:1] == b"{" and found >= (1 if len(start) == _BEGINNING else needed)
 
 
 def _image_folder(annotations: Path) -> Path:
