@@ -44,10 +44,11 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.evaluation.predictions import read_coco_results
 from zoo.hardware import describe_hardware, list_versions
+from zoo.report.contenders import ranked, run_labels
 from zoo.report.examples import Example, choose_examples, make_example
 from zoo.report.files import write_atomically
 from zoo.report.results import Results, Run
-from zoo.report.tables import COLUMNS, main_table, ranked, run_labels
+from zoo.report.tables import COLUMNS, main_table
 from zoo.report.write import write_report
 from zoo.run import (
     DEFAULT_SEED,

@@ -29,12 +29,12 @@ def test_big_images_and_their_boxes_shrink_together(make_target, make_prediction
     image[:, 100:300, 200:400] = 255
     box = [[200.0, 100.0, 400.0, 300.0]]
     example = make_example("x", image, make_target(box, [0]), {"run": make_prediction(box, [0], [0.9])})
-    assert (example.width, example.height) == (640, 300)
-    assert example.truth.boxes == example.predictions["run"].boxes == [(100.0, 50.0, 200.0, 150.0)]
+    assert (example.width, example.height) == (480, 225)
+    assert example.truth.boxes == example.predictions["run"].boxes == [(75.0, 37.5, 150.0, 112.5)]
     kept = np.array(PillowImage.open(io.BytesIO(example.jpeg)))
-    assert kept.shape == (300, 640, 3)
-    assert kept[55:145, 105:195].min() > 240
-    assert kept[160:].max() < 15
+    assert kept.shape == (225, 480, 3)
+    assert kept[42:108, 80:145].min() > 240
+    assert kept[120:].max() < 15
 
 
 def test_only_detections_worth_a_picture_are_kept(make_target, make_prediction):

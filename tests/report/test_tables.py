@@ -2,9 +2,11 @@ import math
 
 import pytest
 
+from zoo.report.contenders import Contender, ranked, run_labels
+from zoo.report.figures import MISSING, format_ap, format_cost
 from zoo.report.results import Run
-from zoo.report.tables import COLUMNS, MISSING, class_table, format_ap, format_cost, main_table, ranked, run_labels
-from zoo.report.tables import verdict as make_verdict
+from zoo.report.tables import COLUMNS, class_table, main_table
+from zoo.report.words import verdict as make_verdict
 
 
 def column(name: str) -> int:
@@ -39,7 +41,8 @@ def test_undefined_figures_are_dashes_and_never_best(make_run):
 
 
 def test_classes_in_rows_runs_in_columns(make_run):
-    rows = class_table([make_run("a", 0.4), make_run("b", 0.5)], ["disc", "absent"])
+    contenders = [Contender(name, name, name, [make_run(name, ap)]) for name, ap in (("a", 0.4), ("b", 0.5))]
+    rows = class_table(contenders, ["disc", "absent"])
     assert [[cell.text for cell in row] for row in rows] == [[".500", ".600"], [MISSING, MISSING]]
     assert [cell.best for cell in rows[0]] == [False, True]
     assert rows[0][1].share == pytest.approx(0.6)
@@ -98,7 +101,7 @@ def test_verdict_averages_over_seeds(results, make_run):
 
 def test_verdict_of_one_of_equals_and_of_none(results, make_run):
     results.runs = [make_run("retinanet", 0.5)]
-    assert "RetinaNet reaches AP .500, trained for 3 epochs" in make_verdict(results)
+    assert "RetinaNet reaches AP\u00a0.500, trained for 3 epochs" in make_verdict(results)
     results.runs.append(make_run("rcnn", 0.5001))
     assert "R-CNN and RetinaNet lead level with AP .500" in make_verdict(results)
     results.runs = [Run("rcnn", "rcnn", 0, "x", "failed", "no")]

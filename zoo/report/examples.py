@@ -5,7 +5,7 @@ Examples are kept in one file, `examples.json`, so that the report can be made a
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from zoo.report.files import convert_json, decode_json, encode_json, write_atomi
 from zoo.types import Image, Prediction, Target
 
 _ADVICE = "expected a file that `zoo compare` wrote"
-_LONGEST_SIDE = 640  # pixels of the kept picture; the page shows it at about half of this
+_LONGEST_SIDE = 480  # pixels of the kept picture: forty of them stay below two megabytes
 _KEPT_SCORE = 0.05  # detections below this are no use in a picture
 _KEPT_DETECTIONS = 100
 _MATCH_IOU = 0.5
@@ -49,6 +49,18 @@ class Detections:
 
 
 @dataclass
+class Reason:
+    """Why an image is shown."""
+
+    kind: Literal["sample", "pair", "miss", "mistake"]
+    runs: list[str] = field(default_factory=list)  # folders; pair: right, wrong; miss: who misses; mistake: who errs
+    boxes: list[Box] = field(default_factory=list)  # what it is about; pixels of the example
+    label: int | None = None  # class of the missed object, or of the mistake
+    score: float | None = None  # of the mistake
+    detail: str = ""  # what is there instead
+
+
+@dataclass
 class Example:
     """One test image, its ground truth, and what each run said of it; made by `make_example`."""
 
@@ -58,6 +70,7 @@ class Example:
     jpeg: bytes
     truth: Objects
     predictions: dict[str, Detections]  # folder of a run -> its detections; a failed run has none
+    reasons: list[Reason]
 
 
 @dataclass
@@ -75,14 +88,21 @@ class Matching:
     found: list[bool]  # for each object
 
 
-def make_example(name: str, image: Image, target: Target, predictions: dict[str, Prediction]) -> Example:
-    """Make an example of a test image: at most 640 pixels long, with the 100 surest detections of each run.
+def make_example(
+    name: str,
+    image: Image,
+    target: Target,
+    predictions: dict[str, Prediction],
+    reasons: Sequence[Reason] = (Reason("sample"),),
+) -> Example:
+    """Make an example of a test image: at most 480 pixels long, with the 100 surest detections of each run.
 
     Args:
         name: what to call the image on the page: file name or id.
         image: uint8 [3, H, W].
         target: its ground truth, in pixels of `image`.
         predictions: `Run.folder` -> the prediction of that run, in pixels of `image`, not thresholded.
+        reasons: why it is shown, boxes in pixels of `image`.
     """
     height, width = image.shape[-2:]
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
@@ -96,6 +116,7 @@ def make_example(name: str, image: Image, target: Target, predictions: dict[str,
         jpeg=_encode_jpeg(image),
         truth=_to_objects(target, scale),
         predictions={folder: _to_detections(prediction, scale) for folder, prediction in predictions.items()},
+        reasons=[replace(reason, boxes=_to_boxes(torch.tensor(reason.boxes) * scale)) for reason in reasons],
     )
 
 
@@ -204,7 +225,7 @@ def read_examples(path: str | Path) -> list[Example]:
 
 def _encode_jpeg(image: Image) -> bytes:
     content = io.BytesIO()
-    PillowImage.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())).save(content, "JPEG", quality=82)
+    PillowImage.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())).save(content, "JPEG", quality=80)
     return content.getvalue()
 
 

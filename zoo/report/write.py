@@ -6,16 +6,17 @@ from zoo.report.examples import Example, read_examples, write_examples
 from zoo.report.files import write_atomically
 from zoo.report.html import render_html
 from zoo.report.markdown import render_markdown
+from zoo.report.plot_files import render_plots
 from zoo.report.results import Results, read_results, write_results
 
 
 def write_report(results: Results, out: str | Path, examples: list[Example]) -> None:
-    """Write `results.json`, `examples.json`, `report.md` and `report.html` into the folder `out`.
+    """Write `results.json`, `examples.json`, `report.md`, `report.html` and `plots/*.svg` into the folder `out`.
 
     Args:
         results: all runs, failed ones too.
         out: the folder of the comparison; made if it is not there.
-        examples: test images to draw, in the order in which they shall stand (see `choose_examples`); may be empty.
+        examples: test images to draw, in the order in which they shall stand (see `choose_pictures`); may be empty.
     """
     write_results(results, Path(out) / "results.json")
     write_examples(Path(out) / "examples.json", examples)
@@ -23,7 +24,9 @@ def write_report(results: Results, out: str | Path, examples: list[Example]) -> 
 
 
 def make_report(folder: str | Path) -> None:
-    """Make `report.md` and `report.html` from `results.json` and, where it is there, `examples.json` of a folder.
+    """Make `report.md`, `report.html` and `plots/*.svg` from `results.json` and, where it is there, `examples.json`.
+
+    Plots of an earlier report that this one does not have are removed.
 
     Raises:
         InputError: a file is missing or malformed; names the file and the place.
@@ -32,5 +35,11 @@ def make_report(folder: str | Path) -> None:
     results = read_results(folder / "results.json")
     kept = folder / "examples.json"
     examples = read_examples(kept) if kept.exists() else []
+    plots = render_plots(results)
+    for name, text in plots.items():
+        write_atomically(folder / "plots" / f"{name}.svg", text)
+    for file in (folder / "plots").glob("*.svg"):
+        if file.stem not in plots:
+            file.unlink()
     write_atomically(folder / "report.md", render_markdown(results))
     write_atomically(folder / "report.html", render_html(results, examples))

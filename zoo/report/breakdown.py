@@ -1,0 +1,212 @@
+"""What each contender gets wrong and cannot get right, as tables: confusions, slices, thresholds, ceilings."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import yaml
+
+from zoo.report.contenders import Contender
+from zoo.report.figures import MISSING, Value, defined, format_ap, format_or_missing, format_share
+from zoo.report.results import Ceiling, Threshold
+from zoo.report.tables import Cell, mark_best
+
+BACKGROUND = "background"
+SIZES = (  # COCO's, by area in pixels
+    ("APs", "small", "area below 32² pixels"),
+    ("APm", "medium", "32² to 96² pixels"),
+    ("APl", "large", "above 96² pixels"),
+)
+_MAX_MATRIX = 12  # classes; a larger matrix is not read but searched: its largest entries are listed
+_MAX_CONFUSIONS = 15
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """How often a true class was said to be another."""
+
+    text: str
+    share: float  # of its row
+    kind: str  # "right" "wrong" "none"
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A contender's confusion matrix, or its largest entries where there are many classes."""
+
+    label: str
+    names: list[str]  # of rows and columns; empty where only the largest entries are given
+    rows: list[list[ConfusionCell]]
+    largest: list[tuple[str, str, int, str]]  # true, said, number, share of the true
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """One part of the objects, a cell for each contender."""
+
+    name: str
+    objects: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class ThresholdTable:
+    """Scores of best F1 by class of one run, and the same to paste."""
+
+    label: str
+    rows: list[tuple[str, Threshold]]
+    yaml: str
+    json: str
+
+
+@dataclass(frozen=True)
+class CeilingRow:
+    """What a contender cannot give, beside what it gives."""
+
+    label: str
+    limit: str
+    meaning: str
+    share: str
+    objects: int
+    reach: float  # 0..1, what is left
+    recall: Cell
+    ap50: Cell
+
+
+def confusions(contenders: list[Contender], classes: list[str]) -> list[Confusion]:
+    """Confusion matrices at IoU .50, counts of all seeds together; contenders without one are left out."""
+    names = [*classes, BACKGROUND]
+    found = []
+    for contender in contenders:
+        matrices = [m for run in contender.runs if len(m := run.analysis.confusion) == len(names)]
+        if not matrices or any(len(row) != len(names) for matrix in matrices for row in matrix):
+            continue
+        counts = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        small = len(classes) <= _MAX_MATRIX
+        found.append(
+            Confusion(
+                contender.label,
+                names if small else [],
+                [_confusion_row(row, true, names) for true, row in enumerate(counts)] if small else [],
+                [] if small else _largest_confusions(counts, names),
+            )
+        )
+    return found
+
+
+def slice_groups(contenders: list[Contender]) -> list[list[SliceRow]]:
+    """AP by size, aspect and crowding: groups of rows, one for each part that any run has, its best contender marked.
+
+    Sizes are COCO's, from the metrics, where these have intervals; a run's own slices by size where not.
+    """
+    groups: dict[str, dict[str, int]] = {}  # group -> part -> objects, in the order of the first run that has it
+    for run in (run for contender in contenders for run in contender.runs):
+        for group, parts in run.analysis.slices.items():
+            for part in parts:
+                groups.setdefault(group, {}).setdefault(part.name, part.objects)
+    sizes = _size_rows(contenders, list(groups.get("size", {}).items()))
+    found = [sizes] if sizes else []
+    for group, names in groups.items():
+        if group == "size" and sizes:
+            continue
+        found.append(
+            [
+                SliceRow(name, f"{objects:,}", mark_best([_slice_ap(c, group, name) for c in contenders], format_ap))
+                for name, objects in names.items()
+            ]
+        )
+    return found
+
+
+def _size_rows(contenders: list[Contender], parts: list[tuple[str, int]]) -> list[SliceRow]:
+    rows = []
+    for metric, size, meaning in SIZES:
+        intervals = [contender.interval(metric) for contender in contenders]
+        if any(intervals):
+            objects = next((f"{count:,}" for name, count in parts if name.startswith(size)), MISSING)
+            cells = mark_best([contender.metric(metric) for contender in contenders], format_ap, intervals=intervals)
+            rows.append(SliceRow(f"{size}: {meaning}", objects, cells))
+    return rows
+
+
+def _slice_ap(contender: Contender, group: str, name: str) -> Value:
+    return contender.mean(
+        lambda run: next((defined(part.AP) for part in run.analysis.slices.get(group, []) if part.name == name), None)
+    )
+
+
+def threshold_tables(contenders: list[Contender], labels: dict[str, str], classes: list[str]) -> list[ThresholdTable]:
+    """A table for each run, for weights of another seed have other scores; `labels` are those of the runs' folders."""
+    tables = []
+    for run in (run for contender in contenders for run in contender.runs):
+        known = run.analysis.thresholds
+        rows = [(name, known[name]) for name in classes if name in known and defined(known[name].score) is not None]
+        if rows:
+            scores = {name: round(threshold.score, 4) for name, threshold in rows}
+            text = yaml.safe_dump(scores, sort_keys=False, allow_unicode=True)
+            tables.append(ThresholdTable(labels[run.folder], rows, text, json.dumps(scores, ensure_ascii=False)))
+    return tables
+
+
+def ceiling_rows(contenders: list[Contender]) -> list[CeilingRow]:
+    """What each representation cannot give on this data, beside the recall and AP50 that its detector reaches."""
+    rows = []
+    for contender in contenders:
+        seen: dict[str, Ceiling] = {}
+        for run in contender.runs:  # the same for every seed
+            for ceiling in run.analysis.ceilings:
+                seen.setdefault(ceiling.limit, ceiling)
+        for ceiling in seen.values():
+            share = defined(ceiling.share)
+            if share is None:
+                continue
+            recall, ap50 = (mark_best([contender.metric(name)], format_ap)[0] for name in ("AR100", "AP50"))
+            reach = max(0.0, 1.0 - share)
+            rows.append(
+                CeilingRow(
+                    contender.label,
+                    ceiling.limit,
+                    ceiling.meaning,
+                    format_share(share),
+                    ceiling.objects,
+                    reach,
+                    recall,
+                    ap50,
+                )
+            )
+    return rows
+
+
+def format_threshold(threshold: Threshold) -> list[str]:
+    """Score, F1, precision and recall."""
+    figures = (threshold.score, threshold.f1, threshold.precision, threshold.recall)
+    return [format_or_missing(value, 2) for value in figures]
+
+
+def _confusion_row(row: list[int], true: int, names: list[str]) -> list[ConfusionCell]:
+    total = sum(row)
+    cells = []
+    for said, count in enumerate(row):
+        is_nothing = names[true] == names[said] == BACKGROUND and true == said == len(names) - 1
+        if is_nothing:
+            cells.append(ConfusionCell(MISSING, 0.0, "none", "nothing there and nothing said: not counted"))
+            continue
+        share = count / total if total else 0.0
+        if said == len(names) - 1:
+            sentence = f"{names[true]} missed: {count:,} of {total:,}"
+        elif true == len(names) - 1:
+            sentence = f"{names[said]} said where nothing is: {count:,} of {total:,}"
+        else:
+            sentence = f"{names[true]} said to be {names[said]}: {count:,} of {total:,}"
+        cells.append(ConfusionCell(f"{count:,}", share, "right" if true == said else "wrong", sentence))
+    return cells
+
+
+def _largest_confusions(counts: list[list[int]], names: list[str]) -> list[tuple[str, str, int, str]]:
+    last = len(names) - 1  # misses and inventions are TIDE's to tell
+    wrong = Counter({(t, s): counts[t][s] for t in range(last) for s in range(last) if t != s and counts[t][s]})
+    return [
+        (names[true], names[said], count, format_share(count / sum(counts[true])))
+        for (true, said), count in wrong.most_common(_MAX_CONFUSIONS)
+    ]

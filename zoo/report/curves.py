@@ -1,0 +1,145 @@
+"""Precision against recall, and how sure against how right."""
+
+from zoo.report.axes import CHARACTER, Caption, Line, Mark, Plot, Tick, format_tick, spread_labels, trace
+from zoo.report.contenders import Contender
+from zoo.report.figures import Value, defined, format_ap, mean
+from zoo.report.results import Calibration
+
+_WIDTH, _HEIGHT = 560, 380
+_LEFT, _TOP, _BOTTOM = 44.0, 14.0, 46.0
+_RECALLS = 101
+_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+_PANEL, _MARGIN_LEFT, _MARGIN_TOP, _MARGIN_BOTTOM = 168.0, 38.0, 40.0, 40.0  # of a small plot
+_LARGEST_DOT = 7.0
+
+ALL_CLASSES = "mean over classes"
+
+
+def precision_recall_plots(contenders: list[Contender], classes: list[str]) -> list[tuple[str, Plot]]:
+    """Precision at 101 points of recall at IoU .50: first the mean over classes, then each class that has a curve.
+
+    Returns:
+        (name of the class, plot); none where no run has curves.
+    """
+    per_class = {name: [_curve(contender, name) for contender in contenders] for name in classes}
+    per_class = {name: curves for name, curves in per_class.items() if any(curves)}
+    if not per_class:
+        return []
+    means = []
+    for at in range(len(contenders)):
+        known = [curves[at] for curves in per_class.values() if curves[at]]
+        means.append([sum(column) / len(column) for column in zip(*known, strict=True)])
+    plots = [(ALL_CLASSES, _precision_recall_plot(contenders, means, "precision-recall", ALL_CLASSES))]
+    if len(per_class) > 1:
+        for number, name in enumerate(classes):
+            if name in per_class:
+                plot = _precision_recall_plot(contenders, per_class[name], f"precision-recall-class{number}", name)
+                plots.append((name, plot))
+    return plots
+
+
+def reliability_plots(contenders: list[Contender]) -> list[Plot]:
+    """For each contender with a calibration: share of right detections against their score; on the diagonal is honest.
+
+    With several seeds, each has its line.
+    """
+    return [
+        _reliability_plot(contender, series, calibrations)
+        for series, contender in enumerate(contenders)
+        if (calibrations := [c for run in contender.runs if (c := run.analysis.calibration) and c.bins])
+    ]
+
+
+def calibration_error(contender: Contender) -> Value:
+    """Expected calibration error, seeds averaged."""
+    return mean(defined(c.error) for run in contender.runs if (c := run.analysis.calibration))
+
+
+def _curve(contender: Contender, class_name: str) -> list[float]:
+    """Precision at each recall, seeds averaged; empty where no seed has it whole."""
+    found = [curve for run in contender.runs if (curve := run.analysis.curves.get(class_name))]
+    found = [curve for curve in found if len(curve) == _RECALLS and all(defined(p) is not None for p in curve)]
+    return [sum(column) / len(column) for column in zip(*found, strict=True)]
+
+
+def _precision_recall_plot(contenders: list[Contender], curves: list[list[float]], name: str, what: str) -> Plot:
+    bottom = _HEIGHT - _BOTTOM
+    right = max(_WIDTH - 20 - CHARACTER * max(len(contender.label) + 5 for contender in contenders), _WIDTH / 2)
+    lines, areas = [], []
+    for series, (contender, curve) in enumerate(zip(contenders, curves, strict=True)):
+        if not curve:
+            continue
+        points = [
+            (_LEFT + (right - _LEFT) * at / (_RECALLS - 1), bottom - (bottom - _TOP) * precision)
+            for at, precision in enumerate(curve)
+        ]
+        area = sum(curve) / len(curve)
+        label = f"{format_ap(area)} {contender.label}"
+        # Curves end on the floor together: names stand in the order of the areas below, largest on top.
+        lines.append(Line(series, contender.label, [], trace(points), label=label, label_x=right + 10, label_y=-area))
+        areas.append(f"{contender.label} {format_ap(area)}")
+    spread_labels(lines, _TOP + 8, bottom)
+    return Plot(
+        name=name,
+        title=f"Precision against recall at IoU .50, {what}",
+        summary=f"Precision against recall at IoU .50, {what}; areas: {', '.join(areas)}",
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=right,
+        top=_TOP,
+        bottom=bottom,
+        x_label="recall",
+        y_label="precision",
+        x_ticks=[Tick(round(_LEFT + (right - _LEFT) * value, 1), format_tick(value)) for value in _TICKS],
+        y_ticks=[Tick(round(bottom - (bottom - _TOP) * value, 1), format_tick(value)) for value in _TICKS],
+        lines=lines,
+        probe="0 1",
+    )
+
+
+def _reliability_plot(contender: Contender, series: int, calibrations: list[Calibration]) -> Plot:
+    left, top, right, bottom = _MARGIN_LEFT, _MARGIN_TOP, _MARGIN_LEFT + _PANEL, _MARGIN_TOP + _PANEL
+    lines = []
+    for calibration in calibrations:
+        bins = [b for b in calibration.bins if defined(b.precision) is not None and defined(b.confidence) is not None]
+        most = max((b.count for b in bins), default=1)
+        marks = [
+            Mark(
+                round(left + _PANEL * b.confidence, 1),
+                round(bottom - _PANEL * b.precision, 1),
+                f"{contender.label}: {b.count:,} detections of mean score {format_ap(b.confidence, 2)}, "
+                f"{format_ap(b.precision, 2)} of them right",
+                round(max(1.8, _LARGEST_DOT * (b.count / most) ** 0.5), 1),
+            )
+            for b in bins
+        ]
+        path = trace([(mark.x, mark.y) for mark in marks]) if len(marks) > 1 else ""
+        lines.append(Line(series, contender.label, marks, path, thin=True))
+    error = mean(defined(calibration.error) for calibration in calibrations)
+    told = "" if error is None else f"ECE {format_ap(error)}"
+    return Plot(
+        name=f"reliability-{contender.config}",
+        title=f"Reliability of {contender.label}",
+        summary=f"Reliability of {contender.label}, {told}; "
+        + ", ".join(
+            f"score {format_ap(b.confidence, 2)} right {format_ap(b.precision, 2)}" for b in calibrations[0].bins
+        ),
+        width=round(right + 16),
+        height=round(bottom + _MARGIN_BOTTOM),
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        x_label="score",
+        y_label="",
+        x_ticks=[Tick(left + _PANEL * value, format_tick(value)) for value in (0.0, 0.5, 1.0)],
+        y_ticks=[Tick(bottom - _PANEL * value, format_tick(value)) for value in (0.0, 0.5, 1.0)],
+        lines=lines,
+        captions=[
+            Caption(left, 12.0, contender.label, kind=f"name s{series % 7}"),
+            Caption(left, 28.0, told, kind="value"),
+        ],
+        rules=[f"M{left} {bottom}L{right} {top}"],
+    )

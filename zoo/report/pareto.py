@@ -1,0 +1,188 @@
+"""Accuracy against latency: who is beaten in both by another, and who is on the front."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zoo.report.axes import (
+    CHARACTER,
+    LABEL_HEIGHT,
+    Line,
+    Mark,
+    Plot,
+    Tick,
+    format_tick,
+    nice_range,
+    nice_ticks,
+)
+from zoo.report.contenders import Contender
+from zoo.report.figures import defined, format_ap, format_interval, mean
+from zoo.report.results import Interval, Run
+
+_WIDTH, _HEIGHT = 560, 380
+_LEFT, _TOP, _BOTTOM = 44.0, 28.0, 46.0
+_LOG_RATIO = 12.0  # from here on the slow ones would press the fast ones into a corner
+_POINT = 5.0  # radius
+
+Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A contender's accuracy and latency."""
+
+    series: int
+    label: str
+    accuracy: Interval  # AP; an interval without width where none is known
+    latency: Interval  # ms an image at batch 1: median, and up to the 95th percentile where that is known
+
+
+def find_latency(run: Run) -> Interval | None:
+    """Milliseconds an image at batch 1: the median, and how far the 95th percentile reaches above it."""
+    for timing in run.cost.timings:
+        if timing.batch == 1 and timing.part == "total" and defined(timing.median):
+            return Interval(timing.median, timing.median, max(timing.median, defined(timing.p95) or 0.0))
+    median = defined(run.cost.ms_per_image)
+    return Interval(median, median, median) if median else None
+
+
+def find_standings(contenders: list[Contender]) -> list[Standing]:
+    """Those whose AP and latency are known, seeds averaged."""
+    standings = []
+    for series, contender in enumerate(contenders):
+        accuracy = contender.metric("AP")
+        latencies = [latency for run in contender.runs if (latency := find_latency(run))]
+        if accuracy is None or not latencies:
+            continue
+        middle, high = (mean(getattr(latency, end) for latency in latencies) or 0.0 for end in ("value", "high"))
+        interval = contender.interval("AP")
+        low_ap, high_ap = (interval.low, interval.high) if interval else (accuracy, accuracy)
+        standings.append(
+            Standing(series, contender.label, Interval(accuracy, low_ap, high_ap), Interval(middle, middle, high))
+        )
+    return standings
+
+
+def pareto_front(standings: list[Standing]) -> list[Standing]:
+    """Those that nobody beats in AP without being slower, or in latency without being less accurate; fastest first."""
+    front: list[Standing] = []
+    for standing in sorted(standings, key=lambda s: (s.latency.value, -s.accuracy.value)):
+        if not front or standing.accuracy.value > front[-1].accuracy.value:
+            front.append(standing)
+    return front
+
+
+def pareto_plot(contenders: list[Contender]) -> Plot | None:
+    """AP with its 95% interval against milliseconds an image; None where fewer than two have both."""
+    standings = find_standings(contenders)
+    if len(standings) < 2:
+        return None
+    front = pareto_front(standings)
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - 24.0
+    x_place, x_ticks, is_log = _latency_axis(standings, right)
+    y_values = nice_range(min(s.accuracy.low for s in standings), max(s.accuracy.high for s in standings), 6)
+
+    def y_place(value: float) -> float:
+        return round(bottom - (bottom - _TOP) * (value - y_values[0]) / (y_values[-1] - y_values[0]), 1)
+
+    lines, taken = [], []
+    for s in standings:
+        x, y, x_high = x_place(s.latency.value), y_place(s.accuracy.value), x_place(s.latency.high)
+        y_low, y_high = y_place(s.accuracy.low), y_place(s.accuracy.high)
+        taken += [
+            (x - _POINT, y - _POINT, x + _POINT, y + _POINT),
+            (x - 1, y_high, x + 1, y_low),
+            (x, y - 1, x_high, y + 1),
+        ]
+        whiskers = f"M{x:g} {y_low:g}V{y_high:g}M{x:g} {y:g}H{x_high:g}"
+        mark = Mark(x, y, _describe(s, s in front), _POINT, hollow=s not in front)
+        lines.append(Line(s.series, s.label, [mark], "", whiskers, s.label, leader=False))
+    steps = "".join(f"H{x_place(s.latency.value):g}V{y_place(s.accuracy.value):g}" for s in front)
+    rule = f"M{x_place(front[0].latency.value):g} {bottom:g}{steps}H{right:g}"
+    _label_points(lines, taken, right)
+    names = [s.label for s in front]
+    return Plot(
+        name="pareto",
+        title="Accuracy against latency",
+        summary=f"AP against milliseconds an image. On the front: {', '.join(names)}. "
+        + "; ".join(line.marks[0].text for line in lines),
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=right,
+        top=_TOP,
+        bottom=bottom,
+        x_label="milliseconds an image, batch 1" + (", logarithmic" if is_log else ""),
+        y_label="AP",
+        x_ticks=x_ticks,
+        y_ticks=[Tick(y_place(y), format_tick(y)) for y in y_values],
+        lines=lines,
+        rules=[rule],
+    )
+
+
+def _latency_axis(standings: list[Standing], right: float) -> tuple[Callable[[float], float], list[Tick], bool]:
+    """Where a latency is, the ticks, and whether the axis is logarithmic; a linear one starts at 0."""
+    fastest, slowest = min(s.latency.value for s in standings), max(s.latency.high for s in standings)
+    if slowest <= _LOG_RATIO * fastest:
+        end = slowest * 1.08
+        return (
+            lambda ms: round(_LEFT + (right - _LEFT) * ms / end, 1),
+            [
+                Tick(round(_LEFT + (right - _LEFT) * ms / end, 1), format_tick(ms))
+                for ms in nice_ticks(end, 7)
+                if ms <= end
+            ],
+            False,
+        )
+    low, high = math.log10(fastest / 1.3), math.log10(slowest * 1.3)
+
+    def place(ms: float) -> float:
+        return round(_LEFT + (right - _LEFT) * (math.log10(ms) - low) / (high - low), 1)
+
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    values = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if high - low < 3 else (1,))]
+    return place, [Tick(place(ms), format_tick(ms)) for ms in values if low <= math.log10(ms) <= high], True
+
+
+def _label_points(lines: list[Line], taken: list[Rectangle], right: float) -> None:
+    """Write each name beside its point where it covers nothing that is taken, and no other name, if there is room."""
+    taken = list(taken)
+    for line in lines:
+        mark, width = line.marks[0], CHARACTER * len(line.label)
+        away = _POINT + 5
+        places = [  # x of the anchor, y of the text's middle, anchor
+            (mark.x + away, mark.y - 11, "start"),
+            (mark.x + away, mark.y + 12, "start"),
+            (mark.x - away, mark.y - 11, "end"),
+            (mark.x - away, mark.y + 12, "end"),
+            *((mark.x + away, mark.y + down, "start") for down in (-27, 28, -43, 44)),
+            *((mark.x - away, mark.y + down, "end") for down in (-27, 28, -43, 44)),
+        ]
+
+        def cover(x: float, y: float, anchor: str, width: float = width) -> Rectangle:
+            left = x if anchor == "start" else x - width
+            return left, y - LABEL_HEIGHT / 2, left + width, y + LABEL_HEIGHT / 2
+
+        def badness(place: tuple[float, float, str]) -> float:
+            x1, y1, x2, y2 = here = cover(*place)
+            outside = max(0.0, _LEFT - x1) + max(0.0, x2 - right - 20) + max(0.0, 2 - y1) + max(0.0, y2 - _HEIGHT + 40)
+            return sum(_overlap(here, other) for other in taken) + 100 * outside
+
+        line.label_x, line.label_y, line.anchor = min(places, key=badness)  # the first of those that are level
+        taken.append(cover(line.label_x, line.label_y, line.anchor))
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _describe(standing: Standing, on_front: bool) -> str:
+    accuracy, latency = standing.accuracy, standing.latency
+    text = f"{standing.label}: AP {format_ap(accuracy.value)}"
+    if accuracy.low < accuracy.high:
+        text += f" {format_interval(accuracy)}"
+    text += f", {latency.value:.3g} ms"
+    if latency.high > latency.value:
+        text += f", 95% within {latency.high:.3g} ms"
+    return text + (", on the front" if on_front else "")
