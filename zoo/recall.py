@@ -53,6 +53,13 @@ def measure_recall(
         InputError: the split, or an image of it, cannot be read.
     """
     images = DetectionDataset(data.table(split), data.sources[split], propose=data.proposer())
+    return recall_of(images, num_workers, watch)
+
+
+def recall_of(
+    images: DetectionDataset, num_workers: int, watch: Callable[[DataLoader], Iterable[Any]] = iter
+) -> Recall:
+    """As `measure_recall`, for images whose targets carry proposals."""
     loader = DataLoader(_Overlaps(images), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
     found = list(watch(loader))
     counts = [count for count, _ in found]

@@ -302,15 +302,28 @@ def make_targets(
     dtype = widen(like[:0]).dtype
     boxes = batch.boxes.to(dtype) / STRIDE
     radii = gaussian_radius((boxes[..., 2:] - boxes[..., :2]).ceil(), min_iou).floor().long()
-    last = torch.tensor([width - 1, height - 1], device=boxes.device)
 
     def targets(points: Tensor, cells: Tensor) -> CornerTargets:
-        cells = cells.long().clamp(min=0).minimum(last)
         heat = splat_gaussians(cells, radii, batch.labels, batch.mask, num_classes, (height, width), dtype)
         return CornerTargets(heat, cells[..., 1] * width + cells[..., 0], points - cells)
 
-    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
-    return targets(top_left, top_left.floor()), targets(bottom_right, bottom_right.ceil() - 1)
+    top_left, bottom_right = corner_cells(boxes, (height, width))
+    return targets(boxes[..., :2], top_left), targets(boxes[..., 2:], bottom_right)
+
+
+def corner_cells(
+    boxes: Float[Tensor, "B M 4"], size: tuple[int, int]
+) -> tuple[Int64[Tensor, "B M 2"], Int64[Tensor, "B M 2"]]:
+    """(column, row) of each box's top-left and bottom-right corner on maps of `size` (height, width).
+
+    Args:
+        boxes: in cells.
+        size: H, W.
+    """
+    last = torch.tensor([size[1] - 1, size[0] - 1], device=boxes.device)
+    cells = boxes[..., :2].floor(), boxes[..., 2:].ceil() - 1
+    top_left, bottom_right = (corner.long().clamp(min=0).minimum(last) for corner in cells)
+    return top_left, bottom_right
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

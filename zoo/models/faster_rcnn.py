@@ -50,6 +50,7 @@ SINGLE_LEVEL = (16,)
 PYRAMID_LEVELS = (4, 8, 16, 32)
 POOLED_SIDE = 7
 RPN_NMS = 0.7
+RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU = 0.3, 0.7
 
 
 @dataclass
@@ -240,7 +241,7 @@ def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
     """Equation 1 over 256 sampled anchors an image: log loss of objectness, smooth L1 of the positives' deltas."""
     anchors = torch.cat(outputs.anchors)
     iou = pairwise_iou(batch.boxes, anchors)
-    matched = match(iou, batch.mask, low=0.3, high=0.7, keep_best_of_each_object=True)
+    matched = match(iou, batch.mask, RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU, keep_best_of_each_object=True)
     chosen, filled = sample(matched >= 0, matched == BACKGROUND, num=256, positive_fraction=0.5)
     num_sampled = filled.sum().clamp(min=1)
     matched = matched.gather(1, chosen)

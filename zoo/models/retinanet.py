@@ -44,6 +44,7 @@ from zoo.types import Batch, Losses, Prediction
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 TRUNK_STRIDES = (8, 16, 32)
 PRIOR = 0.01
+BACKGROUND_IOU, FOREGROUND_IOU = 0.4, 0.5
 
 
 @dataclass
@@ -176,7 +177,7 @@ class RetinaNet(Detector[Outputs]):
         """Focal loss over all anchors, box loss over those that answer for an object; both per such anchor."""
         anchors = torch.cat(outputs.anchors)
         iou = pairwise_iou(batch.boxes, anchors)
-        matched = match(iou, batch.mask, low=0.4, high=0.5, keep_best_of_each_object=True)
+        matched = match(iou, batch.mask, BACKGROUND_IOU, FOREGROUND_IOU, keep_best_of_each_object=True)
         positive = matched >= 0
         num_positive = positive.sum(dim=1).clamp(min=1)
 
