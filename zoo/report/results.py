@@ -109,7 +109,10 @@ class Calibration:
 
 @dataclass
 class Ceiling:
-    """Objects that a detector's representation cannot give, whatever it learns; found without training."""
+    """Objects that a detector's representation cannot give, or has little to learn from; found without training.
+
+    Where box regression can reach them in spite of it, `meaning` says so, and a detector can do better than 1 - share.
+    """
 
     limit: str  # in a few words: "no anchor matches"
     share: float  # of the objects of the measured split, 0..1
