@@ -227,8 +227,8 @@ def _panel(
             (x_of(at + 0.5), name_bin(edges[first + at], edges[first + at + 1])) for at in range(0, last - first, every)
         ]
     else:
-        # of half octaves only the whole ones have short names
-        short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 4]
+        # of parts of octaves only the whole ones have short names
+        short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 5]
         x_ticks = [(x_of(at), f"{edges[first + at]:g}") for at in short[:: math.ceil(len(short) / _MOST_TICKS)]]
     y_ticks = [(y_of(step * at), f"{100 * step * at:.0f}%") for at in range(round(top / step) + 1)]
     return Panel(title, f"{x_label} (share of the {unit})", lines, bins, x_ticks, y_ticks)

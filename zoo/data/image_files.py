@@ -25,7 +25,7 @@ from zoo.data.images import load_image
 from zoo.errors import InputError
 
 MOST_DIFFERENT = 40
-"""Bits of 255 in which the fingerprints of one picture may differ; see `benchmarks/results/twins.md` for the choice."""
+"""Bits of 255 in which fingerprints of one picture may differ; `benchmarks/results/twins.md` measures the choice."""
 
 _SIDE, _KEPT = 64, 16  # of the grey thumbnail, and of its lowest frequencies
 _WORDS = _KEPT * _KEPT // 64

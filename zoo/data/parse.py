@@ -10,7 +10,6 @@ from zoo.data.source import Source
 from zoo.data.voc import Voc, parse_voc, settle_classes
 from zoo.data.yolo import Yolo, parse_yolo
 
-
 LEARNED = ("train", "trainval")
 """Splits that are learned from."""
 
