@@ -1,5 +1,7 @@
 """Precision against recall, and how sure against how right."""
 
+import re
+
 from zoo.report.axes import CHARACTER, Caption, Line, Mark, Plot, Tick, format_tick, spread_labels, trace
 from zoo.report.contenders import Contender
 from zoo.report.figures import Value, defined, format_ap, mean
@@ -120,7 +122,7 @@ def _reliability_plot(contender: Contender, series: int, calibrations: list[Cali
     error = mean(defined(calibration.error) for calibration in calibrations)
     told = "" if error is None else f"ECE {format_ap(error)}"
     return Plot(
-        name=f"reliability-{contender.config}",
+        name="reliability-" + re.sub(r"\W+", "-", contender.label.lower()).strip("-"),
         title=f"Reliability of {contender.label}",
         summary=f"Reliability of {contender.label}, {told}; "
         + ", ".join(

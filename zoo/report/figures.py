@@ -60,6 +60,11 @@ def format_cost(values: Iterable[Value]) -> Callable[[float], str]:
     return lambda value: f"{value:,.{decimals}f}"
 
 
+def format_ms(value: float) -> str:
+    """A time to be read in passing: three digits, more only where they are left of the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def format_share(value: float) -> str:
     """A share in per cent: `2.4%`; what is there at all is never written as nothing."""
     return "under 0.1%" if 0 < value < 0.0005 else f"{100 * value:.1f}%"

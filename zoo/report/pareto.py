@@ -16,7 +16,7 @@ from zoo.report.axes import (
     nice_ticks,
 )
 from zoo.report.contenders import Contender
-from zoo.report.figures import defined, format_ap, format_interval, mean
+from zoo.report.figures import defined, format_ap, format_interval, format_ms, mean
 from zoo.report.results import Interval, Run
 
 _WIDTH, _HEIGHT = 560, 380
@@ -182,7 +182,7 @@ def _describe(standing: Standing, on_front: bool) -> str:
     text = f"{standing.label}: AP {format_ap(accuracy.value)}"
     if accuracy.low < accuracy.high:
         text += f" {format_interval(accuracy)}"
-    text += f", {latency.value:.3g} ms"
+    text += f", {format_ms(latency.value)} ms"
     if latency.high > latency.value:
-        text += f", 95% within {latency.high:.3g} ms"
+        text += f", 95% within {format_ms(latency.high)} ms"
     return text + (", on the front" if on_front else "")

@@ -1,0 +1,41 @@
+"""The published form of `results.json`: JSON Schema (draft 2020-12), made from the classes that read and write it."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from zoo.report.files import encode_json
+from zoo.report.results import Results
+
+SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
+
+
+def make_schema() -> dict[str, Any]:
+    """The schema of `Results`, with null wherever a figure may be undefined (NaN here, null in the file)."""
+    schema = _allow_null(msgspec.json.schema(Results))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Results of a comparison of object detectors",
+        "description": "What `zoo compare` writes. Accuracies are 0 to 1; null stands for undefined or not measured.",
+        **schema,
+    }
+
+
+def write_schema(path: Path = SCHEMA_FILE) -> None:
+    """Write the schema that is published beside this file."""
+    path.write_bytes(encode_json(make_schema()))
+
+
+def _allow_null(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_allow_null(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "number":
+        return {**node, "type": ["number", "null"]}
+    return {key: _allow_null(value) for key, value in node.items()}
+
+
+if __name__ == "__main__":
+    write_schema()
