@@ -49,6 +49,7 @@ class Matches:
     odd_signs: Int64[np.ndarray, "odd"]  # ... 1: counts, though not in the range; -1: does not count, though in it
     odd_offsets: Int64[np.ndarray, "curve_offsets"]
     hit_images: Int64[np.ndarray, "hits"]  # true positives, curve by curve ...
+    hit_curves: Int64[np.ndarray, "hits"]  # ... which curve each is on
     hit_inside: Int64[np.ndarray, "hits"]  # ... how much of the column `inside_images` lies before the next detection
     hit_odd: Int64[np.ndarray, "hits"]  # ... and how much of `odd_images`
     hit_offsets: Int64[np.ndarray, "curve_offsets"]
@@ -196,6 +197,7 @@ def _pack(
         odd_signs=np.where(inside[odd_rows, odd_ranges], -1, 1),
         odd_offsets=_offsets(odd_keys, num_curves, num_detections),
         hit_images=image_index[hit_rows],
+        hit_curves=hit_curves,
         hit_inside=np.searchsorted(inside_keys, hit_parts * num_detections + hit_rows, side="right"),
         hit_odd=np.searchsorted(odd_keys, hit_keys, side="right"),
         hit_offsets=_offsets(hit_keys, num_curves, num_detections),

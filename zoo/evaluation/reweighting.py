@@ -25,8 +25,7 @@ def average_precisions(matches: Matches, weights: Int64[np.ndarray, "B N"]) -> F
     Returns:
         what COCO's protocol says of each set; NaN where it holds nothing to be found.
     """
-    num_curves = len(matches.hit_offsets) - 1
-    curve = np.repeat(np.arange(num_curves), np.diff(matches.hit_offsets))  # of each true positive
+    curve = matches.hit_curves
     objects = _sum_groups(weights.take(matches.object_images, axis=1), matches.object_offsets)
 
     # of each true positive: how many, and how many detections that count, its curve has had with it
@@ -38,8 +37,8 @@ def average_precisions(matches: Matches, weights: Int64[np.ndarray, "B N"]) -> F
     before += odd.take(matches.odd_offsets[:-1], axis=1)
     counted = inside.take(matches.hit_inside, axis=1) + odd.take(matches.hit_odd, axis=1) - before.take(curve, axis=1)
 
-    # the best precision from here on: one maximum over all curves, of which each lies 2 above those behind it
-    height = 2.0 * (num_curves - curve)
+    # the best precision from here on: one maximum over all curves, of which each lies 2 above the one behind it
+    height = -2.0 * curve
     precision = hits / np.maximum(counted, 1) + height
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1] - height
 
