@@ -290,6 +290,48 @@ def _doctor(verb: str, args: list[str]) -> int:
     return FAILED if show_findings(options.data, options.json, options.fix) else OK
 
 
+def _report(verb: str, args: list[str]) -> int:
+    parser = _Parser(prog=f"zoo {verb}", description=VERBS[verb][0], allow_abbrev=False)
+    text = "folders of comparisons or of runs; COCO-results json files of other frameworks, or folders of them"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help=text)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (that of the one comparison)")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="data file (as the runs say)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the test images; 0: no intervals (1000)")
+    parser.add_argument("--verify", action="store_true", help="score the kept predictions again, and write nothing")
+    options = parser.parse_args(args)
+    if options.resamples < 0:
+        raise InputError(f"--resamples is {options.resamples}; 0 leaves the intervals out")
+
+    from functools import partial
+
+    from zoo.analysis import finish, gather, verify
+    from zoo.compare import print_table
+    from zoo.run import quieten
+
+    quieten()
+    say = partial(print, file=sys.stderr, flush=True)
+    if options.verify:
+        if len(options.runs) > 1:
+            raise InputError("--verify takes the folder of one report")
+        outcome = verify(options.runs[0], say)
+        for difference in outcome.different:
+            print(difference)
+        same = outcome.compared - len(outcome.different)
+        print(f"{same} of {outcome.compared} figures come out as they are in {options.runs[0] / 'results.json'}")
+        return FAILED if outcome.different else OK
+    out = options.out
+    if out is None:
+        first = options.runs[0]
+        if len(options.runs) > 1 or first.is_file() or (first / "result.json").exists():
+            raise InputError("give --out DIR; only the report of one whole comparison has a folder of its own")
+        out = first
+    results, module = gather(options.runs, out, options.data)
+    finish(results, module, out, options.resamples, say)
+    print_table(results)
+    print(f"report: {out / 'report.html'}")
+    return OK
+
+
 def find_configs() -> Path:
     """Where the configurations of the package are: inside it when installed, beside it in a checkout."""
     package = Path(__file__).parent
@@ -306,6 +348,7 @@ VERBS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "test": ("Measure a checkpoint on the test split.", _train_or_measure),
     "predict": ("Detect objects in image files and folders.", _predict),
     "compare": ("Train and test several detectors under one budget, and write one report.", _compare),
+    "report": ("Make a report of finished runs, or of others' predictions; --verify checks one.", _report),
     "proposals": ("Search a data set for region proposals, keep them, and report their recall.", _proposals),
     "export": ("Write a detector to ONNX, and check the file against PyTorch.", _export),
     "benchmark": ("Measure what checkpoints cost: parameters, FLOPs, memory, time by parts, energy.", _benchmark),

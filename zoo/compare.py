@@ -39,17 +39,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zoo.data.module import DetectionDataModule, Split
+from zoo.analysis import SPLITS, describe_data, finish
+from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
-from zoo.evaluation.predictions import read_coco_results
 from zoo.hardware import describe_hardware, list_versions
+from zoo.report.benchmarks import with_benchmark
 from zoo.report.contenders import ranked, run_labels
-from zoo.report.examples import Example, choose_examples, make_example
 from zoo.report.files import write_atomically
 from zoo.report.results import Results, Run
 from zoo.report.tables import COLUMNS, main_table
-from zoo.report.write import write_report
 from zoo.run import (
     DEFAULT_SEED,
     instantiate,
@@ -57,10 +56,7 @@ from zoo.run import (
     model_key,
     parse,
 )
-from zoo.trial import failed_run, final_split, read_result
-
-NUM_EXAMPLES = 8
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+from zoo.trial import failed_run, read_result
 
 
 @dataclass(frozen=True)
@@ -170,8 +166,8 @@ def compare(
             minutes = (time.monotonic() - start) / 60
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"
             print(f"{title}: {outcome}  ({minutes:.1f} min since the start)", flush=True)
-    results = collect(runs, jobs, module, command or shlex.join(sys.argv), data)
-    write_report(results, out, pick_examples(runs, module, out))
+    results = collect(runs, jobs, module, command or shlex.join(sys.argv), data, out)
+    finish(results, module, out)
     return results
 
 
@@ -331,43 +327,24 @@ def read_finished(folder: Path) -> Run | None:
     return run if run is not None and run.status == "done" else None
 
 
-def collect(runs: list[Run], jobs: Sequence[Job], module: DetectionDataModule, command: str, data: Path) -> Results:
-    """All that is known of a comparison."""
-    described: dict[str, str | int] = {"name": module.name or data.stem, "classes": module.num_classes}
-    for split in SPLITS:
-        if split in module.sources:
-            described[split] = len(module.table(split))
+def collect(
+    runs: list[Run], jobs: Sequence[Job], module: DetectionDataModule, command: str, data: Path, out: Path
+) -> Results:
+    """All that is known of a comparison before it is analysed."""
+    identity = jobs[0].identity
     return Results(
-        runs=runs,
-        data=described,
+        runs=[with_benchmark(run, out / run.folder) for run in runs],
+        data=describe_data(module, data.stem),
         classes=list(module.class_names),
-        budget=jobs[0].identity["budget"],
+        budget=identity["budget"],
         command=command,
         hardware=describe_hardware(),
         versions=list_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprints=dict(jobs[0].identity["annotations"]),
+        fingerprints=dict(identity["annotations"]),
         configs={job.config_name: job.config for job in jobs},
+        data_config=yaml.safe_dump(identity["data"], sort_keys=False),
     )
-
-
-def pick_examples(runs: Sequence[Run], module: DetectionDataModule, out: Path) -> list[Example]:
-    """Test images, spread from the emptiest to the most crowded, with what each run said of them."""
-    split = final_split(module)
-    table = module.table(split)
-    said = {
-        run.folder: read_coco_results(out / run.folder / "predictions.json", table.image_ids, table.class_ids)
-        for run in runs
-        if run.status == "done"
-    }
-    examples = []
-    counts = [table.rows(index).stop - table.rows(index).start for index in range(len(table))]
-    for index in choose_examples(counts, NUM_EXAMPLES, seed=DEFAULT_SEED):
-        image_id = int(table.image_ids[index])
-        image = module.sources[split].load_image(table, index)
-        predictions = {folder: predictions.of_image(image_id) for folder, predictions in said.items()}
-        examples.append(make_example(table.file_name(index), image, table.target(index), predictions))
-    return examples
 
 
 def print_table(results: Results) -> None:

@@ -19,13 +19,13 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
+from zoo.ceilings import ceilings
 from zoo.cost import count_flops, count_parameters, measure_memory
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.energy import find_meter
 from zoo.errors import InputError
-from zoo.evaluation.predictions import Predictions, write_coco_results
-from zoo.report.examples import best_f1_score
+from zoo.evaluation.predictions import write_coco_results
 from zoo.report.files import write_atomically
 from zoo.report.results import Cost, CurvePoint, Run
 from zoo.run import (
@@ -102,7 +102,7 @@ def execute(folder: Path) -> Run:
     if trainer.is_global_zero and scores is not None and predictions is not None:
         write_coco_results(predictions, folder / "predictions.json", module.class_ids)
         run.metrics, run.per_class = scores.metrics, scores.per_class
-        run.shown_score = best_score_to_show(predictions, module, split)
+        run.analysis.ceilings = ceilings(detector, module.table(split), module.sources[split])
         run.cost = measure_cost(detector, trainer, module, split, cost)
     return run
 
@@ -187,13 +187,6 @@ def measure_cost(
         joules_per_image=None if alone is None else alone.joules,
         timings=[timing for speed in speeds.values() for timing in speed.timings],
     )
-
-
-def best_score_to_show(predictions: Predictions, module: DetectionDataModule, split: FinalSplit) -> float:
-    """The score from which on detections are drawn."""
-    table = module.table(split)
-    said = (predictions.of_image(int(image_id)) for image_id in table.image_ids)
-    return best_f1_score(said, (table.target(index) for index in range(len(table))))
 
 
 def final_split(module: DetectionDataModule) -> FinalSplit:

@@ -91,8 +91,8 @@ def _time_plot(contenders: list[Contender], batch: int) -> Plot:
     end = lengths[-1] or 1.0
     if len(lengths) > 1 and 0 < lengths[-2] * _CLIP < end:
         end = lengths[-2] * 1.5
-    left, width, top = 8 + CHARACTER * max(len(c.label) for c in contenders), 760, 14.0
-    right, bottom = width - 110, top + _ROW * len(contenders)
+    left, width, top = 8.0 + CHARACTER * max(len(c.label) for c in contenders), 760, 14.0
+    right, bottom = width - 110.0, top + _ROW * len(contenders)
     scale = (right - left) / end
     text = format_cost([total for total, _ in totals])
     bars, captions, rules = [], _name_rows(contenders, left, top), []
