@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from slow_overlap import overlap
 
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
@@ -22,14 +23,6 @@ arguments = st.fixed_dictionaries(
         "grid": st.booleans(),
     }
 )
-
-
-def overlap(box: np.ndarray, other: np.ndarray, crowd: bool) -> float:
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    both = max(width, 0) * max(height, 0)
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return both / (area if crowd else area + (other[2] - other[0]) * (other[3] - other[1]) - both)
 
 
 def average_precision(
