@@ -150,7 +150,7 @@ def test_nothing_to_choose_from():
     assert len(choose_pictures(make_truth([]), {"run": say([])}, {"run": 0.5}, 40, 8, 0)) == 3, "the sample"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 12), num_sampled=st.integers(0, 6))
 def test_never_more_than_asked_for_never_twice(seed: int, count: int, num_sampled: int):
     random = np.random.default_rng(seed)

@@ -125,7 +125,9 @@ def trace(points: list[tuple[float, float]]) -> str:
     for x, y in ((round(x, 1), round(y, 1)) for x, y in points):
         while len(kept) > 1:
             (x0, y0), (x1, y1) = kept[-2:]
-            if abs((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) > 1e-6:
+            is_straight = abs((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) < 1e-6
+            goes_on = (x1 - x0) * (x - x1) + (y1 - y0) * (y - y1) >= 0
+            if not (is_straight and goes_on):
                 break
             kept.pop()
         kept.append((x, y))

@@ -1,0 +1,300 @@
+"""The page in headless Chromium: nothing fails, nothing is fetched, everything is drawn, and it can be worked.
+
+One browser for all tests. They are skipped where Chromium, its driver or their Python packages are absent.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_up import make_examples, make_results
+
+from zoo.report.results import Results
+from zoo.report.write import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+axe_core = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
+
+# The page may not run a test's own scripts either (its policy lets in one script by its hash): the driver's may.
+_DRAWN = """
+return [...document.querySelectorAll('svg.plot')].map(svg => {
+  const shapes = [...svg.querySelectorAll('path, circle, rect, text')];
+  const choice = svg.closest('.choice');
+  const hidden = choice && choice.hidden;
+  if (hidden) choice.hidden = false;
+  const box = svg.getBoundingClientRect(), inner = svg.getBBox();
+  if (hidden) choice.hidden = true;
+  return {label: svg.getAttribute('aria-label'),
+          width: box.width, height: box.height, inner: [inner.width, inner.height],
+          series: svg.querySelectorAll('.line, rect.block').length,
+          bad: shapes.filter(s => /NaN|Infinity|undefined/.test(s.outerHTML)).length};
+});
+"""
+_PICTURES = "[...document.querySelectorAll('.picture')].filter(p => !p.hidden).map(p => p.dataset.name)"
+_VIEWS = (
+    "[...document.querySelectorAll('.picture:not([hidden]) .view')].filter(v => !v.hidden).map(v => v.dataset.name)"
+)
+_BIG = 5 * 1024 * 1024
+
+
+class Browser:
+    """Chromium, with what the tests ask of it."""
+
+    def __init__(self) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for argument in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--no-first-run",
+        ):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.driver.set_window_size(1400, 900)
+
+    def open(self, page: Path, width: int = 1400, media: str = "screen", scheme: str = "light") -> None:
+        """Load a page, as wide and as dark as asked for."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        self.driver.get_log("browser")  # what came before
+        self.driver.get(page.as_uri())
+
+    def run(self, script: str, *arguments: object) -> object:
+        """Run JavaScript in the page."""
+        return self.driver.execute_script(script, *arguments)
+
+    def press(self, *keys: str) -> None:
+        """Press keys where the focus is."""
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the page was opened; those that its policy stopped are errors in the log."""
+        return self.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
+
+    def choose(self, selector: str, at: int) -> None:
+        """Choose an entry of a select, as a user does."""
+        self.run(
+            "const s = document.querySelector(arguments[0]); s.selectedIndex = arguments[1];"
+            "s.dispatchEvent(new Event('change'));",
+            selector,
+            at,
+        )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """Seven models, forty pictures."""
+    results = make_results()
+    out = tmp_path_factory.mktemp("report")
+    write_report(results, out, make_examples(results, 40))
+    return out / "report.html"
+
+
+@pytest.fixture(scope="module")
+def small_report(tmp_path_factory) -> Path:
+    """Every part, but few of each: two seeds, three pictures."""
+    results = make_results(3, seeds=(0, 1))
+    out = tmp_path_factory.mktemp("small")
+    write_report(results, out, make_examples(results, 6, side=64)[3:])
+    return out / "report.html"
+
+
+def test_seven_models_and_forty_pictures_stay_below_five_megabytes(report: Path):
+    text = report.read_text()
+    assert text.count("data:image/jpeg") == 40
+    assert len(text.encode()) < _BIG
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_no_error_no_request_nothing_sticks_out(browser: Browser, report: Path, width: int, scheme: str):
+    browser.open(report, width, scheme=scheme)
+    assert browser.driver.get_log("browser") == []
+    assert browser.requests() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_every_plot_is_drawn(browser: Browser, report: Path):
+    browser.open(report)
+    plots = browser.run(_DRAWN)
+    assert len(plots) == 1 + 1 + 3 + 7 + 3 + 2, "front, errors, precision, reliability, times, learning"
+    for plot in plots:
+        assert plot["bad"] == 0, plot
+        assert min(plot["width"], plot["height"], *plot["inner"]) > 100, plot
+        assert plot["series"] > 0, plot
+
+
+def test_tables_sort_and_sort_back(browser: Browser, report: Path):
+    browser.open(report)
+    column = (
+        "return [...document.querySelectorAll('.standings tbody tr')].map(row => row.cells[arguments[0]].innerText)"
+    )
+    head = "document.querySelectorAll('.standings thead th')[arguments[0]]"
+    assert [text.split()[0] for text in browser.run(column, 1)][:3] == [".610", ".600", ".520"]
+    browser.run(f"{head}.querySelector('button').click()", 4)  # milliseconds: the least first
+    assert browser.run(column, 4) == ["11.0", "29.0", "31.0", "52.0", "88.0", "140.0", "900.0"]
+    assert browser.run(f"return {head}.getAttribute('aria-sort')", 4) == "ascending"
+    browser.run(f"{head}.querySelector('button').click()", 4)
+    assert browser.run(column, 4)[0] == "900.0"
+    browser.run(f"{head}.querySelector('button').click()", 1)  # AP: the greatest first
+    assert browser.run(column, 1)[0].split()[0] == ".610"
+    assert browser.run(f"return {head}.getAttribute('aria-sort')", 4) is None
+    browser.run(f"{head}.querySelector('button').click()", 2)  # differences to the first, which has none itself
+    values = browser.run(column, 2)
+    assert values[0].split()[0] == "\u2212.010"
+    assert values[-1] == ""
+
+
+def test_choices_show_one_at_a_time(browser: Browser, report: Path):
+    browser.open(report)
+    shown = (
+        "return [...document.querySelectorAll('#difference .choice')].filter(c => !c.hidden).map(c => c.dataset.name)"
+    )
+    assert browser.run(shown) == ["AP"]
+    browser.choose("#difference select", 3)
+    assert browser.run(shown) == ["AP of disc"]
+    assert browser.run("return document.querySelector('#difference .choice:not([hidden]) td').offsetHeight") > 0
+
+
+def test_curves_tell_values_by_pointer_and_by_key(browser: Browser, report: Path):
+    browser.open(report)
+    point = """
+    const svg = document.querySelector(arguments[0]), at = svg.getBoundingClientRect();
+    const place = {clientX: at.x + at.width * arguments[1], clientY: at.y + at.height * arguments[2], bubbles: true};
+    svg.dispatchEvent(new PointerEvent('pointermove', place));
+    return svg.parentElement.querySelector('.tip').textContent;
+    """
+    told = browser.run(point, "#precision-recall .choice:not([hidden]) svg.plot", 0.08, 0.5)
+    # At recall 0 the made-up curves begin at .6 + .4 AP.
+    assert told.split("\n")[:3] == ["at recall .00", "Faster R-CNN .84", "RetinaNet .84"]
+    browser.run("document.querySelector('#standing .telling').focus()")
+    browser.press("\ue014", "\ue014")  # right
+    tip = "return document.querySelector('#standing .tip').textContent"
+    assert browser.run(tip).startswith("RetinaNet: AP .600 [.56, .63], 52 ms")
+    browser.press("\ue00c")  # escape
+    assert browser.run("return document.querySelector('#standing .tip').hidden") is True
+
+
+def test_pictures_switch_by_click_and_by_key(browser: Browser, report: Path):
+    browser.open(report)
+    shown = f"return {{pictures: {_PICTURES}, views: {_VIEWS}}}"
+    first = browser.run(shown)
+    assert len(first["pictures"]) == 1
+    assert first["views"] == ["Ground truth", "Faster R-CNN"]
+    browser.run("document.querySelectorAll('.names button')[3].click()")
+    assert browser.run(shown)["views"] == ["Ground truth", "CornerNet"]
+    browser.run("document.querySelector('.stage').focus()")
+    browser.press("\ue015")  # down: the next detector
+    assert browser.run(shown)["views"] == ["Ground truth", "Fast R-CNN"]
+    browser.press("\ue014")  # right: the next picture
+    second = browser.run(shown)
+    assert second["pictures"] != first["pictures"]
+    assert second["views"] == ["Ground truth", "Fast R-CNN"], "the detector stays"
+    browser.press("\ue012")  # left
+    assert browser.run(shown)["pictures"] == first["pictures"]
+    drawn = browser.run(
+        "return document.querySelector('.picture:not([hidden]) .view:not([hidden]) svg').getBBox().width"
+    )
+    assert drawn >= 400
+
+
+def test_categories_of_pictures(browser: Browser, report: Path):
+    browser.open(report)
+    names = browser.run("return [...document.querySelectorAll('.category option')].map(o => o.textContent)")
+    assert names[0] == "All pictures (40)"
+    at = next(at for at, name in enumerate(names) if name.startswith("Faster R-CNN right, Sliding window not"))
+    browser.choose(".category", at)
+    thumbs = browser.run("return [...document.querySelectorAll('.film button')].filter(b => !b.hidden).length")
+    assert f"({thumbs})" in names[at]
+    assert browser.run("return document.querySelector('.where').textContent") == f"Picture 1 of {thumbs}"
+    assert sorted(browser.run(f"return {_VIEWS}")) == ["Faster R-CNN", "Sliding window"]
+    marked = "document.querySelectorAll('.picture:not([hidden]) rect.focus')"
+    assert browser.run(f"return [...{marked}].some(rect => rect.style.display === '')"), "what it is about is marked"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, small_report: Path, scheme: str):
+    browser.open(small_report, scheme=scheme)
+    browser.run((Path(axe_core.__file__).parent / "axe.min.js").read_text())
+    found = browser.driver.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "axe.run(document, {resultTypes: ['violations']}).then(found => done(found.violations.map(v => "
+        "({id: v.id, impact: v.impact, nodes: v.nodes.slice(0, 3).map(n => n.html.slice(0, 200))}))))"
+    )
+    assert [violation for violation in found if violation["impact"] in ("serious", "critical")] == []
+
+
+def test_it_prints_without_controls_and_with_the_sample(browser: Browser, report: Path):
+    browser.open(report, 800, media="print")
+    visible = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"
+    assert browser.run(visible, "nav, .chooser, .film, .names, .controls, .copying") == 0
+    sampled = browser.run("return document.querySelectorAll('.picture.sampled').length")
+    assert 0 < sampled < 40
+    assert browser.run(visible, ".picture") == sampled
+    assert browser.run(visible, ".picture .view") == sampled * 8
+    assert browser.run(visible, "svg.plot") >= 12
+
+
+def test_without_its_script_the_page_says_the_same(browser: Browser, report: Path):
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(report)
+        visible = (
+            "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"
+        )
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        assert browser.run(visible, ".choice") == browser.run("return document.querySelectorAll('.choice').length")
+        assert browser.run(visible, ".picture") == 40
+        assert browser.run(visible, "button, select") == 0
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def _strip(results: Results) -> Results:
+    for run in results.runs:
+        run.analysis = type(run.analysis)()
+        run.curve, run.metrics, run.per_class = [], {"AP": float("nan"), "AP50": -1.0}, {}
+        run.cost = type(run.cost)()
+    results.pairs = []
+    return results
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(lambda: make_results(1, classes=("one",)), id="one model, one class"),
+        pytest.param(lambda: make_results(7, seeds=(0, 1, 2)), id="21 runs"),
+        pytest.param(lambda: _strip(make_results(3)), id="nothing known"),
+        pytest.param(
+            lambda: make_results(2, classes=tuple(f"a class of a very long name {at}" for at in range(80))),
+            id="80 classes",
+        ),
+    ],
+)
+def test_other_comparisons_are_whole_pages_too(browser: Browser, tmp_path: Path, case):
+    results = case()
+    write_report(results, tmp_path, make_examples(results, 2, side=64))
+    for width in (1400, 390):
+        browser.open(tmp_path / "report.html", width)
+        assert browser.driver.get_log("browser") == []
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert all(plot["bad"] == 0 and plot["width"] > 0 for plot in browser.run(_DRAWN))
+    assert "nan" not in str(browser.run("return document.body.innerText")).lower().replace("retinanet", "")
