@@ -141,12 +141,15 @@ def match_anchors(
     assert high >= 0.5
     x, y = (((boxes[:, axis] + boxes[:, axis + 2]) / 2)[:, None] for axis in (0, 1))
     x1, y1, x2, y2 = anchors.unbind(-1)
-    near = anchors[((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(dim=0)]
-    iou = pairwise_iou(boxes, near)
+    looked_at = ((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(dim=0)
+    best = _best_overlap(boxes, anchors[looked_at])
     areas = box_area(boxes)
     elsewhere = areas / 2 / areas.maximum(box_area(anchors).min())  # what an anchor without the centre stays below
-    if not len(near) or (iou.amax(dim=1) < elsewhere).any():
-        iou = pairwise_iou(boxes, anchors)
+    unsure = boxes[best < elsewhere]
+    if len(unsure):
+        iou = pairwise_iou(unsure, anchors)
+        looked_at |= (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+    iou = pairwise_iou(boxes, anchors[looked_at])
     everyone = torch.ones(1, len(boxes), dtype=torch.bool)
     matched = match(iou[None], everyone, low, high, keep_best_of_each_object=True)[0]
     return iou.amax(dim=1), torch.bincount(matched[matched >= 0], minlength=len(boxes)) > 0
