@@ -49,6 +49,7 @@ clean: ## remove the environment
 # The stamp comes last, so an interrupted set-up is taken up again. The environment is thrown away only if it is broken.
 # uv reads no pip configuration, so an index that pip was told of is handed on to it. torch and torchvision come from
 # one index in one resolution: torchvision's compiled operators load only beside the torch build they were made for.
+# tidecv, which tests hold our errors against, comes without what it asks for: its OpenCV would overwrite ours.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "zoo needs Python 3.11 or newer; hand it in with: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
@@ -58,7 +59,8 @@ $(STAMP): pyproject.toml
 	if [ -n "$${PIP_INDEX_URL:-$$index}" ] && [ -z "$${UV_DEFAULT_INDEX:-}$${UV_INDEX_URL:-}" ]; then \
 		export UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$$index}"; \
 	fi; \
-	$(RUN) -m uv pip install --python $(RUN) --editable . --group dev
+	$(RUN) -m uv pip install --python $(RUN) --editable . --group dev; \
+	$(RUN) -m uv pip install --python $(RUN) --no-deps "tidecv==1.0.1" "appdirs>=1.4"
 	@$(RUN) -c 'import torch, torchvision as tv; tv.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)' || \
 		{ echo "torch and torchvision do not fit together: both must come from one package index;" \
 		       "set UV_DEFAULT_INDEX to an index that has both, then: make clean setup" >&2; exit 1; }

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import yaml
-from pytorch_lightning.cli import LightningArgumentParser
 
 from zoo.data.module import DetectionDataModule, Split
 from zoo.data.table import AnnotationTable
@@ -50,7 +49,7 @@ from zoo.report.results import (
     read_results,
 )
 from zoo.report.write import write_report
-from zoo.run import find_input_error, instantiate, one_line
+from zoo.run import build_data, read_yaml
 from zoo.trial import final_split, read_result
 
 T = TypeVar("T")
@@ -89,8 +88,8 @@ def gather(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[
     if len({os.path.realpath(folder) for folder in found}) < len(found):
         raise InputError("a run is given twice", file=paths[0])
     ours = [folder for folder in found if folder.is_dir()]
-    section = read_data_section(ours, data)
-    module = load_data(section)
+    section, origin = read_data_config(ours, data)
+    module = build_data(yaml.safe_load(section), origin)
     runs = [_read_run(folder, out, module) if folder.is_dir() else _stranger(folder, out) for folder in found]
     former = [read_results(file) for file in dict.fromkeys(_former_results(folder) for folder in ours) if file.exists()]
     budgets = {json.loads((folder / "run.json").read_text())["budget"] for folder in ours}
@@ -160,30 +159,15 @@ def _ours(runs: Sequence[Run], found: Sequence[Path]) -> Iterator[tuple[Run, Pat
     return ((run, folder) for run, folder in zip(runs, found, strict=True) if folder.is_dir())
 
 
-def read_data_section(runs: Sequence[Path], data: Path | None) -> str:
-    """The text of the data's configuration: of a file, or as the first run has it."""
+def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path]:
+    """The text that describes the data, and its file: the one given, or that of the first run."""
     if data is not None:
-        return data.read_text()
+        read_yaml(data)
+        return data.read_text(), data
     if not runs:
         raise InputError("predictions alone do not say what is true; give --data FILE")
-    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
-    return yaml.safe_dump(config["data"], sort_keys=False)
-
-
-def load_data(section: str) -> DetectionDataModule:
-    """The DataModule that a data file's text describes.
-
-    Raises:
-        InputError: it cannot be used.
-    """
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(DetectionDataModule, "data")
-    try:
-        config = parser.parse_object({"data": yaml.safe_load(section)})
-    except Exception as error:
-        raise find_input_error(error) or InputError(one_line(str(error)), place="data") from error
-    module: DetectionDataModule = instantiate(parser, config).data
-    return module
+    file = runs[0] / "config.yaml"
+    return yaml.safe_dump(read_yaml(file)["data"], sort_keys=False), file
 
 
 def describe_data(module: DetectionDataModule, name: str) -> dict[str, str | int]:
@@ -336,7 +320,7 @@ def verify(folder: Path, progress: Progress = lambda text: None) -> Verification
     results = read_results(folder / "results.json")
     if not results.data_config:
         raise InputError("says nothing of where its data is; make the report again", file=folder / "results.json")
-    module = load_data(results.data_config)
+    module = build_data(yaml.safe_load(results.data_config), folder / "results.json")
     split = final_split(module)
     table = module.table(split)
     if table.fingerprint() != results.fingerprints.get(split):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich import box
 from rich.console import Console
@@ -20,7 +19,7 @@ from zoo.hardware import describe_hardware, list_versions
 from zoo.models import load, read_checkpoint
 from zoo.report.benchmarks import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost, Timing
-from zoo.run import find_input_error, instantiate, one_line, read_yaml
+from zoo.run import build_data, one_line, read_yaml
 from zoo.speed import PARTS
 from zoo.trial import final_split, measure_cost
 
@@ -81,21 +80,10 @@ def subject_of_run(folder: Path, accelerator: str | None = None, precision: str 
     return Subject(
         folder.resolve().name,
         found[0],
-        _build_data(config["data"], file),
+        build_data(config["data"], file),
         accelerator or trainer.get("accelerator") or "auto",
         precision or trainer.get("precision") or "32-true",
     )
-
-
-def _build_data(arguments: object, file: Path) -> DetectionDataModule:
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(DetectionDataModule, "data")
-    try:
-        config = parser.parse_object({"data": arguments})
-    except Exception as error:
-        raise find_input_error(error) or InputError(one_line(str(error)), file, "data") from error
-    data: DetectionDataModule = instantiate(parser, config).data
-    return data
 
 
 def benchmark(

@@ -44,6 +44,7 @@ from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.hardware import describe_hardware, list_versions
+from zoo.report.benchmarks import FILE_NAME as BENCHMARK_FILE
 from zoo.report.benchmarks import with_benchmark
 from zoo.report.contenders import ranked, run_labels
 from zoo.report.files import write_atomically
@@ -276,7 +277,8 @@ def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any,
 
 def do(job: Job, launch: Callable[[Path], int]) -> Run:
     """Start a run, or go on with it, and give back what came of it."""
-    (job.folder / "result.json").unlink(missing_ok=True)
+    for former in ("result.json", BENCHMARK_FILE):  # of the weights that were there before
+        (job.folder / former).unlink(missing_ok=True)
     write_atomically(job.folder / "config.yaml", job.config)
     write_atomically(job.folder / "run.json", json.dumps(job.identity, indent=2) + "\n")
     code = launch(job.folder)

@@ -126,6 +126,26 @@ def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace
         raise find_input_error(error) or InputError(one_line(str(error))) from error
 
 
+def build_data(arguments: Any, file: Path) -> DetectionDataModule:
+    """The DataModule that the `data` part of a configuration describes.
+
+    Args:
+        arguments: as read from YAML.
+        file: where they stand, for the message.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    try:
+        config = parser.parse_object({"data": arguments})
+    except Exception as error:
+        raise find_input_error(error) or InputError(one_line(str(error)), file, "data") from error
+    data: DetectionDataModule = instantiate(parser, config).data
+    return data
+
+
 def proposals_of_model(file: str) -> dict[str, Any]:
     """Arguments of the selective search that a model file's detector declares.
 
