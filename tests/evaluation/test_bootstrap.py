@@ -103,10 +103,10 @@ def test_intervals_cover_and_equal_detectors_tie_in_a_few_trials() -> None:
 def test_intervals_are_honest(same: bool) -> None:
     covered, tied = run_trials(population=20_000, trials=500, resamples=400, same=same, seed=2)
     share = covered.mean(axis=0)
-    assert (0.93 <= share[:3]).all(), share  # AP, AP50, AP75
+    assert (share[:3] >= 0.93).all(), share  # AP, AP50, AP75
     assert (share[:3] <= 0.97).all(), share
     # sizes rest on a third of the objects; one in a hundred either way is chance in 500 trials
-    assert (0.92 <= share[3:]).all(), share
+    assert (share[3:] >= 0.92).all(), share
     assert (share[3:] <= 0.98).all(), share
     if same:
         assert (tied.mean(axis=0) >= 0.93).all(), tied.mean(axis=0)

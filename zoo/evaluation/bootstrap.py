@@ -13,16 +13,22 @@ equal scores are ranked as in the original set, by its canonical order, so that 
 resample, as in any set without it: it is left out of the mean over classes, and its own figure of that resample is
 left out of its interval.
 
-The plain percentile interval is too narrow, as measured on simulated detectors (tests/evaluation/test_bootstrap.py):
+The plain percentile interval misses too often, as measured on simulated detectors whose true AP is known:
 
 - A figure that hangs on few images varies less over resamples than over test sets. The interval is stretched about
   its centre by t / z * sqrt(m / (m - 1)), with m the images that hold an object in question and t Student's quantile
   for m - 1 degrees of freedom, which is Hesterberg's correction ("What Teachers Should Know About the Bootstrap", The
-  American Statistician 69, 2015, section 5) as a factor. A class with objects in two or three images of a hundred was
+  American Statistician 69, 2015, section 5) as a factor. The AP of a class with objects in two or three images was
   covered in 6 to 8 of 10 trials without it. With objects in one image only there is no interval.
-- The AP of one detector is too high on a small set, since the best precision at that recall or a larger one is a
-  maximum over noise; on a resample it is too high again. The interval of one AP is moved back by that much, which
-  makes up for about half of it. In a difference of two it cancels.
+- AP is too high on a small set, since the best precision at a recall or a larger one is a maximum over noise; on a
+  resample it is too high once more, by half as much or more. The interval of one AP is moved back by that (the
+  bootstrap's bias correction, Efron and Tibshirani, chapter 10), and never leaves out the figure itself: with 100
+  images and two or three classes it covers in 90 to 93 of 100 trials, where the percentiles cover in 83 to 91.
+- In a difference most of that cancels, but not all, and which way the rest goes cannot be told: its interval takes in
+  both the percentiles and the same moved back. They are one where resampling does not shift the difference.
+
+What no interval mends: dozens of classes on a few hundred images, some ten objects each, where AP is too high by
+several times its deviation. Differences are then covered in 6 to 9 of 10 trials, and single figures hardly ever.
 
 An interval tells how much other test images would have changed the figure, for the weights that were trained.
 How much another training would have changed it is the spread over seeds, which stands apart.
@@ -113,19 +119,20 @@ class Bootstrap:
     def _interval(self, config: str, figure: int) -> Interval:
         value = float(self.values[config][:, figure].mean())
         resampled = self.resampled[config][:, figure]
-        low, high = stretched_interval(resampled, int(self.holding_images[figure]))
-        # twice: what a resample is too high by, the test set is too high by
-        back = 2 * (value - float(_mean(resampled[None])[0]))
-        return Interval(value, max(low + back, 0.0), min(high + back, 1.0))
+        reach = stretched_interval(resampled, int(self.holding_images[figure]))
+        low, high = np.clip(reach - 2 * _drift(resampled, value), 0, 1)
+        return Interval(value, float(np.minimum(low, value)), float(np.maximum(high, value)))
 
     def _difference(self, first: str, second: str, figure: int) -> Difference:
         value = float(self.values[first][:, figure].mean() - self.values[second][:, figure].mean())
         resampled = self.resampled[first][:, figure] - self.resampled[second][:, figure]
-        low, high = stretched_interval(resampled, int(self.holding_images[figure]))
+        reach = stretched_interval(resampled, int(self.holding_images[figure]))
+        both = np.stack([reach, reach - 2 * _drift(resampled, value)])
+        low, high = float(both.min()), float(both.max())
         return Difference(value, low, high, "better" if low > 0 else "worse" if high < 0 else "tie")
 
 
-def stretched_interval(resampled: Float[np.ndarray, "R"], holding_images: int) -> tuple[float, float]:
+def stretched_interval(resampled: Float[np.ndarray, "R"], holding_images: int) -> Float[np.ndarray, "2"]:
     """Percentile interval of 95%, stretched about the mean of the resamples for what rests on few images.
 
     Args:
@@ -137,13 +144,16 @@ def stretched_interval(resampled: Float[np.ndarray, "R"], holding_images: int) -
     """
     measured = resampled[~np.isnan(resampled)]
     if holding_images < 2 or len(measured) == 0:
-        return math.nan, math.nan
+        return np.full(2, np.nan)
     tail = (1 - CONFIDENCE) / 2
     centre = measured.mean()
-    reach = np.quantile(measured, [tail, 1 - tail]) - centre
     stretch = t.isf(tail, holding_images - 1) / norm.isf(tail) * math.sqrt(holding_images / (holding_images - 1))
-    low, high = centre + stretch * reach
-    return float(low), float(high)
+    return centre + stretch * (np.quantile(measured, [tail, 1 - tail]) - centre)
+
+
+def _drift(resampled: Float[np.ndarray, "R"], value: float) -> float:
+    """How much higher a figure comes out on resamples than on the test images: the bootstrap's estimate of its bias."""
+    return float(_mean(resampled[None])[0]) - value
 
 
 def bootstrap(
