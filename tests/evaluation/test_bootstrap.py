@@ -163,6 +163,14 @@ def test_seeds_are_averaged_in_each_resample(matches) -> None:
     each = [bootstrap({"one": [matches[name]]}, resamples=10, seed=3) for name in ("seed 0", "seed 1")]
     mean = (each[0].resampled["one"] + each[1].resampled["one"]) / 2
     np.testing.assert_allclose(both.resampled["both"], mean, atol=1e-12)
+    groups = {
+        "second": [matches["seed 1"]],
+        "both": [matches["seed 0"], matches["seed 1"]],
+        "first": [matches["seed 0"]],
+    }
+    shared = bootstrap(groups, resamples=10, seed=3)
+    np.testing.assert_allclose(shared.resampled["both"], mean, atol=1e-12)
+    np.testing.assert_allclose(shared.resampled["first"], each[0].resampled["one"], atol=1e-12)
 
 
 def test_spread_over_seeds(matches) -> None:

@@ -165,7 +165,7 @@ def bootstrap(
     """Measures runs on the test images and on resamples of them, on as many threads as torch would use.
 
     Args:
-        groups: configuration -> its runs, one a seed; all of the same images and objects.
+        groups: configuration -> its runs, one a seed; all of the same images and objects. A run may be in several.
         resamples: how often the images are drawn; 0 gives the figures without intervals.
         seed: of the draws. Resample i is the same images whatever the number of resamples and runs.
         progress: told the number of sets measured and their number in all, as they are done.
@@ -173,7 +173,7 @@ def bootstrap(
     Raises:
         InputError: a configuration without runs, or runs on different images or objects.
     """
-    runs = [run for members in groups.values() for run in members]
+    runs = list({id(run): run for members in groups.values() for run in members}.values())  # each is measured once
     _check_comparable(groups)
     num_images = len(runs[0].image_ids) if runs else 0
     longest = max((len(column) for run in runs for column in (run.hit_images, run.inside_images)), default=0)
@@ -192,12 +192,12 @@ def bootstrap(
             if progress is not None:
                 progress(block.stop, num_sets)
 
-    values, resampled, column = {}, {}, 0
     figures = np.concatenate(parts) if parts else np.zeros((num_sets, 0, 0))
+    place = {id(run): number for number, run in enumerate(runs)}
+    values, resampled = {}, {}
     for config, members in groups.items():
-        own = figures[:, column : column + len(members)]
+        own = figures[:, [place[id(run)] for run in members]]
         values[config], resampled[config] = own[0], own[1:].mean(axis=1)
-        column += len(members)
     classes, holding = (runs[0].classes, _holding_images(runs[0])) if runs else ((), np.zeros(0, np.int64))
     return Bootstrap(classes, holding, values, resampled)
 
