@@ -91,11 +91,12 @@ def _time_plot(contenders: list[Contender], batch: int) -> Plot:
     end = lengths[-1] or 1.0
     if len(lengths) > 1 and 0 < lengths[-2] * _CLIP < end:
         end = lengths[-2] * 1.5
-    left, width, top = 8.0 + CHARACTER * max(len(c.label) for c in contenders), 760, 14.0
-    right, bottom = width - 110.0, top + _ROW * len(contenders)
+    left, width, top = 8.0 + CHARACTER * max(len(c.label) for c in contenders), 800, 40.0
+    right, bottom = width - 140.0, top + _ROW * len(contenders)
     scale = (right - left) / end
     text = format_cost([total for total, _ in totals])
-    bars, captions, rules = [], _name_rows(contenders, left, top), []
+    bars, names = _name_parts([part for part in PARTS if any(dict(row)[part] for row in parts)], left)
+    captions, rules = names + _name_rows(contenders, left, top), []
     for row, contender in enumerate(contenders):
         x, middle = left, top + _ROW * (row + 0.5)
         for number, (part, ms) in enumerate(parts[row]):
@@ -131,6 +132,16 @@ def _time_plot(contenders: list[Contender], batch: int) -> Plot:
         bars=bars,
         rules=rules,
     )
+
+
+def _name_parts(parts: list[str], left: float) -> tuple[list[Bar], list[Caption]]:
+    """A small block and the name of each part, in a row on top."""
+    bars, captions, x = [], [], left
+    for part in parts:
+        bars.append(Bar(x, 8.0, 10.0, 10.0, f"part{list(PARTS).index(part)}", PARTS[part]))
+        captions.append(Caption(x + 16, 13.0, PARTS[part]))
+        x += 34 + 0.85 * CHARACTER * len(PARTS[part])
+    return bars, captions
 
 
 def _name_rows(contenders: list[Contender], left: float, top: float) -> list[Caption]:

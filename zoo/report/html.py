@@ -94,8 +94,7 @@ def _costs(contenders: list[Contender]) -> dict[str, object]:
     return {
         "time_plots": plots,
         "time_tables": {batch: time_table(contenders, batch, [*parts, "total"]) for batch in plots},
-        "time_parts": {part: PARTS[part] for part in parts},
-        "part_numbers": {part: number for number, part in enumerate(PARTS)},
+        "time_parts": parts,
         "costs": cost_table(contenders),
         "learning": learning_curves(contenders),
     }

@@ -52,7 +52,7 @@ def _standings(results: Results, contenders: list[Contender]) -> list[str]:
     body = [
         [
             _escape(row.label),
-            f"**{row.ap}**",
+            row.ap,
             *([_escape(row.interval)] if has_interval else []),
             *([row.spread] if has_seeds else []),
             *([f"{row.against.verdict} {row.against.difference}" if row.against else ""] if has_verdict else []),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from zoo.report.axes import (
     CHARACTER,
@@ -85,7 +86,10 @@ def pareto_plot(contenders: list[Contender]) -> Plot | None:
     def y_place(value: float) -> float:
         return round(bottom - (bottom - _TOP) * (value - y_values[0]) / (y_values[-1] - y_values[0]), 1)
 
-    lines, taken = [], []
+    corners = [(x_place(s.latency.value), y_place(s.accuracy.value)) for s in front]
+    rule = f"M{corners[0][0]:g} {bottom:g}" + "".join(f"H{x:g}V{y:g}" for x, y in corners) + f"H{right:g}"
+    taken = [(x, y - 1, x_next, y + 1) for (x, y), (x_next, _) in pairwise([*corners, (right, 0.0)])]
+    lines = []
     for s in standings:
         x, y, x_high = x_place(s.latency.value), y_place(s.accuracy.value), x_place(s.latency.high)
         y_low, y_high = y_place(s.accuracy.low), y_place(s.accuracy.high)
@@ -94,11 +98,11 @@ def pareto_plot(contenders: list[Contender]) -> Plot | None:
             (x - 1, y_high, x + 1, y_low),
             (x, y - 1, x_high, y + 1),
         ]
-        whiskers = f"M{x:g} {y_low:g}V{y_high:g}M{x:g} {y:g}H{x_high:g}"
+        whiskers = (f"M{x:g} {y_low:g}V{y_high:g}" if y_low > y_high else "") + (
+            f"M{x:g} {y:g}H{x_high:g}" if x_high > x else ""
+        )
         mark = Mark(x, y, _describe(s, s in front), _POINT, hollow=s not in front)
         lines.append(Line(s.series, s.label, [mark], "", whiskers, s.label, leader=False))
-    steps = "".join(f"H{x_place(s.latency.value):g}V{y_place(s.accuracy.value):g}" for s in front)
-    rule = f"M{x_place(front[0].latency.value):g} {bottom:g}{steps}H{right:g}"
     _label_points(lines, taken, right)
     names = [s.label for s in front]
     return Plot(
