@@ -49,7 +49,7 @@ FLOORS: dict[str, set[str]] = {
     "ceilings": {"ops", "nn", "proposals", "data", "recall", "detector", "models", "report.results"},
     "data_report": {"data", "report"},
     "data_cli": {"data", "report", "run", "data_report"},
-    "analysis": {"data", "evaluation", "report", "hardware", "run", "trial"},
+    "analysis": {"data", "evaluation", "report", "ceilings", "hardware", "run", "trial"},
     "compare": {"data", "report", "detector", "hardware", "run", "trial", "analysis"},
     # The package itself offers `zoo.load`, and nothing below the front door imports the package.
     "": {"models"},

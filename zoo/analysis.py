@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
+from zoo.ceilings import ceilings
 from zoo.data.module import DetectionDataModule, Split
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -39,6 +40,7 @@ from zoo.report.pictures import shown_score
 from zoo.report.results import (
     Analysis,
     Calibration,
+    Ceiling,
     Difference,
     Interval,
     Pair,
@@ -49,7 +51,7 @@ from zoo.report.results import (
     read_results,
 )
 from zoo.report.write import write_report
-from zoo.run import build_data, read_yaml
+from zoo.run import build_data, instantiate, make_parser, parse, read_yaml
 from zoo.trial import final_split, read_result
 
 T = TypeVar("T")
@@ -91,6 +93,9 @@ def gather(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[
     section, origin = read_data_config(ours, data)
     module = build_data(yaml.safe_load(section), origin)
     runs = [_read_run(folder, out, module) if folder.is_dir() else _stranger(folder, out) for folder in found]
+    for run, folder in _ours(runs, found):
+        if run.status == "done" and not run.analysis.ceilings:  # of runs that were trained before there were any
+            run.analysis.ceilings = find_ceilings(folder / "config.yaml", module)
     former = [read_results(file) for file in dict.fromkeys(_former_results(folder) for folder in ours) if file.exists()]
     budgets = {json.loads((folder / "run.json").read_text())["budget"] for folder in ours}
     results = Results(
@@ -168,6 +173,14 @@ def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path
         raise InputError("predictions alone do not say what is true; give --data FILE")
     file = runs[0] / "config.yaml"
     return yaml.safe_dump(read_yaml(file)["data"], sort_keys=False), file
+
+
+def find_ceilings(config: Path, module: DetectionDataModule) -> list[Ceiling]:
+    """What the representation of a run's detector cannot give of the measured objects; no weights are needed."""
+    parser = make_parser()
+    detector = instantiate(parser, parse(parser, ["--config", str(config)])).model
+    split = final_split(module)
+    return ceilings(detector, module.table(split), module.sources[split])
 
 
 def describe_data(module: DetectionDataModule, name: str) -> dict[str, str | int]:
