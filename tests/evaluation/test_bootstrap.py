@@ -262,6 +262,16 @@ def test_stretch_by_hand() -> None:
     assert np.isnan(stretched_interval(resampled, holding_images=1)).all()
 
 
+def test_bias_is_taken_back_by_hand() -> None:
+    resampled = np.tile(np.linspace(0.55, 0.65, 101)[:, None], (1, len(KEYS)))  # mean .6, percentiles .5525 and .6475
+    values = {"one": np.full((1, len(KEYS)), 0.5), "zero": np.zeros((1, len(KEYS)))}
+    drawn = Bootstrap((), np.full(len(KEYS), 10**6), values, {"one": resampled, "zero": 0 * resampled})
+    # .1 too high on resamples: .1 too high on the test images; the figure itself stays inside
+    assert drawn.interval("one", "AP") == pytest.approx((0.5, 0.3525, 0.5), abs=1e-4)
+    assert drawn.difference("one", "zero", "AP")[:3] == pytest.approx((0.5, 0.3525, 0.6475), abs=1e-4)
+    assert drawn.difference("zero", "one", "AP")[:3] == pytest.approx((-0.5, -0.6475, -0.3525), abs=1e-4)
+
+
 def test_runs_on_other_objects_are_refused(world, matches) -> None:
     fewer = world["truth"].of_images(np.arange(39))
     kept = world["bad"].image_ids < 39
