@@ -89,6 +89,7 @@ def pareto_plot(contenders: list[Contender]) -> Plot | None:
     corners = [(x_place(s.latency.value), y_place(s.accuracy.value)) for s in front]
     rule = f"M{corners[0][0]:g} {bottom:g}" + "".join(f"H{x:g}V{y:g}" for x, y in corners) + f"H{right:g}"
     taken = [(x, y - 1, x_next, y + 1) for (x, y), (x_next, _) in pairwise([*corners, (right, 0.0)])]
+    taken += [(x - 1, y, x + 1, y_before) for (_, y_before), (x, y) in pairwise([(0.0, bottom), *corners])]
     lines = []
     for s in standings:
         x, y, x_high = x_place(s.latency.value), y_place(s.accuracy.value), x_place(s.latency.high)

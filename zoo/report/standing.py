@@ -53,7 +53,7 @@ def standings_table(pairs: list[Pair], contenders: list[Contender]) -> list[Stan
         rows.append(
             StandingRow(
                 label=contender.label,
-                detail=contender.detail,
+                detail=contender.config,  # its seeds stand in the next table
                 ap=MISSING if score is None else format_ap(score),
                 interval=format_interval(interval) if interval else "",
                 at=(middle - start) / (end - start),
