@@ -1,8 +1,11 @@
 """Bars side by side: TIDE's errors of every contender, and where the time of an image goes."""
 
+import math
+
 from zoo.report.axes import CHARACTER, Bar, Caption, Plot, Tick, format_tick, nice_ticks
 from zoo.report.contenders import Contender, find_timing
-from zoo.report.figures import Value, defined, format_ap, format_cost, format_or_missing
+from zoo.report.figures import Value, format_ap, format_cost, format_or_missing
+from zoo.report.results import Run
 
 # TIDE's errors (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", section 3), its order.
 ERRORS = {
@@ -72,8 +75,13 @@ def error_plot(contenders: list[Contender]) -> Plot | None:
 
 
 def error_share(contender: Contender, kind: str) -> Value:
-    """AP50 lost to one kind of error, seeds averaged."""
-    return contender.mean(lambda run: defined(run.analysis.errors.get(kind)))
+    """AP50 lost to one kind of error, seeds averaged; a hair below 0, which mending can come to, is nothing."""
+
+    def lost(run: Run) -> Value:
+        value = run.analysis.errors.get(kind)
+        return None if value is None or math.isnan(value) else max(0.0, value)
+
+    return contender.mean(lost)
 
 
 def time_plots(contenders: list[Contender]) -> dict[int, Plot]:
