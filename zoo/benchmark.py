@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +17,7 @@ from zoo.hardware import describe_hardware, list_versions
 from zoo.models import load, read_checkpoint
 from zoo.report.benchmarks import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost, Timing
-from zoo.run import build_data, one_line, read_yaml
+from zoo.run import build_data, make_plain_trainer, read_yaml
 from zoo.speed import PARTS
 from zoo.trial import final_split, measure_cost
 
@@ -173,26 +171,6 @@ def measure(
         versions=list_versions(),
         cost=cost,
     )
-
-
-def make_plain_trainer(accelerator: str, precision: str) -> Trainer:
-    """A Trainer that is asked for a device and a precision, and writes nothing.
-
-    Raises:
-        InputError: one of them is not to be had here.
-    """
-    try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ImportError, ValueError) as error:
-        raise InputError(f"{one_line(str(error))} (see --accelerator and --precision)") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- terminal

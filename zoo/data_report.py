@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from zoo.data.stats import GRID, OVERLAPPING, Distribution, Histogram, SplitStatistics, Statistics
+from zoo.report.environment import make_environment
 
 CROWDED = 10
 """Boxes an image, in the median, from which a data set is called crowded."""
@@ -261,25 +260,21 @@ def heat_maps(statistics: Statistics) -> list[HeatMap]:
 
 def render_statistics(statistics: Statistics, command: str) -> str:
     """The page; nothing in it is fetched from anywhere, and the same numbers give the same text."""
-    environment = Environment(
-        loader=PackageLoader("zoo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("data.html.j2").render(
-        data=statistics.data,
-        splits=list(statistics.splits),
-        headlines=headlines(statistics),
-        notes=statistics.notes,
-        rows=figure_rows(statistics),
-        classes=class_rows(statistics),
-        panels=panels(statistics),
-        maps=heat_maps(statistics),
-        sizes={split: stats.image_sizes for split, stats in statistics.splits.items()},
-        command=command,
+    return (
+        make_environment()
+        .get_template("data.html.j2")
+        .render(
+            data=statistics.data,
+            splits=list(statistics.splits),
+            headlines=headlines(statistics),
+            notes=statistics.notes,
+            rows=figure_rows(statistics),
+            classes=class_rows(statistics),
+            panels=panels(statistics),
+            maps=heat_maps(statistics),
+            sizes={split: stats.image_sizes for split, stats in statistics.splits.items()},
+            command=command,
+        )
     )
 
 

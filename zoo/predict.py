@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image as PillowImage
-from pytorch_lightning import Trainer
 
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
@@ -15,6 +14,7 @@ from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.models import load
 from zoo.report.draw import draw_boxes
 from zoo.report.files import write_atomically
+from zoo.run import make_plain_trainer
 from zoo.types import Prediction
 
 
@@ -52,15 +52,7 @@ def predict(
     detector = load(checkpoint)
     data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
     table = data.table("predict")
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = make_plain_trainer(accelerator, precision, progress=True)
     batches = trainer.predict(detector, datamodule=data) or []
     predictions = [_above(prediction, score) for batch in batches for prediction in batch]
 

@@ -197,6 +197,27 @@ def default_loggers(folder: Path | None, root: Path, name: str) -> list[Logger]:
     return [tensorboard, CSVLogger(root, name=name, version=tensorboard.version)]
 
 
+def make_plain_trainer(accelerator: str, precision: str, progress: bool = False) -> Trainer:
+    """A Trainer that is asked for a device and a precision, and writes nothing.
+
+    Raises:
+        InputError: one of them is not to be had here.
+    """
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        raise InputError(f"{one_line(str(error))} (see --accelerator and --precision)") from error
+
+
 def default_callbacks(
     given: Sequence[Callback], arguments: dict[str, Any], data: DetectionDataModule, folder: Path | None
 ) -> list[Callback]:
