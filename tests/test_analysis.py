@@ -70,9 +70,8 @@ def test_a_comparison_ends_in_intervals_verdicts_and_errors(folder: Path) -> Non
 
 def test_the_report_is_made_again_from_the_kept_files_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = without_times(folder / "out/results.json")
-    for file in ("results.json", "report.html", "report.md", "examples.json"):
-        (folder / "out" / file).rename(folder / file)
-    (folder / "results.json").rename(folder / "out/results.json")  # says which command it was
+    for file in ("report.html", "report.md", "examples.json"):  # results.json says which command it was
+        (folder / "out" / file).unlink()
     assert main(["report", "out"]) == 0
     assert without_times(folder / "out/results.json") == before
     assert (folder / "out/report.html").exists()
@@ -137,6 +136,24 @@ def test_what_cannot_be_reported_on_is_said_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "x").exists()
+
+
+def test_runs_of_one_name_that_are_not_seeds_of_one_model_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would be averaged."""
+    shutil.copytree(folder / "out/model_seed0", folder / "again/model_seed0")
+    assert main(["report", "out", "again", "--out", "both"]) == 2
+    assert "another run is called model" in capsys.readouterr().err
+    file = folder / "again/model_seed0/run.json"
+    file.write_text(file.read_text().replace('"2 epochs"', '"3 epochs"'))
+    shutil.move(folder / "out/model_seed0", folder / "aside")
+    assert main(["report", "out", "again", "--out", "both"]) == 2
+    assert "not another seed of the same model and budget" in capsys.readouterr().err
+    (folder / "wide.json").write_bytes((folder / "out/wide_seed0/predictions.json").read_bytes())
+    assert main(["report", "out", "wide.json", "--out", "both"]) == 2
+    assert "another run is called wide" in capsys.readouterr().err
+    assert not (folder / "both").exists()
 
 
 def test_runs_on_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,7 @@ def gather(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[
         if run.status == "done" and not run.analysis.ceilings:  # of runs that were trained before there were any
             run.analysis.ceilings = find_ceilings(folder / "config.yaml", module)
     former = [read_results(file) for file in dict.fromkeys(_former_results(folder) for folder in ours) if file.exists()]
+    check_configurations(runs, found)
     budgets = {json.loads((folder / "run.json").read_text())["budget"] for folder in ours}
     results = Results(
         runs=runs,
@@ -104,7 +105,7 @@ def gather(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[
             module, data.stem if data is not None else str(former[0].data["name"]) if former else "data"
         ),
         classes=list(module.class_names),
-        budget="; ".join(sorted(budgets)) or "unknown",
+        budget=" or ".join(sorted(budgets)) or "unknown",
         command="\n".join(dict.fromkeys(result.command for result in former)) or "unknown",
         hardware="; ".join(dict.fromkeys(result.hardware for result in former)) or "unknown",
         versions=former[0].versions if former else list_versions(),
@@ -154,6 +155,26 @@ def _read_run(folder: Path, out: Path, module: DetectionDataModule) -> Run:
 def _stranger(file: Path, out: Path) -> Run:
     name = file.parent.name if file.stem == "predictions" else file.stem
     return Run(model=name, config=name, seed=0, folder=os.path.relpath(file, out), status="done")
+
+
+def check_configurations(runs: Sequence[Run], found: Sequence[Path]) -> None:
+    """Make sure that runs of one name are seeds of one thing: they are averaged.
+
+    Raises:
+        InputError: a name stands for two models or budgets, or has a seed twice; names the second run.
+    """
+    known: dict[str, Any] = {}
+    seeds: set[tuple[str, int]] = set()
+    for run, folder in zip(runs, found, strict=True):
+        identity = json.loads((folder / "run.json").read_text()) if folder.is_dir() else {}
+        what = [identity.get("model"), identity.get("budget")]
+        if known.setdefault(run.config, what) != what or (run.config, run.seed) in seeds:
+            raise InputError(
+                f"another run is called {run.config}, and is not another seed of the same model and budget;"
+                " report them apart, or give the runs of one comparison other names (--names)",
+                file=folder,
+            )
+        seeds.add((run.config, run.seed))
 
 
 def _former_results(folder: Path) -> Path:
@@ -231,8 +252,9 @@ def analyse(
     for run in done:
         by_config[run.config].append(run.folder)
     matches = {folder: collect_matches(truth, predictions) for folder, predictions in said.items()}
+    # One bootstrap of both, so that all see the same resamples; no path is called `all of ...`.
     alone = {folder: [matches[folder]] for folder in said}
-    together = {config: [matches[folder] for folder in folders] for config, folders in by_config.items()}
+    together = {_all_of(config): [matches[folder] for folder in folders] for config, folders in by_config.items()}
     drawn = bootstrap(alone | together, resamples)
     results.resamples = resamples
     for run in done:
@@ -243,12 +265,16 @@ def analyse(
     results.pairs = [_hold_against(drawn, first, second, truth.classes) for first, second in combinations(by_config, 2)]
 
 
+def _all_of(config: str) -> str:
+    return f"all of {config}"
+
+
 def _hold_against(drawn: Bootstrap, first: str, second: str, classes: Sequence[str]) -> Pair:
     return Pair(
         first,
         second,
-        {key: Difference(*drawn.difference(first, second, key)) for key in KEYS},
-        {name: Difference(*drawn.class_difference(first, second, name)) for name in classes},
+        {key: Difference(*drawn.difference(_all_of(first), _all_of(second), key)) for key in KEYS},
+        {name: Difference(*drawn.class_difference(_all_of(first), _all_of(second), name)) for name in classes},
     )
 
 
@@ -325,7 +351,8 @@ class Verification:
 def verify(folder: Path, progress: Progress = lambda text: None) -> Verification:
     """Score the kept predictions of a report again and hold every figure against `results.json`.
 
-    Costs and learning curves were measured while the runs went on: nobody can compute them again.
+    Costs and learning curves were measured while the runs went on, and ceilings are of detectors and not of what they
+    said: they are not compared.
 
     Raises:
         InputError: a file is missing or damaged, or the annotations are others than they were.
@@ -372,8 +399,9 @@ def _figures(results: Results) -> dict[str, Any]:
             found[place] = value
 
     for run in results.runs:
-        for name in ("metrics", "per_class", "shown_score", "analysis"):
-            walk(msgspec.to_builtins(getattr(run, name)), f"{run.folder}.{name}")
+        for name in ("metrics", "per_class", "shown_score"):
+            walk(getattr(run, name), f"{run.folder}.{name}")
+        walk(msgspec.to_builtins(replace(run.analysis, ceilings=[])), f"{run.folder}.analysis")
     for pair in results.pairs:
         walk(msgspec.to_builtins(pair), f"{pair.first} against {pair.second}")
     return found

@@ -302,8 +302,6 @@ def _report(verb: str, args: list[str]) -> int:
     if options.resamples < 0:
         raise InputError(f"--resamples is {options.resamples}; 0 leaves the intervals out")
 
-    from functools import partial
-
     from zoo.analysis import finish, gather, verify
     from zoo.compare import print_table
     from zoo.run import quieten

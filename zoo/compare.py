@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -168,7 +169,7 @@ def compare(
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"
             print(f"{title}: {outcome}  ({minutes:.1f} min since the start)", flush=True)
     results = collect(runs, jobs, module, command or shlex.join(sys.argv), data, out)
-    finish(results, module, out)
+    finish(results, module, out, progress=partial(print, flush=True))
     return results
 
 

@@ -36,7 +36,7 @@ def tidecv() -> ModuleType:
     """The package of TIDE's authors, with stand-ins for what only its plots use."""
     if importlib.util.find_spec("tidecv") is None:
         # its opencv-python would overwrite the opencv-contrib-python-headless that selective search needs
-        pytest.skip("tidecv is not here: pip install --no-deps tidecv==1.0.1 appdirs")
+        pytest.skip("tidecv is not here: pip install matplotlib appdirs && pip install --no-deps tidecv==1.0.1")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("pandas", "seaborn"):
             if importlib.util.find_spec(name) is None:
