@@ -22,7 +22,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_yaml(folder / "wide.yaml", model_config(width=9))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(zoo.models.MODELS, "tiny", TinyDetector)
-        patch.setattr(zoo.compare, "launch_process", trial.main)
+        patch.setattr(zoo.compare, "launch_fork", trial.main)
+        patch.setattr(zoo.compare, "warm_up", lambda: None)
         patch.setattr(trial, "LATENCY_SECONDS", 0.02)
         patch.chdir(folder)
         files = ["--models", "model.yaml", "wide.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]

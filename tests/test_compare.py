@@ -29,7 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pictures, configurations, and runs that happen in this process."""
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(zoo.compare, "launch_process", trial.main)
+    monkeypatch.setattr(zoo.compare, "launch_fork", trial.main)
+    monkeypatch.setattr(zoo.compare, "warm_up", lambda: None)
     monkeypatch.setattr(trial, "LATENCY_SECONDS", 0.02)
     return tmp_path
 
@@ -182,7 +183,7 @@ def test_what_is_done_is_not_done_again(folder: Path, monkeypatch: pytest.Monkey
     assert run_compare() == 0
     before = results(folder)
     launched: list[Path] = []
-    monkeypatch.setattr(zoo.compare, "launch_process", lambda place: launched.append(place) or trial.main(place))
+    monkeypatch.setattr(zoo.compare, "launch_fork", lambda place: launched.append(place) or trial.main(place))
     write_yaml(folder / "wide.yaml", model_config(width=9))
     assert run_compare(models=("model.yaml", "wide.yaml")) == 0
     assert [place.name for place in launched] == ["wide_seed0"]
@@ -209,7 +210,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
-    monkeypatch.setattr(zoo.compare, "launch_process", launch)
+    monkeypatch.setattr(zoo.compare, "launch_fork", launch)
     handler = signal.getsignal(signal.SIGINT)
     try:
         assert run_compare("--epochs", "4") == 130

@@ -50,7 +50,8 @@ FLOORS: dict[str, set[str]] = {
     "data_report": {"data", "report"},
     "data_cli": {"data", "report", "run", "data_report"},
     "analysis": {"data", "evaluation", "report", "ceilings", "hardware", "run", "trial"},
-    "compare": {"data", "report", "detector", "hardware", "run", "trial", "analysis"},
+    "launch": {"trial"},
+    "compare": {"data", "report", "detector", "hardware", "run", "trial", "analysis", "launch"},
     # The package itself offers `zoo.load`, and nothing below the front door imports the package.
     "": {"models"},
 }

@@ -19,7 +19,6 @@ import json
 import math
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -45,6 +44,7 @@ from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.hardware import describe_hardware, list_versions
+from zoo.launch import launch_command, launch_fork, warm_up
 from zoo.report.benchmarks import FILE_NAME as BENCHMARK_FILE
 from zoo.report.benchmarks import with_benchmark
 from zoo.report.contenders import ranked, run_labels
@@ -108,6 +108,7 @@ class Job:
     folder: Path
     config: str  # yaml
     identity: dict[str, Any]  # what the folder answers for
+    processes: int = 1  # of its Trainer, on all machines
 
 
 class Stopped(KeyboardInterrupt):
@@ -148,6 +149,8 @@ def compare(
             holds a run of another configuration.
         Stopped: by the keyboard or a signal; what is done is kept.
     """
+    if launch is None:
+        warm_up()
     jobs, module = prepare(models, data, trainer, out, budget, seeds, names, overrides)
     for job in jobs:
         check_folder(job)
@@ -163,7 +166,7 @@ def compare(
                 continue
             going_on = " (goes on)" if (job.folder / "checkpoints" / "last.ckpt").exists() else ""
             print(f"{title}{going_on}", flush=True)
-            run = do(job, launch or launch_process)
+            run = do(job, launch or (launch_fork if job.processes == 1 else launch_command))
             runs.append(run)
             minutes = (time.monotonic() - start) / 60
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"
@@ -204,8 +207,9 @@ def prepare(
         built = instantiate(parser, config)
         detector: Detector = built.model
         module = module or built.data
+        processes = count_processes(config)
         if budget is not None:
-            per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * count_processes(config)
+            per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * processes
             for key, value in budget.trainer_arguments(per_step).items():
                 config[f"trainer.{key}"] = value
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1 and config.trainer.max_time is None:
@@ -220,7 +224,7 @@ def prepare(
                 "annotations": annotations,
                 "budget": describe_budget(config, budget),
             }
-            jobs.append(Job(name, seed, out / f"{name}_seed{seed}", text, identity))
+            jobs.append(Job(name, seed, out / f"{name}_seed{seed}", text, identity, processes))
     assert module is not None
     return jobs, module
 
@@ -289,21 +293,6 @@ def do(job: Job, launch: Callable[[Path], int]) -> Run:
         hint = "; was there memory enough?" if code == -signal.SIGKILL else ""
         run = failed_run(job.folder, f"its process ended with {what}{hint}")
     return run
-
-
-def launch_process(folder: Path) -> int:
-    """Do a run in a process of its own, which shares our terminal. An interrupt is handed on and waited for."""
-    process = subprocess.Popen([sys.executable, "-m", "zoo.trial", str(folder)])
-    try:
-        return process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=60)  # to finish writing
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Processes for the runs of a comparison: each has one of its own, which shares our terminal.
+
+Importing what a run needs takes seconds. A server process imports it once and forks for each run, which is then as
+fresh as a new interpreter. A run of several processes is started by its command line, since Lightning starts the
+others by the same.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import forkserver
+from pathlib import Path
+
+SECONDS_TO_FINISH = 60  # for a run that is interrupted, to write down where it stands
+
+
+def warm_up() -> None:
+    """Let the server import what runs need while something else is done."""
+    multiprocessing.set_forkserver_preload(["zoo.trial"])
+    forkserver.ensure_running()
+
+
+def launch_fork(folder: Path) -> int:
+    """Do the run of a folder in a fork of the server. An interrupt is handed on and waited for.
+
+    Returns:
+        Its exit code, or the negative number of the signal that ended it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_do, args=(folder, Path.cwd(), dict(os.environ)))
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(SECONDS_TO_FINISH)
+        process.kill()
+        process.join()
+        raise
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def launch_command(folder: Path) -> int:
+    """Do the run of a folder by `python -m zoo.trial`; otherwise the same."""
+    process = subprocess.Popen([sys.executable, "-m", "zoo.trial", str(folder)])
+    try:
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=SECONDS_TO_FINISH)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+
+
+def _do(folder: Path, place: Path, environment: dict[str, str]) -> None:
+    """The server may have been started elsewhere, and under other variables."""
+    os.chdir(place)
+    os.environ.update(environment)
+    from zoo.trial import main
+
+    sys.exit(main(folder))
