@@ -17,7 +17,7 @@ FLOORS: dict[str, set[str]] = {
     "proposals": {"ops"},
     "data": {"proposals"},
     "evaluation": {"ops", "data.table"},
-    "callbacks": {"evaluation"},
+    "callbacks": {"ops", "evaluation"},
     "report": {"evaluation"},
     "detector": {"ops", "nn", "proposals"},
     "models": {"ops", "nn", "proposals", "detector"},

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from zoo.errors import InputError
+from zoo.errors import InputError, SaidElsewhere
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"zoo: {' '.join(str(known).split())}", file=sys.stderr)
+        if not isinstance(known, SaidElsewhere):
+            print(f"zoo: {' '.join(str(known).split())}", file=sys.stderr)
         return BAD_INPUT
 
 

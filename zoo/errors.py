@@ -17,3 +17,7 @@ class InputError(ValueError):
         self.place = place
         prefix = ": ".join(part for part in (self.file, place) if part)
         super().__init__(f"{prefix}: {message}" if prefix else message)
+
+
+class SaidElsewhere(InputError):
+    """An error that all processes of a training have at once, on those that leave it to the first one to say so."""

@@ -1,6 +1,7 @@
 import torch
 
-from zoo.nn.linear_heads import EASY, HARD, HeadFitter, LinearHeads, gather_rows
+from zoo.nn.linear_heads import EASY, HARD, HeadFitter, LinearHeads
+from zoo.ops.processes import gather_rows
 
 Round = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

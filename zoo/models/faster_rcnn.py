@@ -41,6 +41,7 @@ from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.precision import widen
+from zoo.ops.processes import mean_count
 from zoo.ops.sampling import sample
 from zoo.ops.select import nms_in_groups
 from zoo.types import Batch, Losses, Prediction
@@ -243,7 +244,7 @@ def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
     iou = pairwise_iou(batch.boxes, anchors)
     matched = match(iou, batch.mask, RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU, keep_best_of_each_object=True)
     chosen, filled = sample(matched >= 0, matched == BACKGROUND, num=256, positive_fraction=0.5)
-    num_sampled = filled.sum().clamp(min=1)
+    num_sampled = mean_count(filled.sum())
     matched = matched.gather(1, chosen)
     positive = (matched >= 0) & filled
 

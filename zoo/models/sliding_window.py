@@ -57,6 +57,7 @@ from zoo.ops.boxes import pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.precision import widen
+from zoo.ops.processes import mean_count
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
 
@@ -415,7 +416,7 @@ def window_losses(
 ) -> Losses:
     """Cross entropy with background as class 0, and half the squared error of the deltas.
 
-    The first is a mean over the sampled windows, the second over those of them that are on an object.
+    The first is a mean over the sampled windows of all processes, the second over those of them that are on an object.
     """
     matched = matched.gather(1, chosen)
     positive = (matched >= 0) & filled
@@ -426,6 +427,6 @@ def window_losses(
     targets = encode_boxes(gather_matched(batch.boxes, matched), boxes[chosen], ROI_WEIGHTS)
     squared = (deltas - targets).square().sum(dim=-1) / 2
     return {
-        "class": (cross_entropy * filled.flatten()).sum() / filled.sum().clamp(min=1),
-        "box": torch.where(positive, squared, 0.0).sum() / positive.sum().clamp(min=1),
+        "class": (cross_entropy * filled.flatten()).sum() / mean_count(filled.sum()),
+        "box": torch.where(positive, squared, 0.0).sum() / mean_count(positive.sum()),
     }

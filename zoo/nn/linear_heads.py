@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor, distributed, nn
 
 from zoo.ops.precision import widen
+from zoo.ops.processes import add_up, gather_rows, has_others
 from zoo.ops.ridge import RidgeSums, solve_ridge
 from zoo.ops.svm import fit_linear_svms
 
@@ -114,7 +115,7 @@ class HeadFitter:
         features = widen(features)
         if self.scale is None:
             lengths = torch.stack((features.norm(dim=1).sum(), features.new_tensor(float(len(features)))))
-            total, count = _add_up(lengths)
+            total, count = add_up(lengths)
             self.scale = MEAN_LENGTH * count / total.clamp(min=1e-12)
         features = features * self.scale
         self.ridge.add(features[regressed], deltas[regressed], labels[regressed])
@@ -147,8 +148,8 @@ class HeadFitter:
         """Fit for the last time and write everything into the heads, the same on every process."""
         if self.num_new:
             self.refit()
-        _add_up(self.ridge.gram)
-        _add_up(self.ridge.moments)
+        add_up(self.ridge.gram)
+        add_up(self.ridge.moments)
         box_weight, box_bias = solve_ridge(self.ridge, self.penalty)
         scale = self.scale if self.scale is not None else torch.ones((), device=self.bias.device)
         fitted = {
@@ -160,31 +161,6 @@ class HeadFitter:
         for name, values in fitted.items():
             buffer = heads.get_buffer(name)
             buffer.copy_(values)
-            if _has_others():
+            if has_others():
                 distributed.broadcast(buffer, src=0)
         heads.fitted.fill_(True)
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of all processes, in the order of the processes; each may have another number of them."""
-    if not _has_others():
-        return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    longest = max(int(count) for count in counts)
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
-
-
-def _add_up(values: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if _has_others():
-        distributed.all_reduce(values)
-    return values
-
-
-def _has_others() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -21,6 +21,7 @@ from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, IGNORED, gather_matched, match
 from zoo.ops.precision import widen
+from zoo.ops.processes import mean_count
 from zoo.ops.sampling import sample
 from zoo.ops.select import count_per_image, nms_by_class
 from zoo.types import Batch, Losses, Prediction
@@ -254,11 +255,11 @@ def roi_losses(
     rois: SampledRoIs,
     beta: float = SMOOTH_L1_BETA,
 ) -> Losses:
-    """Cross entropy over all sampled regions, smooth L1 over those on objects; both per sampled region.
+    """Cross entropy over all sampled regions, smooth L1 over those on objects; both per region sampled anywhere.
 
     Fast R-CNN, arXiv 1504.08083, equations 1 to 3; there smooth L1 turns straight at a beta of 1.
     """
-    num_sampled = rois.filled.sum().clamp(min=1)
+    num_sampled = mean_count(rois.filled.sum())
     slots = torch.where(rois.filled, rois.labels + 1, 0)
     cross_entropy = F.cross_entropy(widen(class_logits).flatten(0, 1), slots.flatten(), reduction="none")
     class_loss = (cross_entropy * rois.filled.flatten()).sum() / num_sampled

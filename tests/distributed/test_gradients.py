@@ -1,0 +1,107 @@
+"""One step of several processes has the gradients of one process with the joined batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from forms import FORMS, FRAME
+from processes import run_group
+from scenes import make_image, make_target
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import zoo.models.faster_rcnn
+from zoo.detector import Detector
+from zoo.models import MODELS
+from zoo.ops.processes import mean_count
+from zoo.ops.sampling import sample
+from zoo.types import RawBatch
+
+# More than there are, so that nothing is drawn: draws differ between a batch and its parts.
+EVERYTHING = 100_000
+SAMPLED: dict[str, dict[str, object]] = {
+    "faster_rcnn": {"rois_per_image": EVERYTHING},
+    "fast_rcnn": {"rois_per_image": EVERYTHING},
+    "rcnn": {"windows_per_batch": EVERYTHING},
+    "sliding_window": {"windows_per_image": EVERYTHING},
+}
+TESTED = [form for form in FORMS if "of darknet" not in form and "in crops" not in form]
+
+
+def build(form: str) -> Detector:
+    """In evaluation mode: dropout and batch norm would see a batch or its parts."""
+    torch.manual_seed(0)
+    key, arguments = FORMS[form]
+    arguments = {"frame": FRAME, "channels_last": False} | arguments | SAMPLED.get(key, {})
+    return MODELS[key](num_classes=3, **arguments).double().eval()
+
+
+def make_batch(places: list[int]) -> RawBatch:
+    """These of three images: two objects, none, one."""
+    objects: list[tuple[list[list[float]], list[int]]] = [
+        ([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2]),
+        ([], []),
+        ([[5, 5, 40, 45]], [1]),
+    ]
+    targets = [make_target(*objects[place], place) for place in places]
+    return [make_image(96, 128, target, place) for place, target in zip(places, targets, strict=True)], targets
+
+
+class TotalLoss(nn.Module):
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: RawBatch) -> Tensor:
+        return torch.stack(list(self.detector.compute_raw_losses(batch).values())).sum()
+
+
+def gradients(module: nn.Module, batch: RawBatch) -> dict[str, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            zoo.models.faster_rcnn,
+            "sample",
+            lambda positive, negative, num, positive_fraction: sample(positive, negative, EVERYTHING, 0.5),
+        )
+        module(batch).backward()
+    return {
+        key.removeprefix("module."): value.grad for key, value in module.named_parameters() if value.grad is not None
+    }
+
+
+def step_in_a_group(rank: int, form: str) -> dict[str, Tensor]:
+    torch.distributed.init_process_group("gloo")
+    module = DistributedDataParallel(TotalLoss(build(form)))
+    gradients(module, make_batch([rank]))
+    module.zero_grad()
+    return gradients(module, make_batch([rank]))  # the second step is the one that unused parameters would break
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", TESTED)
+def test_a_step_equals_that_of_the_joined_batch(form: str, world_size: int, tmp_path: Path) -> None:
+    """The second process has an image without objects: its own count of positives is zero."""
+    expected = gradients(TotalLoss(build(form)), make_batch(list(range(world_size))))
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for found in run_group(step_in_a_group, world_size, tmp_path, form):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7 * largest, msg=key)
+
+
+def count_in_a_group(rank: int) -> tuple[float, float]:
+    torch.distributed.init_process_group("gloo")
+    count = torch.tensor([4, 0, 2][rank])
+    shared = mean_count(count)
+    with torch.no_grad():
+        own = mean_count(count)
+    return float(shared), float(own)
+
+
+def test_counts_are_shared_where_gradients_are(tmp_path: Path) -> None:
+    assert run_group(count_in_a_group, 3, tmp_path) == [(2, 4), (2, 1), (2, 2)]
+
+
+def test_without_others_the_count_is_its_own() -> None:
+    assert mean_count(torch.tensor(0)) == 1
+    assert mean_count(torch.tensor(5)) == 5

@@ -1,0 +1,63 @@
+"""Real processes for tests: a group of them as torchrun would start it, forked from a server that has zoo imported."""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SECONDS = 240  # a group that takes longer hangs
+
+
+def run_group(work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any) -> list[Any]:
+    """work(rank, *arguments) in processes that know each other; what each of them gives back, by rank.
+
+    In them, `torch.distributed.init_process_group("gloo")` works as it stands, and so does a Trainer of that many
+    devices with strategy "ddp". A failure of one is raised here; a group that hangs is killed and fails.
+
+    Args:
+        work: of an importable module.
+        world_size: number of processes.
+        folder: for their results.
+        arguments: of `work`.
+    """
+    multiprocessing.set_forkserver_preload(["zoo.trial"])
+    context = torch.multiprocessing.start_processes(
+        _work, (work, world_size, _free_port(), folder, arguments), world_size, join=False, start_method="forkserver"
+    )
+    deadline = time.monotonic() + SECONDS
+    while not context.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"{work.__name__} in {world_size} processes hangs")
+    return [torch.load(folder / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _work(
+    rank: int, work: Callable[..., Any], world_size: int, port: int, folder: Path, arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    torch.save(work(rank, *arguments), folder / f"result{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

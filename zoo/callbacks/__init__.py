@@ -1,0 +1,13 @@
+"""What stands around a training: the ruler, guards, the learning curve, and what makes a run one that can be repeated.
+
+Each callback works with every detector, and with any LightningModule whose validation and test steps return
+`{"loss": ..., "predictions": list[Prediction]}` for batches of `(images, targets)`. Lightning runs ModelCheckpoint
+after all other callbacks, and both it and EarlyStopping read what was logged until `on_validation_epoch_end`: they
+can monitor `val/AP`, on every process.
+"""
+
+from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
+from zoo.callbacks.learning_curve import LearningCurve
+from zoo.callbacks.mean_average_precision import MeanAveragePrecision
+
+__all__ = ["LearningCurve", "MeanAveragePrecision", "StopOnNonFiniteLoss"]

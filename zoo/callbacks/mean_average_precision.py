@@ -1,0 +1,143 @@
+"""The ruler of every validation and test run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from zoo.errors import InputError
+from zoo.evaluation.coco import Engine
+from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.metric import DetectionMAP
+from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, check_names
+from zoo.types import RawBatch
+
+Stage: TypeAlias = Literal["val", "test"]
+
+
+class MeanAveragePrecision(Callback):
+    """Measures every validation and test run by COCO's and VOC's protocols and logs each number by name.
+
+    Logged are `val/AP`, `val/AP50`, ... `val/VOC10`, and `val/AP/<class>` and so on by class; `test/...` in test runs.
+    Each image counts once, on any number of processes; the first one measures and tells the others.
+
+    Where the DataModule has a method `table(split)` (ours has), its annotations are the ground truth; otherwise the
+    targets of the batches are. Names and ids of classes come from the DataModule's `class_names` and `class_ids`,
+    names else from the model's `class_names`.
+
+    Args:
+        protocols: any of "coco" (twelve numbers), "voc07" (11-point) and "voc10" (all-point).
+        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools".
+        log_classes: log the numbers of each class, too.
+        results_file: where to write the test run's predictions as COCO-results json; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        protocols: Sequence[Protocol] = PROTOCOLS,
+        engine: Engine = "hotcoco",
+        log_classes: bool = True,
+        results_file: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        check_names(protocols, engine)
+        self.protocols = tuple(protocols)
+        self.engine: Engine = engine
+        self.log_classes = log_classes
+        self.results_file = results_file
+        self._metrics: dict[Stage, DetectionMAP] = {}
+
+    def predictions(self, stage: Stage) -> Predictions | None:
+        """All detections of the last run of this stage, on the first process; None on others and before a run."""
+        return self._metrics[stage].predictions if stage in self._metrics else None
+
+    def scores(self, stage: Stage) -> Scores | None:
+        """The numbers of the last run of this stage, on every process; None before there was one."""
+        return self._metrics[stage].scores if stage in self._metrics else None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts anew."""
+        self._start("val", trainer, pl_module, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts anew."""
+        self._start("test", trainer, pl_module, trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: RawBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the batch's predictions and targets."""
+        self._update("val", outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: RawBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the batch's predictions and targets."""
+        self._update("test", outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures and logs; a sanity check before the training is not measured, since it sees too few images."""
+        if not trainer.sanity_checking:
+            self._finish("val", pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures, logs, and writes the predictions if asked to."""
+        self._finish("test", pl_module)
+        predictions = self.predictions("test")
+        if self.results_file is not None and predictions is not None:
+            class_ids = getattr(getattr(trainer, "datamodule", None), "class_ids", None)
+            if class_ids is None:
+                scores = self.scores("test")
+                class_ids = range(1, len(scores.per_class) + 1) if scores is not None else ()
+            Path(self.results_file).parent.mkdir(parents=True, exist_ok=True)
+            write_coco_results(predictions, self.results_file, list(class_ids))
+
+    def _start(
+        self, stage: Stage, trainer: Trainer, pl_module: LightningModule, num_batches: list[int | float]
+    ) -> None:
+        if len(num_batches) > 1:
+            raise InputError(
+                f"{len(num_batches)} {stage} loaders, whose images cannot be told apart; hand in one at a time"
+            )
+        datamodule = getattr(trainer, "datamodule", None)
+        table = getattr(datamodule, "table", None)
+        self._metrics[stage] = DetectionMAP(
+            classes=getattr(datamodule, "class_names", None) or getattr(pl_module, "class_names", None),
+            protocols=self.protocols,
+            engine=self.engine,
+            ground_truth=GroundTruth.from_table(table(stage)) if callable(table) else None,
+        )
+
+    def _update(self, stage: Stage, outputs: Any, batch: RawBatch) -> None:
+        if not isinstance(outputs, Mapping) or "predictions" not in outputs:
+            raise InputError(
+                f"the model's {'validation' if stage == 'val' else 'test'}_step must return a dict with `predictions`, "
+                f"one for each image, but it returned {type(outputs).__name__}"
+            )
+        self._metrics[stage].update(outputs["predictions"], batch[1])
+
+    def _finish(self, stage: Stage, pl_module: LightningModule) -> None:
+        values = self._metrics[stage].compute()
+        self._metrics[stage].reset()  # the columns are in `predictions` now, once
+        for key, value in values.items():
+            of_class = "/" in key
+            if self.log_classes or not of_class:
+                # All processes have the same value; the largest of them is it, to the bit, which a mean might not be.
+                # Not synchronising would do, but Lightning warns of it at every key.
+                pl_module.log(
+                    f"{stage}/{key}", float(value), prog_bar=key in ("AP", "AP50"), reduce_fx="max", sync_dist=True
+                )

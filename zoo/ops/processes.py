@@ -1,0 +1,85 @@
+"""What processes that train together tell each other; where there is one alone, nothing is said and nothing is paid."""
+
+import torch
+from torch import Tensor, distributed
+
+
+def has_others() -> bool:
+    """Whether other processes take part."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def add_up(values: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if has_others():
+        distributed.all_reduce(values)
+    return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows [n, ...] of all processes, in the order of the processes; each may have another number of them."""
+    if not has_others():
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    longest = max(int(count) for count in counts)
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def mean_count(count: Tensor) -> Tensor:
+    """What to divide a sum of losses by, for a mean over the items of all processes.
+
+    Gradients are averaged over processes. Where each divides its sum by the items of a process on average, and not by
+    its own, the average is the gradient of the mean over all items: what one process with the joined batch has.
+
+    Counts are exchanged where gradients are. In evaluation processes may have different numbers of batches, so nobody
+    can be waited for: each goes by its own.
+
+    Args:
+        count: this process's items, an integer scalar; 0 is fine.
+
+    Returns:
+        At least one item, in all processes together.
+    """
+    if not (torch.is_grad_enabled() and has_others()):
+        return count.clamp(min=1)
+    total = add_up(count.clone()).clamp(min=1)
+    return total / distributed.get_world_size()
+
+
+def gather_words(words: str | None) -> list[str | None]:
+    """What each process has to say, on all of them. All must call this."""
+    if not has_others():
+        return [words]
+    said: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(said, words)
+    return said
+
+
+class LateFlag:
+    """Whether something is so on any process: told at one step and read at the next, so that nobody waits for a device.
+
+    Args:
+        flag: a bool scalar of this process, on the device that trains. All processes must make theirs.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        told = flag.to(torch.int32)
+        if has_others():
+            distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
+        # Into pinned memory, without waiting; the event says when it is there.
+        self._told = told.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if told.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> bool:
+        """Waits for the step in which it was told, but for nothing that was sent off after it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._told)
