@@ -1,19 +1,23 @@
 """`zoo benchmark` on a run folder as `zoo compare` leaves it, and on bare checkpoints; bad input by its one line."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from rich.console import Console
 from tiny_data import data_config, write_files, write_yaml
 from tiny_detector import TinyDetector
 
 import zoo.models
+from zoo.benchmark import break_name, print_benchmarks
 from zoo.cli import main
 from zoo.detector import Detector
-from zoo.report.benchmarks import Benchmarks, read_benchmark, with_benchmark
-from zoo.report.results import Cost, Run
+from zoo.report.benchmarks import Benchmark, Benchmarks, read_benchmark, with_benchmark
+from zoo.report.results import Cost, Run, Timing
 
 CHECKPOINTS = {"best": 4, "last": 6}  # the width tells them apart
 
@@ -110,6 +114,58 @@ def test_checkpoints_on_data(run: Path, tmp_path: Path) -> None:
     assert [each.cost.parameters for each in found] == [parameters(width) for width in CHECKPOINTS.values()]
     assert {each.precision for each in found} == {"32-true"}
     assert not (run / "cost.json").exists()
+
+
+def made_up(name: str, **cost: Any) -> Benchmark:
+    """With the widest figures that a GPU's detector or R-CNN on a CPU has."""
+    parts = ("decode", "proposals", "frame", "network", "post-processing", "total")
+    timings = [Timing(batch, part, 11234.5, 12345.6, 50) for batch in (1, 8, 32) for part in parts]
+    whole = Cost(138_357_544, 1234.56e9, "500x375 framed to 1333x1000", peak_memory_mb=123456.0, proposals=2000)
+    whole.joules_per_image, whole.timings = 1234.56, timings
+    return Benchmark(name, "best.ckpt", "made-up", "bf16-mixed", "no machine", "cuda:0", 1, {}, replace(whole, **cost))
+
+
+NAMES = ("sliding_window_tiny_seed0", "retinanet_r50_fpn_seed12", "rcnn")
+
+
+@pytest.mark.parametrize("cost", [{}, {"joules_per_image": None, "proposals": None}])
+def test_tables_fit_eighty_columns_and_nothing_is_cut(cost: dict[str, Any]) -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    print_benchmarks([made_up(name, **cost) for name in NAMES], console)
+    printed = console.file.getvalue()
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\u2026" not in printed, "an ellipsis: something is cut"
+    assert printed.count("bf16-mixed") == printed.count("1333x1000") == printed.count("123456") == len(NAMES)
+    assert printed.count("11234.5") == printed.count("12345.6") == len(NAMES) * 3 * 6
+    firsts = [line.split(" ")[0] for line in lines]
+    for name in NAMES:  # whole in both tables, one piece below the other
+        assert "".join(firsts).count(name) == 2
+
+
+def test_numbers_are_whole_where_nothing_can_fit() -> None:
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    print_benchmarks([made_up("rcnn")], console)
+    printed = console.file.getvalue()
+    assert "\u2026" not in printed
+    assert printed.count("11234.5") == 18
+    assert printed.count("1333x1000") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("rcnn", 10, ["rcnn"]),
+        ("faster_rcnn_tiny_seed0", 22, ["faster_rcnn_tiny_seed0"]),
+        ("faster_rcnn_tiny_seed0", 12, ["faster_rcnn_", "tiny_seed0"]),
+        ("faster_rcnn_tiny_seed0", 11, ["faster_", "rcnn_tiny_", "seed0"]),
+        ("epoch=12-step=4000", 10, ["epoch=12-", "step=4000"]),
+        ("unbreakable_x", 4, ["unbreakable_", "x"]),
+        ("", 4, [""]),
+    ],
+)
+def test_names_break_between_words(name: str, width: int, lines: list[str]) -> None:
+    assert break_name(name, width).split("\n") == lines
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`zoo benchmark`: what finished checkpoints cost, with the weights and in the precision that gave their AP."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,69 +176,87 @@ def measure(
 
 # ---------------------------------------------------------------------------------------------------------- terminal
 
+_NOTHING = "-"
+_SHORT = {"proposals": "search", "post-processing": "post"}
+
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], console: Console) -> None:
-    """Two tables: what each takes, and how long, the median over the 95th percentile."""
+    """Two tables: what each takes, and how long, the median over the 95th percentile.
+
+    Names are broken between their words to make the tables as wide as the console. No word and no number is cut: on a
+    console too narrow for the figures, lines run over.
+    """
     for hardware, device, threads in dict.fromkeys((each.hardware, each.device, each.threads) for each in benchmarks):
         words = f"{hardware}; on {device}, {threads} thread{'s' if threads != 1 else ''}"
         console.print(words, highlight=False, soft_wrap=True)
-    console.print(_resources_table(benchmarks))
-    console.print()
-    console.print(_times_table(benchmarks))
+    console.print(_resources_table(benchmarks, console.width), crop=False)
+    console.print(RESOURCES_LEGEND, style="dim", highlight=False)
+    counts = sorted({timing.batches for each in benchmarks for timing in each.cost.timings})
+    of = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    console.print(f"\nms an image: the median, below it the 95th percentile, of {of} batches", highlight=False)
+    console.print(_times_table(benchmarks, console.width), crop=False)
+    console.print(TIMES_LEGEND, style="dim", highlight=False)
 
 
-def _resources_table(benchmarks: Sequence[Benchmark]) -> Table:
-    columns: dict[str, list[str]] = {
-        "precision": [each.precision for each in benchmarks],
-        "framed to": [(each.cost.flops_input or "-").rpartition(" ")[2] for each in benchmarks],
+def _resources_table(benchmarks: Sequence[Benchmark], width: int) -> Table:
+    columns: dict[str, list[Text]] = {
+        "precision": [Text(each.precision) for each in benchmarks],
+        "framed to": [Text((each.cost.flops_input or _NOTHING).rpartition(" ")[2]) for each in benchmarks],
         "params\nM": [_number(each.cost.parameters, 1e-6, 2) for each in benchmarks],
         "GFLOPs": [_number(each.cost.flops, 1e-9, 2) for each in benchmarks],
         "proposals": [_number(each.cost.proposals, 1, 0) for each in benchmarks],
         "memory\nMB": [_number(each.cost.peak_memory_mb, 1, 0) for each in benchmarks],
         "energy\nJ/image": [_number(each.cost.joules_per_image, 1, 2) for each in benchmarks],
     }
-    table = _new_table(RESOURCES_LEGEND)
-    shown = {name: cells for name, cells in columns.items() if set(cells) != {_NOTHING}}
-    for name in shown:
-        table.add_column(name, justify="left" if name == "precision" else "right", no_wrap=True)
-    for row, each in enumerate(benchmarks):
-        table.add_row(each.name, *(cells[row] for cells in shown.values()))
-    return table
+    shown = {name: cells for name, cells in columns.items() if any(cell.plain != _NOTHING for cell in cells)}
+    return _make_table([each.name for each in benchmarks], shown, width)
 
 
-def _times_table(benchmarks: Sequence[Benchmark]) -> Table:
+def _times_table(benchmarks: Sequence[Benchmark], width: int) -> Table:
     timings = [timing for each in benchmarks for timing in each.cost.timings]
     shown = [part for part in PARTS if part in {timing.part for timing in timings}]
-    counts = sorted({timing.batches for timing in timings})
-    of = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    table = _new_table(TIMES_LEGEND, f"ms an image: the median, below it the 95th percentile, of {of} batches")
-    for name in ("batch", *(_SHORT.get(part, part) for part in shown), "img/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names: list[str] = []
+    columns: dict[str, list[Text]] = {
+        name: [] for name in ("batch", *(_SHORT.get(part, part) for part in shown), "img/s")
+    }
     for each in benchmarks:
         for number, batch in enumerate(dict.fromkeys(timing.batch for timing in each.cost.timings)):
             parts: dict[str, Timing] = {timing.part: timing for timing in each.cost.timings if timing.batch == batch}
-            cells = (_two_lines(parts.get(part)) for part in shown)
-            rate = f"{1000 / parts['total'].median:.1f}"
-            table.add_row(each.name if number == 0 else "", str(batch), *cells, rate)
-    return table
+            rate = Text(f"{1000 / parts['total'].median:.1f}")
+            names.append(each.name if number == 0 else "")
+            row = [Text(str(batch)), *(_two_lines(parts.get(part)) for part in shown), rate]
+            for cells, cell in zip(columns.values(), row, strict=True):
+                cells.append(cell)
+    return _make_table(names, columns, width)
 
 
-_NOTHING = "-"
-_SHORT = {"proposals": "search", "post-processing": "post"}
-
-
-def _new_table(legend: str, title: str | None = None) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=legend,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+def _make_table(names: Sequence[str], columns: Mapping[str, Sequence[Text]], width: int) -> Table:
+    """A table whose first column, the names, takes no more than the others leave of the width, if that can be."""
+    widths = {
+        name: max(len(line) for text in (name, *(cell.plain for cell in cells)) for line in text.split("\n"))
+        for name, cells in columns.items()
+    }
+    rest = sum(widths.values()) + len(widths)
+    broken = [break_name(name, width - rest) for name in names]
+    longest = max((len(line) for name in broken for line in name.split("\n")), default=0)
+    # No edge and no padding: the box itself keeps columns a space apart. The width is said, or columns would be cut.
+    table = Table(width=longest + rest, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "precision" else "right", no_wrap=True)
+    for row, name in enumerate(broken):
+        table.add_row(name, *(cells[row] for cells in columns.values()))
     return table
+
+
+def break_name(name: str, width: int) -> str:
+    """A name on lines of at most so many characters, broken between words only; a longer word has a line of its own."""
+    lines = [""]
+    for word in re.findall(r"[^\W_]+[\W_]*|[\W_]+", name):  # "faster_", "rcnn_", "seed0"
+        if lines[-1] and len(lines[-1] + word) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
 
 
 def _two_lines(timing: Timing | None) -> Text:
@@ -247,5 +266,5 @@ def _two_lines(timing: Timing | None) -> Text:
     return Text.assemble(f"{timing.median:.{digits}f}\n", (f"{timing.p95:.{digits}f}", "dim"))
 
 
-def _number(value: float | None, factor: float, digits: int) -> str:
-    return _NOTHING if value is None else f"{value * factor:.{digits}f}"
+def _number(value: float | None, factor: float, digits: int) -> Text:
+    return Text(_NOTHING if value is None else f"{value * factor:.{digits}f}")
