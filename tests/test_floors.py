@@ -27,7 +27,8 @@ FLOORS: dict[str, set[str]] = {
     "energy": set(),
     "speed": {"proposals", "detector", "report.results", "cost", "energy"},
     "hardware": set(),
-    "run": {"data", "proposals", "evaluation", "callbacks", "detector", "models", "weights"},
+    "checkpoints": set(),
+    "run": {"data", "proposals", "evaluation", "callbacks", "checkpoints", "detector", "models", "weights"},
     "translations": {"ops"},
     "export": {"detector", "models", "hardware", "translations"},
     "predict": {"data", "evaluation", "report", "models", "run"},
@@ -43,6 +44,7 @@ FLOORS: dict[str, set[str]] = {
         "cost",
         "energy",
         "speed",
+        "hardware",
         "run",
     },
     "benchmark": {"data", "report", "detector", "models", "hardware", "speed", "run", "trial"},
@@ -52,6 +54,7 @@ FLOORS: dict[str, set[str]] = {
     "analysis": {"data", "evaluation", "report", "ceilings", "hardware", "run", "trial"},
     "launch": {"trial"},
     "compare": {"data", "report", "detector", "hardware", "run", "trial", "analysis", "launch"},
+    "array": {"data", "report", "run", "trial", "analysis", "compare"},
     # The package itself offers `zoo.load`, and nothing below the front door imports the package.
     "": {"models"},
 }

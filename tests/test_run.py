@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from pytorch_lightning.callbacks import RichProgressBar
 
-from zoo.run import STEPS_BETWEEN_METRICS, UnhurriedBar
+from zoo.callbacks.progress import STEPS_BETWEEN_METRICS, UnhurriedBar
 
 
 def test_the_bar_reads_the_loss_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ and cannot be used ends in one line on stderr and exit code 2; `--debug`, or ZOO
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from zoo.errors import InputError, SaidElsewhere
+from zoo.errors import InputError, SharedInputError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        if not isinstance(known, SaidElsewhere):
+        if not isinstance(known, SharedInputError):
             print(f"zoo: {' '.join(str(known).split())}", file=sys.stderr)
         return BAD_INPUT
 
@@ -230,12 +231,17 @@ def _compare(verb: str, args: list[str]) -> int:
     parser.add_argument("--epochs", type=int, help="budget of each run ...")
     parser.add_argument("--images", type=int, help="... or this ...")
     parser.add_argument("--minutes", type=float, help="... or this (what the trainer file says)")
+    where = parser.add_mutually_exclusive_group()
+    text = "train nothing: print a SLURM script with one task a run, for sbatch"
+    where.add_argument("--array", action="store_true", help=text)
+    where.add_argument("--collect", action="store_true", help="train nothing: report what these tasks have left")
     options, overrides = parser.parse_known_args(args)
     strangers = [word for word in overrides if word.startswith("-") and not word.startswith(_OVERRIDES)]
     if strangers or (overrides and not overrides[0].startswith("-")):
         raise InputError(f"unrecognized arguments: {' '.join(strangers or overrides)}")
 
-    from zoo.compare import DEFAULT_BUDGET, Budget, compare, print_table
+    from zoo.array import collect_runs, count_processes_elsewhere, write_runs
+    from zoo.compare import DEFAULT_BUDGET, Budget, compare, prepare, print_table
     from zoo.run import quieten
 
     quieten()
@@ -248,7 +254,7 @@ def _compare(verb: str, args: list[str]) -> int:
         budget = DEFAULT_BUDGET
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
-    results = compare(
+    asked = (
         options.models or sorted((configs / "models").glob("*_tiny.yaml")),
         data,
         options.trainer or configs / "trainers" / "cpu.yaml",
@@ -257,8 +263,19 @@ def _compare(verb: str, args: list[str]) -> int:
         options.seeds,
         options.names,
         overrides,
-        command=" ".join(["zoo", verb, *args]),
     )
+    command = ["zoo", verb, *args]
+    if not (options.array or options.collect):
+        results = compare(*asked, command=" ".join(command))
+    else:
+        jobs, module = prepare(*asked, count=count_processes_elsewhere)
+        if options.array:
+            afterwards = shlex.join("--collect" if word == "--array" else word for word in command)
+            script, count = write_runs(jobs, module, out, afterwards)
+            print(script, end="")
+            print(f"{count} run{'s' if count != 1 else ''} to do; afterwards: {afterwards}", file=sys.stderr)
+            return OK
+        results = collect_runs(jobs, module, " ".join(command), data, out)
     print_table(results)
     print(f"report: {out / 'report.html'}")
     return FAILED if any(run.status == "failed" for run in results.runs) else OK

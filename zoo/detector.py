@@ -31,7 +31,11 @@ class Recipe:
 
     Args:
         optimizer: "sgd" (with Nesterov off, as in the papers) or "adamw" or "adam".
-        lr: the highest learning rate, for the batch that the config names.
+        lr: the highest learning rate, for `total_batch` images a step.
+        total_batch: images an optimizer step, on all processes together, that lr and warmup_steps are meant for. With k
+            times as many, SGD's rate is k times as high (Goyal et al., arXiv 1706.02677), that of Adam and AdamW the
+            square root of k (Malladi et al., arXiv 2205.10287), and warm-up takes as many images as before. None: lr
+            is taken as it stands.
         momentum: of SGD; beta1 of Adam.
         weight_decay: on weights of two dimensions or more ...
         norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
@@ -44,6 +48,7 @@ class Recipe:
 
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
     lr: float = 0.01
+    total_batch: int | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
@@ -53,15 +58,22 @@ class Recipe:
     milestones: tuple[float, ...] = (16 / 26, 22 / 26)
     gamma: float = 0.1
 
-    def factor(self, progress: float, step: int) -> float:
-        """Learning rate at `step` and this fraction of the training, as a multiple of lr."""
+    def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
+        """Learning rate as a multiple of lr.
+
+        Args:
+            progress: fraction of the training that is done.
+            step: optimizer steps that are done.
+            batch_scale: images a step, in multiples of total_batch.
+        """
+        growth = batch_scale if self.optimizer == "sgd" else math.sqrt(batch_scale)
         start = self.warmup_start
-        warmup = min(1.0, start + (1 - start) * step / self.warmup_steps) if self.warmup_steps else 1.0
+        warmup = min(1.0, start + (1 - start) * step * batch_scale / self.warmup_steps) if self.warmup_steps else 1.0
         if self.schedule == "cosine":
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            return growth * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         if self.schedule == "multistep":
-            return warmup * self.gamma ** sum(progress >= milestone for milestone in self.milestones)
-        return warmup
+            return growth * warmup * self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        return growth * warmup
 
 
 class StepOutput(TypedDict):
@@ -202,21 +214,45 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and its schedule stepped after every optimizer step."""
         recipe = self.recipe
+        self.trainer.fit_loop.setup_data()  # the schedule reads how many batches there are, and of how many images
         optimizer = build_optimizer(self.parameters(), recipe)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.factor(self.progress(), step))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: recipe.factor(self.progress(), step, self.batch_scale())
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @final
-    def progress(self) -> float:
-        """Fraction of the training that is done, by steps or by the clock of `max_time`, whichever is further."""
+    def batch_scale(self) -> float:
+        """Images an optimizer step, on all processes, in multiples of what the recipe is meant for."""
         trainer = self.trainer
-        total_steps = trainer.estimated_stepping_batches
-        progress = trainer.global_step / total_steps if math.isfinite(total_steps) and total_steps > 0 else 0.0
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+        if self.recipe.total_batch is None or batch_size is None:
+            return 1.0
+        return batch_size * trainer.world_size * trainer.accumulate_grad_batches / self.recipe.total_batch
+
+    @final
+    def progress(self) -> float:
+        """Fraction of the training that is done, by steps, epochs or the clock of `max_time`, whichever is furthest.
+
+        Epochs are counted as such, and not in steps, so that a training can go on with other batches than it began
+        with. The clock is that of the first process.
+        """
+        trainer = self.trainer
+        by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        loop = trainer.fit_loop
+        batches = loop.epoch_loop.batch_progress.current.ready
+        epochs = trainer.current_epoch + (batches / trainer.num_training_batches if batches else 0.0)
+        max_epochs = trainer.max_epochs or 0
+        by_epochs = epochs / max_epochs if max_epochs > 0 else 0.0
+        return min(max(by_steps, by_epochs, self._clock_progress()), 1.0)
+
+    def _clock_progress(self) -> float:
+        """Fraction of `max_time` that is over by the first process's clock, told to the others; 0 without a limit."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
                 elapsed = callback.time_elapsed()
-                progress = max(progress, elapsed / max(elapsed + left, 1e-9))
-        return min(progress, 1.0)
+                return float(self.trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
+        return 0.0
 
     @final
     def configure_model(self) -> None:

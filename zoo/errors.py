@@ -1,4 +1,4 @@
-"""The one exception for what a user handed in: the command line prints it as one line and exits with 2."""
+"""Exceptions that the command line knows: what a user handed in (one line, exit code 2), and a training cut short."""
 
 from pathlib import Path
 
@@ -19,5 +19,9 @@ class InputError(ValueError):
         super().__init__(f"{prefix}: {message}" if prefix else message)
 
 
-class SaidElsewhere(InputError):
+class SharedInputError(InputError):
     """An error that all processes of a training have at once, on those that leave it to the first one to say so."""
+
+
+class Preempted(Exception):  # noqa: N818 (nothing went wrong)
+    """A training stopped because it was told to make room; its checkpoint is written, and the same command goes on."""

@@ -4,27 +4,32 @@
 """
 
 import argparse
-import math
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, Namespace
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-)
+from lightning_fabric.plugins import CheckpointIO
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from zoo.callbacks import LearningCurve, MeanAveragePrecision, StopOnNonFiniteLoss
+from zoo.callbacks import (
+    LearningCurve,
+    MeanAveragePrecision,
+    Preemption,
+    ProgressLines,
+    Resumption,
+    StepSeeds,
+    StopOnNonFiniteLoss,
+    UnhurriedBar,
+)
+from zoo.callbacks.preemption import LAST
+from zoo.checkpoints import WholeFiles
 from zoo.data.module import DetectionDataModule
 from zoo.data.source import DataWarning
 from zoo.detector import Detector
@@ -35,8 +40,6 @@ from zoo.proposals import CacheWarning
 RUNS_FOLDER = "runs"
 MONITOR = "val/AP"  # what "best" means everywhere
 DEFAULT_SEED = 0
-SECONDS_BETWEEN_LINES = 5.0  # of a training whose output goes into a file
-STEPS_BETWEEN_METRICS = 20  # of the bar in a terminal
 
 
 def make_parser() -> LightningArgumentParser:
@@ -178,6 +181,10 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     arguments["callbacks"] = given + default_callbacks(given, arguments, data, folder)
     if not any(isinstance(callback, ProgressBar) for callback in arguments["callbacks"]):
         arguments["enable_progress_bar"] = False  # or Lightning adds its own
+    plugins = arguments.get("plugins") or []
+    plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        arguments["plugins"] = [*plugins, WholeFiles()]
     if arguments.get("enable_model_summary") is None:
         arguments["enable_model_summary"] = False
     try:
@@ -223,6 +230,7 @@ def default_callbacks(
 ) -> list[Callback]:
     """What every training has around it, less what was given and what the Trainer's switches turn off."""
     callbacks: list[Callback] = [MeanAveragePrecision(), StopOnNonFiniteLoss(), LearningCurve()]
+    callbacks += [StepSeeds(), Resumption(), Preemption()]
     if arguments.get("logger") is not False:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if arguments.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -236,7 +244,7 @@ def default_callbacks(
 def default_checkpoints(has_validation: bool, folder: Path | None) -> list[ModelCheckpoint]:
     """Keeps `checkpoints/last.ckpt` after every epoch, and `checkpoints/best.ckpt` by validation AP."""
     where = None if folder is None else folder / "checkpoints"
-    last = ModelCheckpoint(where, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    last = ModelCheckpoint(where, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
     if not has_validation:
         return [last]
     best = ModelCheckpoint(
@@ -248,48 +256,6 @@ def default_checkpoints(has_validation: bool, folder: Path | None) -> list[Model
         enable_version_counter=False,
     )
     return [best, last]
-
-
-class UnhurriedBar(RichProgressBar):
-    """Lightning's bar, which would read the loss after every step, and so have a GPU waited for at every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: dict[str, int | str | float | dict[str, float]] = {}
-
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """The metrics beside the bar: new ones every 20 steps, and whenever no training step was done."""
-        if not trainer.training or trainer.global_step % STEPS_BETWEEN_METRICS == 1 or not self.shown:
-            self.shown = super().get_metrics(trainer, pl_module)
-        return self.shown
-
-
-class ProgressLines(Callback):
-    """One line after an epoch, a few seconds apart at least: progress for logs and pipes."""
-
-    def __init__(self) -> None:
-        self.start = 0.0
-        self.last_line = -math.inf
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.start = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the training stands."""
-        now = time.monotonic()
-        is_last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-        if not trainer.is_global_zero or (now - self.last_line < SECONDS_BETWEEN_LINES and not is_last):
-            return
-        self.last_line = now
-        metrics = trainer.callback_metrics
-        shown = [f"{key} {float(metrics[key]):.3f}" for key in ("train/loss", MONITOR, "val/AP50") if key in metrics]
-        of_epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        minutes = (now - self.start) / 60
-        parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}", f"step {trainer.global_step}", *shown]
-        print("  ".join([*parts, f"{minutes:.1f} min"]), flush=True)
 
 
 def check_checkpoint(detector: Detector, file: str | Path) -> None:
@@ -381,6 +347,8 @@ def quieten() -> None:
         ".*Starting from v1.9.0, `tensorboardX`.*",
         ".*when using `ckpt_path`, callbacks used.*",  # measuring needs none of the checkpoint callbacks
         ".*across ranks is zero.*",  # no validation split
+        ".*your dataloader is not resumable.*",  # the DataModule has the place
+        ".*You're using the WeightAveraging callback with a model that overrides.*",  # which shards nothing
         ".*isinstance.treespec, LeafSpec.*",  # Lightning and this torch
     ):
         warnings.filterwarnings("ignore", message=message)

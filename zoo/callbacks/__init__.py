@@ -9,5 +9,20 @@ can monitor `val/AP`, on every process.
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
 from zoo.callbacks.learning_curve import LearningCurve
 from zoo.callbacks.mean_average_precision import MeanAveragePrecision
+from zoo.callbacks.moving_average import MovingAverage
+from zoo.callbacks.preemption import Preemption
+from zoo.callbacks.progress import ProgressLines, UnhurriedBar
+from zoo.callbacks.resumption import Resumption
+from zoo.callbacks.step_seeds import StepSeeds
 
-__all__ = ["LearningCurve", "MeanAveragePrecision", "StopOnNonFiniteLoss"]
+__all__ = [
+    "LearningCurve",
+    "MeanAveragePrecision",
+    "MovingAverage",
+    "Preemption",
+    "ProgressLines",
+    "Resumption",
+    "StepSeeds",
+    "StopOnNonFiniteLoss",
+    "UnhurriedBar",
+]

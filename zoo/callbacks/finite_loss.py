@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.errors import InputError, SaidElsewhere
-from zoo.ops.processes import LateFlag, gather_words
+from zoo.errors import InputError, SharedInputError
+from zoo.ops.processes import LateMaximum, gather_words
 from zoo.types import RawBatch
 
 
@@ -23,7 +23,7 @@ class StopOnNonFiniteLoss(Callback):
 
     Raises:
         InputError: in `on_train_batch_end`, naming the step, the losses that are not finite and the images.
-            On processes but the first it is a `SaidElsewhere`.
+            On processes but the first it is a `SharedInputError`.
     """
 
     def __init__(self) -> None:
@@ -82,17 +82,17 @@ class _Step:
             for name, value in trainer.callback_metrics.items()
             if name.startswith("train/") and name != "train/loss"
         }
-        self.lost = LateFlag(~torch.isfinite(self.loss).all())
+        self.lost = LateMaximum(~torch.isfinite(self.loss).all())
 
     def is_lost(self) -> bool:
         """Whether the loss of any process is not finite."""
-        return self.lost.read()
+        return self.lost.read() > 0
 
     def explain(self, trainer: Trainer) -> InputError:
         """What to tell the user; on all processes what the first of them has to say whose own loss is lost."""
         own = None if math.isfinite(float(self.loss)) else self._describe(trainer)
         words = next(filter(None, gather_words(own)))
-        return InputError(words) if trainer.is_global_zero else SaidElsewhere(words)
+        return InputError(words) if trainer.is_global_zero else SharedInputError(words)
 
     def _describe(self, trainer: Trainer) -> str:
         bad = [name.removeprefix("train/") for name, value in self.logged.items() if not math.isfinite(float(value))]

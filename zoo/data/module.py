@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class DetectionDataModule(LightningDataModule):
         self._tables: dict[Split, AnnotationTable] = {}
         self._caches: dict[Split, ImageCache] = {}
         self._proposals_on_disk: ProposalCache | None = None
+        self._place: dict[str, int] | None = None  # where the next training loader begins, if not at the start
 
     def table(self, split: Split) -> AnnotationTable:
         """The annotations of a split, read once.
@@ -191,6 +192,19 @@ class DetectionDataModule(LightningDataModule):
             if split in self.sources:
                 self.table(split)
 
+    def state_dict(self) -> dict[str, int]:
+        """How far the training has come, for a checkpoint: epochs that are over, and images seen of the one after."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        over = epochs.processed
+        batches = loop.epoch_loop.batch_progress.current.ready if epochs.ready > over else 0
+        return {"epoch": over, "num_images": batches * self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next training loader begins there."""
+        self._place = dict(state_dict)
+
     def dataset(self, split: Split) -> DetectionDataset:
         """A split image by image, as its loader sees it."""
         if self.cache_mb and split != "predict" and split not in self._caches:
@@ -235,6 +249,9 @@ class DetectionDataModule(LightningDataModule):
         dataset = self.dataset("train")
         groups = (dataset.table.widths < dataset.table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
         sampler = TrainSampler(dataset, *self._processes(), self.seed, groups, self.batch_size)
+        if self._place is not None:
+            sampler.go_on(**self._place)
+            self._place = None
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

@@ -46,13 +46,25 @@ class TrainSampler(DistributedSampler[int]):
         self.num_images = len(dataset)
         self.groups = groups
         self.batch_size = batch_size
+        self._skipped = 0
+
+    def go_on(self, epoch: int, num_images: int) -> None:
+        """Begin next in this epoch, and leave out what has been seen of it; later epochs are whole.
+
+        Args:
+            epoch: from 0.
+            num_images: seen by all processes together. Rounded down to whole batches of each.
+        """
+        self.set_epoch(epoch)
+        self._skipped = num_images // (self.num_replicas * self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         order = list(super().__iter__())
         if self.groups is not None:
             order = group_batches(order, self.groups[order].tolist(), self.batch_size)
+        skipped, self._skipped = self._skipped, 0
         first_key = self.epoch * self.num_images
-        return (first_key + index for index in order)
+        return (first_key + index for index in order[skipped:])
 
 
 def group_batches(order: list[int], groups: list[int], batch_size: int) -> list[int]:

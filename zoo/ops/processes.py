@@ -60,15 +60,15 @@ def gather_words(words: str | None) -> list[str | None]:
     return said
 
 
-class LateFlag:
-    """Whether something is so on any process: told at one step and read at the next, so that nobody waits for a device.
+class LateMaximum:
+    """The largest number of all processes: told at one step and read at the next, so that nobody waits for a device.
 
     Args:
-        flag: a bool scalar of this process, on the device that trains. All processes must make theirs.
+        number: an integer scalar of this process, on the device that trains. All processes must tell theirs.
     """
 
-    def __init__(self, flag: Tensor) -> None:
-        told = flag.to(torch.int32)
+    def __init__(self, number: Tensor) -> None:
+        told = number.to(torch.int32)
         if has_others():
             distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
         # Into pinned memory, without waiting; the event says when it is there.
@@ -78,8 +78,8 @@ class LateFlag:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> bool:
+    def read(self) -> int:
         """Waits for the step in which it was told, but for nothing that was sent off after it."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return bool(self._told)
+        return int(self._told)

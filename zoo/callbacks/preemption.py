@@ -1,0 +1,108 @@
+"""A training that is told to make room."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from zoo.errors import Preempted
+from zoo.ops.processes import LateMaximum, has_others
+
+LAST = "last"  # name of the checkpoint that a run goes on from
+STOP, REQUEUE = 1, 2
+SIGNALS = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
+SECONDS_TO_STEP = 60.0  # a process that was told to end, and comes to no end of a step, ends as it stands
+
+
+class Preemption(Callback):
+    """Stops a training between two steps, with a checkpoint that it goes on from at that very step.
+
+    SIGTERM is what schedulers and clouds send before they take a machine away. SIGUSR1 is what SLURM sends ahead of the
+    time limit when it is asked to (`sbatch --signal=USR1@180`): the job is put back into the queue as well. It does not
+    matter which process has the signal, or how many have it: all stop after the same step.
+
+    The end of an epoch is no such place, since its validation and its checkpoints come after its last step: a signal
+    that comes there is answered one step later. A kill without notice costs the epoch up to there, and nothing else.
+
+    Raises:
+        Preempted: in `on_train_batch_end`, on every process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = 0  # by a signal to this process
+        self._before: LateMaximum | None = None  # what all were told at the step before
+        self._alarm: threading.Timer | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals over from Lightning, which gives them back when the training is over."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._hear)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks whether anybody was told; on a GPU, at the step before."""
+        order = self._agree(trainer.strategy.root_device)
+        is_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if order and is_stepped and not trainer.is_last_batch:
+            self._stop(trainer, order)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The training was over first."""
+        self._rest()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Whatever it was, the process is on its way out."""
+        self._rest()
+
+    def _agree(self, device: torch.device) -> int:
+        if not has_others():
+            return self._told
+        # a fill, since a copy to the device would be waited for
+        now = LateMaximum(torch.full((), self._told, dtype=torch.int32, device=device))
+        known, self._before = (now if device.type == "cpu" else self._before), now
+        return 0 if known is None else known.read()
+
+    def _stop(self, trainer: Trainer, order: int) -> None:
+        file = last_checkpoint(trainer)
+        if file is None:
+            raise Preempted("told to stop; this run keeps no checkpoints")
+        trainer.save_checkpoint(file)
+        job = slurm_job()
+        if order == REQUEUE and job is not None and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", job], check=False)
+        raise Preempted(f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on")
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._told = max(self._told, SIGNALS[signal.Signals(number)])
+        if number == signal.SIGTERM and self._alarm is None:
+            self._alarm = threading.Timer(SECONDS_TO_STEP, os._exit, (128 + number,))
+            self._alarm.daemon = True
+            self._alarm.start()
+
+    def _rest(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The file that a run goes on from; None where none is kept."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.filename == LAST and callback.dirpath is not None:
+            return Path(callback.dirpath, f"{LAST}{callback.FILE_EXTENSION}")
+    return None
+
+
+def slurm_job() -> str | None:
+    """What SLURM calls the job that this process is of, None outside of SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
