@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import make_results
 
-from zoo.report.axes import Line, Mark, nice_range, spread_labels, trace
+from zoo.report.axes import Line, Mark, nice_range, spread_labels, thin_out, trace
 from zoo.report.bars import ERRORS, error_plot, time_plots
 from zoo.report.contenders import find_contenders
 from zoo.report.curves import precision_recall_plots, reliability_plots
@@ -38,6 +38,28 @@ def test_a_trace_goes_through_all_its_points(points):
             if min(x0, x1) <= x <= max(x0, x1) and min(y0, y1) <= y <= max(y0, y1)
         ]
         assert (x, y) in corners or min(distances) < 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.sampled_from([0.0, 0.2, 3.0]))
+def test_a_thinned_curve_passes_all_its_points(heights, slack):
+    points = [(float(x), y / 3) for x, y in enumerate(heights)]
+    kept = thin_out(points, slack)
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert set(kept) <= set(points)
+    for x, y in points:
+        x0, y0 = next(corner for corner in reversed(kept) if corner[0] <= x)
+        x1, y1 = next(corner for corner in kept if corner[0] >= x)
+        between = y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+        assert abs(between - y) <= slack + 1e-9
+
+
+def test_a_thinned_curve_is_much_shorter_and_keeps_steps():
+    bow = [(float(x), 300 - 200 * (x / 100) ** 8) for x in range(101)]
+    assert 5 < len(thin_out(bow, 0.2)) < 35
+    stairs = [(0.0, 0.0), (1.0, 0.0), (1.0, 5.0), (2.0, 5.0)]
+    assert thin_out(stairs, 0.2) == stairs
+    assert thin_out([], 0.2) == []
 
 
 def test_a_level_curve_is_two_points():

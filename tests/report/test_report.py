@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from made_up import make_examples, make_results
 
 from zoo.report.axes import nice_ticks
 from zoo.report.contenders import Contender
@@ -172,6 +173,16 @@ def test_shown_score_decides_what_is_drawn(results, examples, tmp_path):
     page = Page((tmp_path / "report.html").read_text())
     assert "RetinaNet .70" in page.text
     assert '"><img src=x>.jpg, RetinaNet: 1 of 2 found, 0 false' in [svg.get("aria-label") for svg in page.all("svg")]
+
+
+@pytest.mark.slow
+def test_eighty_classes_seven_models_three_seeds_and_forty_pictures_stay_below_five_megabytes(tmp_path):
+    results = make_results(7, seeds=(0, 1, 2), classes=tuple(f"a class of number {at}" for at in range(80)))
+    write_report(results, tmp_path, make_examples(results, 40))
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("data:image/jpeg") == 40
+    assert text.count("a class of number 79") > 20, "whole"
+    assert len(text.encode()) < 5_000_000
 
 
 def test_table_heads_have_scope(page: Page):

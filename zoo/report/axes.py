@@ -134,6 +134,31 @@ def trace(points: list[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in kept)
 
 
+def thin_out(points: list[tuple[float, float]], slack: float) -> list[tuple[float, float]]:
+    """Those points of a curve, x ascending, that lines can be drawn through: no other lies further than `slack` in y.
+
+    The first and the last one stay. Steps stay steps: where two points have one x, both are kept.
+    """
+    kept = points[:1]
+    start = 0
+    while start < len(points) - 1:
+        end = start + 1
+        while end + 1 < len(points) and _passes(points[start : end + 2], slack):
+            end += 1
+        kept.append(points[end])
+        start = end
+    return kept
+
+
+def _passes(points: list[tuple[float, float]], slack: float) -> bool:
+    """Whether the line from the first to the last point leaves none further away in y than `slack`."""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    if len({x for x, _ in points}) < len(points):
+        return False
+    slope = (y1 - y0) / (x1 - x0)
+    return all(abs(y0 + slope * (x - x0) - y) <= slack for x, y in points[1:-1])
+
+
 def spread_labels(lines: list[Line], top: float, bottom: float) -> None:
     """Move labels apart up and down until none covers another; they keep their order and, if they fit, stay between."""
     lines = sorted(lines, key=lambda line: line.label_y)
