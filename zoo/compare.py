@@ -152,8 +152,6 @@ def compare(
     if launch is None:
         warm_up()
     jobs, module = prepare(models, data, trainer, out, budget, seeds, names, overrides)
-    for job in jobs:
-        check_folder(job)
     runs: list[Run] = []
     start = time.monotonic()
     with _interruptible():
@@ -185,8 +183,29 @@ def prepare(
     seeds: Sequence[int],
     names: Sequence[str] | None,
     overrides: Sequence[str],
+    count: Callable[[Namespace], int] | None = None,
 ) -> tuple[list[Job], DetectionDataModule]:
-    """Resolve all configurations, and build everything once: what cannot work fails before anything is trained."""
+    """Resolve all configurations, and build everything once: what cannot work fails before anything is trained.
+
+    Args:
+        models: as all up to `overrides`, see `compare`.
+        data: a file.
+        trainer: a file.
+        out: folder of the comparison.
+        budget: or None.
+        seeds: of each model.
+        names: of the models, or None.
+        overrides: single values.
+        count: number of processes that train a configuration; `count_processes` if not given.
+
+    Returns:
+        The runs, whose folders hold nothing else, and the data.
+
+    Raises:
+        InputError: files, configurations or data cannot be used, or a folder of `out` holds a run of another
+            configuration.
+    """
+    count = count or count_processes
     names = [model.stem for model in models] if names is None else list(names)
     if not models:
         raise InputError("no model to compare; give --models FILE...")
@@ -207,7 +226,7 @@ def prepare(
         built = instantiate(parser, config)
         detector: Detector = built.model
         module = module or built.data
-        processes = count_processes(config)
+        processes = count(config)
         if budget is not None:
             per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * processes
             for key, value in budget.trainer_arguments(per_step).items():
@@ -226,6 +245,8 @@ def prepare(
             }
             jobs.append(Job(name, seed, out / f"{name}_seed{seed}", text, identity, processes))
     assert module is not None
+    for job in jobs:
+        check_folder(job)
     return jobs, module
 
 
@@ -282,10 +303,7 @@ def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any,
 
 def do(job: Job, launch: Callable[[Path], int]) -> Run:
     """Start a run, or go on with it, and give back what came of it."""
-    for former in ("result.json", BENCHMARK_FILE):  # of the weights that were there before
-        (job.folder / former).unlink(missing_ok=True)
-    write_atomically(job.folder / "config.yaml", job.config)
-    write_atomically(job.folder / "run.json", json.dumps(job.identity, indent=2) + "\n")
+    write_folder(job)
     code = launch(job.folder)
     run = read_result(job.folder)
     if run is None:
@@ -293,6 +311,14 @@ def do(job: Job, launch: Callable[[Path], int]) -> Run:
         hint = "; was there memory enough?" if code == -signal.SIGKILL else ""
         run = failed_run(job.folder, f"its process ended with {what}{hint}")
     return run
+
+
+def write_folder(job: Job) -> None:
+    """Write down what a run has to do, for `zoo.trial`."""
+    for former in ("result.json", BENCHMARK_FILE):  # of the weights that were there before
+        (job.folder / former).unlink(missing_ok=True)
+    write_atomically(job.folder / "config.yaml", job.config)
+    write_atomically(job.folder / "run.json", json.dumps(job.identity, indent=2) + "\n")
 
 
 @contextmanager
@@ -330,7 +356,7 @@ def collect(
         classes=list(module.class_names),
         budget=identity["budget"],
         command=command,
-        hardware=describe_hardware(),
+        hardware="; ".join(dict.fromkeys(run.hardware for run in runs if run.hardware)) or describe_hardware(),
         versions=list_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprints=dict(identity["annotations"]),

@@ -1,7 +1,8 @@
 """One run of a comparison: trained, tested and measured in a process of its own, from what its folder says.
 
 `zoo.compare` writes `run.json` and `config.yaml` into the folder and starts `python -m zoo.trial <folder>`; what comes
-back is `result.json`, whether the run went well or not.
+back is `result.json`, whether the run went well or not. Where a run has several processes, all of them do this (srun
+and torchrun start them so, and Lightning starts the others by the first one's command), and the first one writes.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Literal
 import msgspec
 import torch
 from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.utilities import rank_zero_only
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
 from zoo.ceilings import ceilings
@@ -26,6 +28,7 @@ from zoo.detector import Detector
 from zoo.energy import find_meter
 from zoo.errors import InputError
 from zoo.evaluation.predictions import write_coco_results
+from zoo.hardware import describe_hardware
 from zoo.report.files import write_atomically
 from zoo.report.results import Cost, CurvePoint, Run
 from zoo.run import (
@@ -50,6 +53,8 @@ LATENCY_SECONDS = 1.5
 def main(folder: Path) -> int:
     """Do the run of a folder; `result.json` says what came of it, `error.log` what exactly went wrong.
 
+    Processes beside the first one have an `error_<rank>.log` each: what went wrong may have gone wrong there alone.
+
     Returns:
         Exit code: 0 done, 1 failed.
     """
@@ -57,13 +62,16 @@ def main(folder: Path) -> int:
     try:
         run = execute(folder)
     except Exception as error:
-        traceback.print_exc(file=(folder / "error.log").open("w"))
+        name = "error.log" if _is_first_process() else f"error_{_rank()}.log"
+        with (folder / name).open("w") as log:
+            traceback.print_exc(file=log)
         known = find_input_error(error)
-        text = str(known) if known is not None else f"{type(error).__name__}: {one_line(str(error))} (see error.log)"
+        text = str(known) if known is not None else f"{type(error).__name__}: {one_line(str(error))} (see {name})"
         run = failed_run(folder, text)
-    if not _is_first_process():
-        return 0 if run.status == "done" else 1
-    write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(run), indent=2))
+    file = folder / "result.json"
+    # Of a failure the process knows most that fails first: the others fail because they miss it.
+    if _is_first_process() if run.status == "done" else not file.exists():
+        write_atomically(file, msgspec.json.format(msgspec.json.encode(run), indent=2))
     return 0 if run.status == "done" else 1
 
 
@@ -75,8 +83,12 @@ def execute(folder: Path) -> Run:
     built = instantiate(parser, config)
     detector: Detector = built.model
     module: DetectionDataModule = built.data
-    _keep_metrics(folder)
-    trainer = make_trainer(built.trainer.as_dict(), module, folder, folder.name)
+    if _is_first_process():
+        _keep_metrics(folder)
+    # Under SLURM Lightning goes on from what lies in the root folder, unasked: with a folder that all runs share, that
+    # would be another run's.
+    arguments = built.trainer.as_dict() | {"default_root_dir": str(folder)}
+    trainer = make_trainer(arguments, module, folder, folder.name)
 
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -98,6 +110,7 @@ def execute(folder: Path) -> Run:
         folder.name,
         "done",
         curve=points,
+        hardware=_hardware(trainer),
     )
     if trainer.is_global_zero and scores is not None and predictions is not None:
         write_coco_results(predictions, folder / "predictions.json", module.class_ids)
@@ -131,7 +144,9 @@ def choose_checkpoint(
     trainer.validate(detector, datamodule=module, verbose=False)
     found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
     points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], loss))
-    if not best.exists() or found["AP"] > before:
+    # The first process may have written the file before another one looks.
+    has_best = trainer.strategy.broadcast(best.exists())
+    if not has_best or found["AP"] > before:
         trainer.save_checkpoint(best, weights_only=False)  # False: what training goes on from is in it, too
     return best
 
@@ -213,8 +228,21 @@ def _keep_metrics(folder: Path) -> None:
         metrics.rename(folder / f"metrics_part{part}.csv")
 
 
+def _hardware(trainer: Trainer) -> str:
+    one = describe_hardware()
+    return one if trainer.num_nodes == 1 else f"{trainer.num_nodes} nodes, the first one: {one}"
+
+
 def _is_first_process() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return _rank() == 0
+
+
+def _rank() -> int:
+    """Number of this process in its run."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    # Before the processes know each other: Lightning reads it from what srun, torchrun or itself gave them.
+    return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
 
 
 def read_result(folder: Path) -> Run | None:

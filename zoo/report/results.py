@@ -175,6 +175,7 @@ class Run:
     curve: list[CurvePoint] = field(default_factory=list)
     shown_score: float | None = None  # pictures show detections from here up: where F1 is best; None means 0.5
     analysis: Analysis = field(default_factory=Analysis)
+    hardware: str | None = None  # that it was trained and timed on; None where that is not known
 
 
 @dataclass
