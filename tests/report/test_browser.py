@@ -3,6 +3,7 @@
 One browser for all tests. They are skipped where Chromium, its driver or their Python packages are absent.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ class Browser:
             "--no-first-run",
         ):
             options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.driver.set_window_size(1400, 900)
 
@@ -67,7 +68,8 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
-        self.driver.get_log("browser")  # what came before
+        for log in ("browser", "performance"):
+            self.driver.get_log(log)  # what came before
         self.driver.get(page.as_uri())
 
     def run(self, script: str, *arguments: object) -> object:
@@ -80,8 +82,16 @@ class Browser:
             self.driver.switch_to.active_element.send_keys(key)
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the page was opened; those that its policy stopped are errors in the log."""
-        return self.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        """Addresses asked for since the page was opened, as the network saw them: the page itself is the first.
+
+        What a page's policy stops never gets there: it is an error in the browser's log. What is inlined (`data:`) is
+        left out.
+        """
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = {"Network.requestWillBeSent", "Network.webSocketCreated", "Network.webTransportCreated"}
+        told = [message["params"] for message in messages if message["method"] in sent]
+        urls = [params["request"]["url"] if "request" in params else params["url"] for params in told]
+        return [url for url in urls if not url.startswith("data:")]
 
     def choose(self, selector: str, at: int) -> None:
         """Choose an entry of a select, as a user does."""
@@ -128,8 +138,24 @@ def test_seven_models_and_forty_pictures_stay_below_five_megabytes(report: Path)
 def test_no_error_no_request_nothing_sticks_out(browser: Browser, report: Path, width: int, scheme: str):
     browser.open(report, width, scheme=scheme)
     assert browser.driver.get_log("browser") == []
-    assert browser.requests() == []
+    assert browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
+    for selector in ("#difference select", ".category"):  # what is not shown at first is fetched no more than the rest
+        browser.choose(selector, 2)
+    browser.run("document.querySelectorAll('.names button')[3].click()")
+    assert browser.requests() == [report.as_uri()]
+    assert browser.driver.get_log("browser") == []
     assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_the_network_log_would_tell(browser: Browser, tmp_path: Path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<img src="picture.png"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'
+        "<script>new WebSocket('ws://127.0.0.1:9/')</script>"
+    )
+    browser.open(page)
+    picture = (tmp_path / "picture.png").as_uri()
+    assert sorted(browser.requests()) == sorted([page.as_uri(), picture, "ws://127.0.0.1:9/"])
 
 
 def test_every_plot_is_drawn(browser: Browser, report: Path):
