@@ -29,7 +29,8 @@ def launch_fork(folder: Path) -> int:
         Its exit code, or the negative number of the signal that ended it.
     """
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_do, args=(folder, Path.cwd(), dict(os.environ)))
+    start_method = multiprocessing.get_start_method()
+    process = context.Process(target=_do, args=(folder, Path.cwd(), dict(os.environ), start_method))
     process.start()
     try:
         process.join()
@@ -59,10 +60,15 @@ def launch_command(folder: Path) -> int:
         raise
 
 
-def _do(folder: Path, place: Path, environment: dict[str, str]) -> None:
-    """The server may have been started elsewhere, and under other variables."""
+def _do(folder: Path, place: Path, environment: dict[str, str], start_method: str) -> None:
+    """The server may have been started elsewhere, and under other variables.
+
+    A fork of a server would have its own children forked by the server, too: each loader worker for itself, with
+    nothing of the run in its memory.
+    """
     os.chdir(place)
     os.environ.update(environment)
+    multiprocessing.set_start_method(start_method, force=True)
     from zoo.trial import main
 
     sys.exit(main(folder))

@@ -26,9 +26,9 @@ def run_group(work: Callable[..., Any], world_size: int, folder: Path, *argument
         arguments: of `work`.
     """
     multiprocessing.set_forkserver_preload(["zoo.trial"])
-    context = torch.multiprocessing.start_processes(
-        _work, (work, world_size, _free_port(), folder, arguments), world_size, join=False, start_method="forkserver"
-    )
+    start_method = multiprocessing.get_start_method()
+    group = (work, world_size, _free_port(), folder, start_method, arguments)
+    context = torch.multiprocessing.start_processes(_work, group, world_size, join=False, start_method="forkserver")
     deadline = time.monotonic() + SECONDS
     while not context.join(timeout=1):
         if time.monotonic() > deadline:
@@ -39,9 +39,16 @@ def run_group(work: Callable[..., Any], world_size: int, folder: Path, *argument
 
 
 def _work(
-    rank: int, work: Callable[..., Any], world_size: int, port: int, folder: Path, arguments: tuple[Any, ...]
+    rank: int,
+    work: Callable[..., Any],
+    world_size: int,
+    port: int,
+    folder: Path,
+    start_method: str,
+    arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(start_method, force=True)  # a fork of a server would have the server fork for it
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -35,7 +35,9 @@ class Resumption(Callback):
         images = progress.ready * before["processes"] * before["batch_size"]
         done = images // (self._now["processes"] * batch_size)
         if epochs.ready > epochs.processed:
-            progress.ready = progress.started = progress.processed = progress.completed = done
+            open_batches = progress.processed - progress.completed  # the one at whose end the checkpoint was written
+            progress.ready = progress.started = progress.processed = done
+            progress.completed = done - open_batches
         if trainer.is_global_zero:
             print("\n".join(describe(trainer.current_epoch, trainer.global_step, before, self._now)), flush=True)
 

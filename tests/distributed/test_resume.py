@@ -1,0 +1,169 @@
+"""A training that was ended at any moment goes on to the very weights of one that was left alone."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forms import FORMS, FRAME
+from processes import run_group
+from pytorch_lightning import seed_everything
+from torch.multiprocessing import ProcessExitedException
+
+import zoo.checkpoints
+from zoo.callbacks import MovingAverage
+from zoo.data.augment import Augment
+from zoo.data.module import DetectionDataModule
+from zoo.data.shapes import Shapes
+from zoo.detector import Detector, Recipe
+from zoo.errors import Preempted
+from zoo.models import MODELS
+from zoo.run import make_trainer
+
+BATCHES, EPOCHS = 3, 3
+RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=4, schedule="cosine")
+NARROW: dict[str, dict[str, object]] = {  # checkpoints are written often here
+    "faster_rcnn": {"channels": 32, "head_width": 32},
+    "fast_rcnn": {"channels": 32, "head_width": 32},
+    "retinanet": {"channels": 32},
+}
+
+
+def train(rank: int, form: str, folder: Path, ended: str = "", world_size: int = 1) -> dict[str, int]:
+    """Train, or go on; `ended` says what happens on the way.
+
+    Returns:
+        Steps that were done, and what was printed where the training went on.
+    """
+    key, arguments = FORMS[form]
+    arguments = {"frame": FRAME, "recipe": RECIPE} | arguments | NARROW.get(form, {})
+    data = DetectionDataModule(
+        train=Shapes(2 * BATCHES * world_size, seed=0),
+        val=Shapes(2, seed=1),
+        batch_size=2,
+        num_workers=1,
+        augment=Augment(iou_crop=True),
+        proposal_cache=str(folder / "proposals"),
+    )
+    seed_everything(7, verbose=False)
+    detector = MODELS[key](data.num_classes, data.class_names, **arguments)
+    trainer = make_trainer(
+        {
+            "accelerator": "cpu",
+            "devices": world_size,
+            "strategy": "ddp" if world_size > 1 else "auto",
+            "max_epochs": EPOCHS,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": [MovingAverage(0.5)],
+            "enable_progress_bar": False,
+        },
+        data,
+        folder / "run",
+        "run",
+    )
+    end(detector, ended)
+    last = folder / "run/checkpoints/last.ckpt"
+    first_step: list[int] = []
+    step = detector.on_train_batch_start
+    detector.on_train_batch_start = lambda batch, batch_idx: (
+        first_step.append(trainer.global_step),
+        step(batch, batch_idx),
+    )[1]
+    try:
+        trainer.fit(detector, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except Preempted:
+        return {"first": first_step[0], "steps": trainer.global_step, "preempted": 1}
+    return {"first": first_step[0], "steps": trainer.global_step, "preempted": 0}
+
+
+def end(detector: Detector, how: str) -> None:
+    """Have the process ended at step 5, the second of the second epoch, or at what follows that epoch."""
+
+    def at_step_5() -> bool:
+        return detector.training and detector.trainer.global_step == 4
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    losses = detector.compute_losses
+
+    def compute_losses(outputs: Any, batch: Any) -> Any:
+        if how == "killed in a step" and at_step_5():
+            kill()
+        if how == "terminated" and at_step_5():
+            os.kill(os.getpid(), signal.SIGTERM)
+        if how == "killed in validation" and not detector.training and detector.trainer.global_step == 2 * BATCHES:
+            kill()
+        return losses(outputs, batch)
+
+    def save(checkpoint: dict[str, Any], file: Any) -> None:
+        if how == "killed while a checkpoint is written" and detector.trainer.global_step == 2 * BATCHES:
+            file.write(b"half")
+            file.flush()
+            kill()
+        torch.save(checkpoint, file)
+
+    detector.compute_losses = compute_losses  # type: ignore[method-assign]
+    zoo.checkpoints.torch = type("Torch", (), {"save": staticmethod(save)})  # this process is forked for it
+
+
+def read_last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+
+
+def assert_same(one: Any, other: Any, place: str = "") -> None:
+    """Every tensor and every number, to the bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), place
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{place}/{index}")
+    else:
+        assert one == other, place
+
+
+def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+        assert_same(one[part], other[part], part)
+    assert one["global_step"] == other["global_step"] == BATCHES * EPOCHS
+
+
+WAYS = ["killed in a step", "killed in validation", "killed while a checkpoint is written", "terminated"]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("form", "how"),
+    [("faster_rcnn", how) for how in WAYS]
+    + [("rcnn", "terminated"), ("sliding_window", "terminated")]
+    + [
+        pytest.param(form, how, marks=SLOW)
+        for form in ("rcnn", "fast_rcnn", "yolov1 of the paper", "retinanet", "cornernet", "sliding_window")
+        for how in WAYS
+        if (form, how) not in [("rcnn", "terminated"), ("sliding_window", "terminated")]
+    ],
+)
+def test_it_ends_with_the_same_weights(form: str, how: str, tmp_path: Path) -> None:
+    alone, ended = tmp_path / "alone", tmp_path / "ended"
+    alone.mkdir()
+    ended.mkdir()
+    run_group(train, 1, alone, form, alone)
+    if how == "terminated":
+        assert run_group(train, 1, ended, form, ended, how) == [{"first": 0, "steps": 5, "preempted": 1}]
+    else:
+        with pytest.raises(ProcessExitedException) as caught:
+            run_group(train, 1, ended, form, ended, how)
+        assert caught.value.signal_name == "SIGKILL"
+    first = 5 if how == "terminated" else BATCHES
+    assert run_group(train, 1, ended, form, ended) == [{"first": first, "steps": BATCHES * EPOCHS, "preempted": 0}]
+    assert_same_training(read_last(alone), read_last(ended))
+    if form == "rcnn":
+        assert read_last(ended)["state_dict"]["linear_heads.fitted"]
