@@ -1,0 +1,123 @@
+"""Whole trainings in several processes: every detector, images without objects, numbers that do not divide."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forms import FORMS, FRAME
+from processes import run_group
+from pytorch_lightning import seed_everything
+from tiny_data import NUM_IMAGES, write_split
+from tiny_detector import TinyDetector
+
+from zoo.callbacks import MeanAveragePrecision
+from zoo.data.coco import Coco
+from zoo.data.module import DetectionDataModule
+from zoo.detector import Detector, Recipe
+from zoo.errors import InputError, SharedInputError
+from zoo.models import MODELS
+from zoo.run import make_trainer, one_callback
+
+RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
+TESTED = ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window", "yolov1", "cornernet"]
+
+
+def make_data(folder: Path) -> DetectionDataModule:
+    """8 images to train on, 3 to validate and 4 to test; the last of each has no objects."""
+    sources = {split: Coco(str(folder / f"{split}.json"), str(folder / split)) for split in NUM_IMAGES}
+    return DetectionDataModule(
+        **sources, batch_size=1, num_workers=0, proposal_cache=str(folder / "proposals"), predict=[str(folder / "test")]
+    )
+
+
+def make_detector(form: str, data: DetectionDataModule) -> Detector:
+    key, arguments = FORMS[form]
+    seed_everything(0, verbose=False)
+    return MODELS[key](data.num_classes, data.class_names, **({"frame": FRAME, "recipe": RECIPE} | arguments))
+
+
+def make_group_trainer(data: DetectionDataModule, folder: Path, world_size: int, **arguments: Any) -> Any:
+    plain = {"accelerator": "cpu", "enable_progress_bar": False, "use_distributed_sampler": False, "logger": False}
+    group = {"devices": world_size, "strategy": "ddp" if world_size > 1 else "auto"}
+    return make_trainer({**plain, **group, "max_epochs": 2, **arguments}, data, folder, "run")
+
+
+def train_and_measure(rank: int, form: str, folder: Path, world_size: int) -> dict[str, Any]:
+    data = make_data(folder)
+    detector = make_detector(form, data)
+    trainer = make_group_trainer(data, folder / "run", world_size)
+    trainer.fit(detector, data)
+    steps = trainer.global_step
+    trainer.validate(detector, data, verbose=False)
+    validated = one_callback(trainer, MeanAveragePrecision).scores("val")
+    trainer.test(detector, data, verbose=False)
+    ruler = one_callback(trainer, MeanAveragePrecision)
+    predicted = trainer.predict(detector, data)
+    tested, found = ruler.scores("test"), ruler.predictions("test")
+    assert validated is not None
+    assert tested is not None
+    return {
+        "steps": steps,
+        "weights": {key: value.clone() for key, value in detector.state_dict().items()},
+        "val": validated.metrics,
+        "test": tested.metrics,
+        "num_found": None if found is None else len(found.scores),
+        "num_predicted": sum(len(batch) for batch in predicted),
+    }
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", TESTED)
+def test_processes_train_alike_and_measure_what_one_does(form: str, world_size: int, tmp_path: Path) -> None:
+    for split, num_images in NUM_IMAGES.items():
+        write_split(tmp_path, split, num_images)
+    results = run_group(train_and_measure, world_size, tmp_path, form, tmp_path, world_size)
+    first = results[0]
+    assert [result["steps"] for result in results] == [2 * math.ceil(NUM_IMAGES["train"] / world_size)] * world_size
+    for result in results[1:]:
+        assert all(torch.equal(first["weights"][key], value) for key, value in result["weights"].items())
+        assert same_numbers(result["val"], first["val"])
+        assert same_numbers(result["test"], first["test"])
+    assert sum(result["num_predicted"] for result in results) == NUM_IMAGES["test"]
+
+    data = make_data(tmp_path)
+    alone = make_detector(form, data)
+    alone.load_state_dict(first["weights"])
+    trainer = make_group_trainer(data, tmp_path / "alone", 1, enable_checkpointing=False)
+    trainer.test(alone, data, verbose=False)
+    ruler = one_callback(trainer, MeanAveragePrecision)
+    scores, found = ruler.scores("test"), ruler.predictions("test")
+    assert scores is not None
+    assert found is not None
+    assert same_numbers(scores.metrics, first["test"])
+    assert first["num_found"] == len(found.scores)
+    assert [result["num_found"] for result in results[1:]] == [None] * (world_size - 1)
+
+
+def same_numbers(one: dict[str, float], other: dict[str, float]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[key] == other[key] or (math.isnan(one[key]) and math.isnan(other[key])) for key in one
+    )
+
+
+def train_until_lost(rank: int, folder: Path) -> tuple[str, str]:
+    data = make_data(folder)
+    detector = TinyDetector(data.num_classes, fails="diverges" if rank == 1 else "never", fails_at=3)
+    trainer = make_group_trainer(data, folder / "run", 2)
+    try:
+        trainer.fit(detector, data)
+    except InputError as error:
+        return type(error).__name__, str(error)
+    return "done", ""
+
+
+def test_a_loss_that_is_lost_on_one_process_ends_all_at_once(tmp_path: Path) -> None:
+    for split, num_images in NUM_IMAGES.items():
+        write_split(tmp_path, split, num_images)
+    (kind, said), (other_kind, other_said) = run_group(train_until_lost, 2, tmp_path, tmp_path)
+    assert (kind, other_kind) == (InputError.__name__, SharedInputError.__name__)
+    assert said == other_said
+    assert "nan (class) at step 4" in said
+    assert ".png" in said
