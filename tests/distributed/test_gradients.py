@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 import zoo.models.faster_rcnn
 from zoo.detector import Detector
 from zoo.models import MODELS
-from zoo.ops.processes import mean_count
 from zoo.ops.sampling import sample
 from zoo.types import RawBatch
 
@@ -87,21 +86,3 @@ def test_a_step_equals_that_of_the_joined_batch(form: str, world_size: int, tmp_
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7 * largest, msg=key)
-
-
-def count_in_a_group(rank: int) -> tuple[float, float]:
-    torch.distributed.init_process_group("gloo")
-    count = torch.tensor([4, 0, 2][rank])
-    shared = mean_count(count)
-    with torch.no_grad():
-        own = mean_count(count)
-    return float(shared), float(own)
-
-
-def test_counts_are_shared_where_gradients_are(tmp_path: Path) -> None:
-    assert run_group(count_in_a_group, 3, tmp_path) == [(2, 4), (2, 1), (2, 2)]
-
-
-def test_without_others_the_count_is_its_own() -> None:
-    assert mean_count(torch.tensor(0)) == 1
-    assert mean_count(torch.tensor(5)) == 5

@@ -13,6 +13,7 @@ from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth, take_ragged
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate
+from zoo.ops.processes import on_first_process
 from zoo.types import Prediction, Target
 
 
@@ -102,17 +103,7 @@ class DetectionMAP(Metric):
         if not self._is_synced:
             self.scores = self._measure()
         else:
-            # Errors travel as results do: raised on one process alone, they would leave the others waiting.
-            told: list[Scores | Exception | None] = [None]
-            if torch.distributed.get_rank(self.process_group) == 0:
-                try:
-                    told[0] = self._measure()
-                except Exception as error:
-                    told[0] = error
-            torch.distributed.broadcast_object_list(told, group=self.process_group, group_src=0)
-            if isinstance(told[0], Exception):
-                raise told[0]
-            self.scores = told[0]
+            self.scores = on_first_process(self._measure, self.process_group)
         assert self.scores is not None
         values = dict(self.scores.metrics)
         for name, of_class in self.scores.per_class.items():

@@ -1,7 +1,15 @@
 """What processes that train together tell each other; where there is one alone, nothing is said and nothing is paid."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_SIGNS = 10.0  # of life, from a process that others wait for
 
 
 def has_others() -> bool:
@@ -58,6 +66,37 @@ def gather_words(words: str | None) -> list[str | None]:
     said: list[str | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(said, words)
     return said
+
+
+def on_first_process(work: Callable[[], T], group: Any | None = None) -> T:
+    """What `work` gives, done by the first process of the group alone; all must call this.
+
+    However long it takes, the others do not run into a time-out: every few seconds they hear that it goes on.
+
+    Raises:
+        Exception: what `work` raises, on all of them; on one alone, it would leave the others waiting.
+    """
+    if distributed.get_rank(group) != 0:
+        while not (told := _tell(None, group))[0]:
+            pass
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work)
+            while not wait([future], timeout=SECONDS_BETWEEN_SIGNS).done:
+                _tell((False, None, None), group)
+        error = future.exception()
+        told = _tell((True, None if error else future.result(), error), group)
+    _, result, error = told
+    if error is not None:
+        raise error
+    return result
+
+
+def _tell(said: tuple[bool, Any, BaseException | None] | None, group: Any | None) -> tuple[bool, Any, Any]:
+    """What the first process says: whether it is done, the result, and the error."""
+    told: list[Any] = [said]
+    distributed.broadcast_object_list(told, group=group, group_src=0)
+    return told[0]
 
 
 class LateMaximum:

@@ -1,0 +1,63 @@
+"""What processes tell each other."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_group
+
+import zoo.ops.processes
+from zoo.ops.processes import LateMaximum, gather_words, mean_count, on_first_process
+
+
+def tell(rank: int) -> dict[str, object]:
+    torch.distributed.init_process_group("gloo")
+    count = torch.tensor([4, 0, 2][rank])
+    shared = float(mean_count(count))
+    with torch.no_grad():
+        own = float(mean_count(count))
+    words = gather_words(None if rank == 0 else f"from {rank}")
+    return {"shared": shared, "own": own, "words": words, "largest": LateMaximum(torch.tensor(rank)).read()}
+
+
+def test_counts_are_shared_where_gradients_are_and_all_hear_all(tmp_path: Path) -> None:
+    said = {"shared": 2.0, "words": [None, "from 1", "from 2"], "largest": 2}
+    assert run_group(tell, 3, tmp_path) == [said | {"own": own} for own in (4, 1, 2)]
+
+
+def test_without_others_everything_is_its_own() -> None:
+    assert mean_count(torch.tensor(0)) == 1
+    assert mean_count(torch.tensor(5)) == 5
+    assert gather_words("alone") == ["alone"]
+    assert LateMaximum(torch.tensor(3)).read() == 3
+
+
+def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
+    """Three seconds of work in a group that waits for one."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
+    zoo.ops.processes.SECONDS_BETWEEN_SIGNS = seconds_between_signs
+
+    def work() -> str:
+        time.sleep(3)
+        return f"done by {rank}"
+
+    def fail() -> None:
+        raise ValueError("not so")
+
+    try:
+        result = on_first_process(work)
+    except RuntimeError:
+        return None, "timed out"
+    with pytest.raises(ValueError, match="not so"):
+        on_first_process(fail)
+    return result, ""
+
+
+def test_others_wait_without_a_time_out(tmp_path: Path) -> None:
+    assert run_group(wait_long, 2, tmp_path, 0.3) == [("done by 0", "")] * 2
+
+
+def test_that_test_would_notice(tmp_path: Path) -> None:
+    assert (None, "timed out") in run_group(wait_long, 2, tmp_path, 60.0)
