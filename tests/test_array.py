@@ -121,8 +121,12 @@ def test_the_tasks_of_the_script_make_the_report_of_compare(folder: Path, capsys
     file = folder / "runs.sh"
     file.write_text(script)
     for task in array_tasks(script):
-        done = sbatch(file, task=task)
-        assert done.returncode == 0, done.stderr
+        said = sbatch(file, task=task, start=False)
+        assert said.returncode == 0, said.stderr
+        place, *options, python, dash_m, module, run = said.stdout.splitlines()
+        assert (place, python, dash_m, module) == (str(folder), sys.executable, "-m", "zoo.trial")
+        assert options == ["--wait=0", "--kill-on-bad-exit=1"]
+        assert trial.main(Path(run)) == 0
     assert finished.stat().st_mtime_ns == before
     assert run_compare("--collect", "--seeds", "0", "3", models=models) == 0
     assert {"report.html", "report.md", "results.json"} <= {place.name for place in (folder / "out").iterdir()}

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+PRINT = """#!/bin/bash
+printf '%s\\n' "$PWD" "$@"
+"""
 SRUN = """#!{python}
 import os, subprocess, sys, time
 
@@ -52,7 +55,13 @@ def array_tasks(script: str) -> range:
 
 
 def sbatch(
-    script: Path, *arguments: str, task: int | None = None, job: int = 4711, seconds: float = 240, **said: str
+    script: Path,
+    *arguments: str,
+    task: int | None = None,
+    job: int = 4711,
+    seconds: float = 600,
+    start: bool = True,
+    **said: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a batch script as a job does, on loopback addresses in the place of nodes.
 
@@ -62,12 +71,13 @@ def sbatch(
         task: index in the job array.
         job: id, from which Lightning makes a port.
         seconds: after which it counts as hanging.
+        start: False for an srun that only prints: the folder it is called in, and its arguments, one a line.
         said: options of sbatch's command line, which are stronger than the script's: nodes="2", ntasks_per_node="1".
     """
     options = batch_options(script.read_text()) | {name.replace("_", "-"): value for name, value in said.items()}
     folder = script.parent / "bin"
     folder.mkdir(exist_ok=True)
-    (folder / "srun").write_text(SRUN.format(python=sys.executable))
+    (folder / "srun").write_text(SRUN.format(python=sys.executable) if start else PRINT)
     (folder / "srun").chmod(0o755)
     nodes, per_node = int(options.get("nodes", "1")), int(options.get("ntasks-per-node", "1"))
     hosts = f"127.0.0.[1-{nodes}]" if nodes > 1 else "127.0.0.1"
