@@ -3,6 +3,7 @@
 One browser for all tests. They are skipped where Chromium, its driver or their Python packages are absent.
 """
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from made_up import make_examples, make_results
 
-from zoo.report.results import Results
+from zoo.report.results import Results, Slice
 from zoo.report.write import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -158,6 +159,16 @@ def test_the_network_log_would_tell(browser: Browser, tmp_path: Path):
     assert sorted(browser.requests()) == sorted([page.as_uri(), picture, "ws://127.0.0.1:9/"])
 
 
+def test_tables_of_seven_detectors_fit_a_laptop(browser: Browser, tmp_path: Path):
+    results = make_results()
+    for run in results.runs:
+        run.analysis.slices = {"crowding": [Slice("few: up to 4 objects in the image", 1535, 0.1234, 0.5)]}
+    write_report(results, tmp_path, [])
+    browser.open(tmp_path / "report.html", 1400)
+    cut = "return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
+    assert browser.run(f"{cut}.map(s => s.innerText)") == []
+
+
 def test_every_plot_is_drawn(browser: Browser, report: Path):
     browser.open(report)
     plots = browser.run(_DRAWN)
@@ -277,6 +288,16 @@ def test_it_prints_without_controls_and_with_the_sample(browser: Browser, report
     assert browser.run(visible, ".picture") == sampled
     assert browser.run(visible, ".picture .view") == sampled * 8
     assert browser.run(visible, "svg.plot") >= 12
+
+
+def test_configurations_do_not_fill_the_print(browser: Browser, tmp_path: Path):
+    results = make_results(7)
+    results.configs = dict.fromkeys(results.configs, "key: value\n" * 180)
+    write_report(results, tmp_path, make_examples(results, 8, side=64))
+    browser.open(tmp_path / "report.html", 800, media="print")
+    printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    pages = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
+    assert 5 < pages <= 15, "seven times 180 lines in a column would be twenty pages of themselves"
 
 
 def test_without_its_script_the_page_says_the_same(browser: Browser, report: Path):
