@@ -15,8 +15,8 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it when all of it is on the disk.
 
     A process that is killed while it writes, a machine that loses its power and a disk that is full leave the
-    checkpoint that was there before. (Lightning writes into the system's folder for temporary files first, which may be another
-    disk, and copies from there.) Files at a URL are left to Lightning.
+    checkpoint that was there before. (Lightning writes into the system's folder for temporary files first, which may
+    be on another disk, and copies from there.) Files at a URL are left to Lightning.
 
     Raises:
         InputError: in `save_checkpoint`, where the file cannot be written.

@@ -86,3 +86,31 @@ def test_a_step_equals_that_of_the_joined_batch(form: str, world_size: int, tmp_
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7 * largest, msg=key)
+
+
+def make_alike(places: list[int]) -> RawBatch:
+    """Images whose objects lie at the same places: other pixels and labels, but as many regions and windows on them."""
+    boxes = [[10, 12, 60, 70], [70, 20, 120, 88]]
+    proposals = torch.tensor([[5.0 * i, 4.0 * i, 5 * i + 30 + i, 4 * i + 40] for i in range(12)])
+    targets = [make_target(boxes, [place, 2 - place], place) | {"proposals": proposals} for place in places]
+    return [make_image(96, 128, target, place) for place, target in zip(places, targets, strict=True)], targets
+
+
+@pytest.mark.parametrize("form", TESTED)
+def test_accumulated_gradients_are_those_of_the_larger_batch(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where as many regions are sampled of each image; losses that are normalised by image do not even need that."""
+    monkeypatch.setattr(torch, "rand", lambda shape, device: torch.linspace(1, 0, shape[-1]).expand(shape))
+    monkeypatch.setitem(SAMPLED, "faster_rcnn", {"rois_per_image": 16})
+    monkeypatch.setitem(SAMPLED, "sliding_window", {"windows_per_image": 16})
+    expected = plain_gradients(build(form), [make_alike([0, 1])])
+    found = plain_gradients(build(form), [make_alike([0]), make_alike([1])])
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7 * largest, msg=key)
+
+
+def plain_gradients(detector: Detector, batches: list[RawBatch]) -> dict[str, Tensor]:
+    """As a Trainer accumulates them: each loss is divided by the number of batches."""
+    for batch in batches:
+        (TotalLoss(detector)(batch) / len(batches)).backward()
+    return {key: value.grad for key, value in detector.named_parameters() if value.grad is not None}

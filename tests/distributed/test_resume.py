@@ -14,6 +14,7 @@ from torch.multiprocessing import ProcessExitedException
 
 import zoo.checkpoints
 from zoo.callbacks import MovingAverage
+from zoo.callbacks.resumption import describe
 from zoo.data.augment import Augment
 from zoo.data.module import DetectionDataModule
 from zoo.data.shapes import Shapes
@@ -21,6 +22,7 @@ from zoo.detector import Detector, Recipe
 from zoo.errors import Preempted
 from zoo.models import MODELS
 from zoo.run import make_trainer
+from zoo.types import RawBatch
 
 BATCHES, EPOCHS = 3, 3
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=4, schedule="cosine")
@@ -31,16 +33,18 @@ NARROW: dict[str, dict[str, object]] = {  # checkpoints are written often here
 }
 
 
-def train(rank: int, form: str, folder: Path, ended: str = "", world_size: int = 1) -> dict[str, int]:
-    """Train, or go on; `ended` says what happens on the way.
+def train(
+    rank: int, form: str, folder: Path, ended: str = "", world_size: int = 1, num_images: int = 2 * BATCHES
+) -> dict[str, Any]:
+    """Train, or go on; `ended` says what happens to the last process on the way.
 
     Returns:
-        Steps that were done, and what was printed where the training went on.
+        Where it began and ended, and ids of the images that this process saw in each epoch.
     """
     key, arguments = FORMS[form]
     arguments = {"frame": FRAME, "recipe": RECIPE} | arguments | NARROW.get(form, {})
     data = DetectionDataModule(
-        train=Shapes(2 * BATCHES * world_size, seed=0),
+        train=Shapes(num_images, seed=0),
         val=Shapes(2, seed=1),
         batch_size=2,
         num_workers=1,
@@ -64,19 +68,25 @@ def train(rank: int, form: str, folder: Path, ended: str = "", world_size: int =
         folder / "run",
         "run",
     )
-    end(detector, ended)
+    if rank == world_size - 1:
+        end(detector, ended)
     last = folder / "run/checkpoints/last.ckpt"
-    first_step: list[int] = []
-    step = detector.on_train_batch_start
-    detector.on_train_batch_start = lambda batch, batch_idx: (
-        first_step.append(trainer.global_step),
-        step(batch, batch_idx),
-    )[1]
+    steps: list[int] = []
+    seen: dict[int, list[int]] = {}
+    start = detector.on_train_batch_start
+
+    def on_train_batch_start(batch: RawBatch, batch_idx: int) -> None:
+        steps.append(trainer.global_step)
+        seen.setdefault(trainer.current_epoch, []).extend(int(target["image_id"]) for target in batch[1])
+        start(batch, batch_idx)
+
+    detector.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+    preempted = False
     try:
         trainer.fit(detector, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except Preempted:
-        return {"first": first_step[0], "steps": trainer.global_step, "preempted": 1}
-    return {"first": first_step[0], "steps": trainer.global_step, "preempted": 0}
+        preempted = True
+    return {"first": steps[0], "steps": trainer.global_step, "preempted": preempted, "seen": seen}
 
 
 def end(detector: Detector, how: str) -> None:
@@ -157,13 +167,55 @@ def test_it_ends_with_the_same_weights(form: str, how: str, tmp_path: Path) -> N
     ended.mkdir()
     run_group(train, 1, alone, form, alone)
     if how == "terminated":
-        assert run_group(train, 1, ended, form, ended, how) == [{"first": 0, "steps": 5, "preempted": 1}]
+        (stopped,) = run_group(train, 1, ended, form, ended, how)
+        assert (stopped["first"], stopped["steps"], stopped["preempted"]) == (0, 5, True)
     else:
         with pytest.raises(ProcessExitedException) as caught:
             run_group(train, 1, ended, form, ended, how)
         assert caught.value.signal_name == "SIGKILL"
+    (went_on,) = run_group(train, 1, ended, form, ended)
     first = 5 if how == "terminated" else BATCHES
-    assert run_group(train, 1, ended, form, ended) == [{"first": first, "steps": BATCHES * EPOCHS, "preempted": 0}]
+    assert (went_on["first"], went_on["steps"], went_on["preempted"]) == (first, BATCHES * EPOCHS, False)
     assert_same_training(read_last(alone), read_last(ended))
     if form == "rcnn":
         assert read_last(ended)["state_dict"]["linear_heads.fitted"]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    alone, ended = tmp_path / "alone", tmp_path / "ended"
+    alone.mkdir()
+    ended.mkdir()
+    two = {"world_size": 2, "num_images": 4 * BATCHES}
+    run_group(train, 2, alone, "sliding_window", alone, "", *two.values())
+    for stopped in run_group(train, 2, ended, "sliding_window", ended, "terminated", *two.values()):
+        assert (stopped["steps"], stopped["preempted"]) == (5, True)
+    for went_on in run_group(train, 2, ended, "sliding_window", ended, "", *two.values()):
+        assert (went_on["first"], went_on["steps"]) == (5, BATCHES * EPOCHS)
+    assert_same_training(read_last(alone), read_last(ended))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_with_the_images_not_yet_seen(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    stopped = run_group(train, before, tmp_path, "retinanet", tmp_path, "terminated", before, 12)
+    went_on = run_group(train, after, tmp_path, "retinanet", tmp_path, "", after, 12)
+    epoch = stopped[0]["steps"] * before * 2 // 12  # the one in progress at step 5
+    seen = [image for process in (*stopped, *went_on) for image in process["seen"][epoch]]
+    rounded = 5 * before * 2 % 12 % (after * 2)  # of images that fill no round of batches; they are seen again
+    assert set(seen) == set(range(1, 13))
+    assert len(seen) == 12 + rounded
+    later = [image for process in went_on for image in process["seen"][EPOCHS - 1]]
+    assert sorted(later) == list(range(1, 13))
+    rest = (EPOCHS * 12 + rounded - stopped[0]["steps"] * before * 2) // (after * 2)
+    assert {process["steps"] for process in went_on} == {stopped[0]["steps"] + rest}
+
+
+def test_what_has_changed_is_said() -> None:
+    before = {"processes": 8, "batch_size": 2, "accumulate": 1}
+    assert describe(3, 40, before, before) == ["goes on after epoch 3, step 40"]
+    lines = describe(3, 40, before, {"processes": 2, "batch_size": 4, "accumulate": 1})
+    assert "2 processes instead of 8, 4 images a process and batch instead of 2" in lines[1]
+    assert "8 images an optimizer step instead of 16" in lines[2]
+    lines = describe(3, 40, before, {"processes": 2, "batch_size": 2, "accumulate": 4})
+    assert len(lines) == 3  # as many images a step as before
