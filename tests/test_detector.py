@@ -1,8 +1,15 @@
 """The recipe: its rates over a training, and which weights decay."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
+from tiny_detector import TinyDetector
 
+from zoo.data.module import DetectionDataModule
+from zoo.data.shapes import Shapes
 from zoo.detector import Recipe, build_optimizer
 from zoo.models import RetinaNet
 
@@ -27,6 +34,65 @@ def test_warm_up_starts_where_the_recipe_says() -> None:
 def test_cosine_goes_from_one_to_nothing() -> None:
     recipe = Recipe(warmup_steps=0, schedule="cosine")
     assert [recipe.factor(p, 0) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+
+
+def test_other_batches_scale_rate_and_warm_up() -> None:
+    """Four times the images a step: SGD's rate is four times as high, Adam's twice; warm-up is over as many images."""
+    sgd = Recipe(warmup_steps=100, warmup_start=0.0, schedule="constant", total_batch=8)
+    adam = replace(sgd, optimizer="adamw")
+    assert [sgd.factor(0.0, step, 4.0) for step in (0, 5, 25, 30)] == pytest.approx([0, 0.8, 4, 4])
+    assert [adam.factor(0.0, step, 4.0) for step in (0, 5, 25, 30)] == pytest.approx([0, 0.4, 2, 2])
+    assert [sgd.factor(0.0, step, 0.5) for step in (0, 100, 200)] == pytest.approx([0, 0.25, 0.5])
+    assert sgd.factor(0.0, 40, 1.0) == sgd.factor(0.0, 40) == pytest.approx(0.4)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "total_batch", "rate"), [(4, 1, 8, 0.005), (4, 4, 8, 0.02), (4, 1, None, 0.01)]
+)
+def test_a_trainer_tells_the_recipe_its_batch(
+    tmp_path: Path, batch_size: int, accumulate: int, total_batch: int | None, rate: float
+) -> None:
+    data = DetectionDataModule(train=Shapes(16), batch_size=batch_size, num_workers=0)
+    recipe = Recipe(warmup_steps=0, schedule="constant", total_batch=total_batch)
+    detector = TinyDetector(data.num_classes, recipe=recipe)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(detector, data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_epochs_are_the_measure_of_a_schedule(tmp_path: Path) -> None:
+    """Two epochs of three steps."""
+    data = DetectionDataModule(train=Shapes(12), batch_size=4, num_workers=0)
+    detector = TinyDetector(data.num_classes)
+    seen: list[float] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            seen.append(detector.progress())
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[Look()],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(detector, data)
+    assert seen == pytest.approx([(step + 1) / 6 for step in range(6)])
 
 
 def test_norms_and_biases_decay_apart() -> None:

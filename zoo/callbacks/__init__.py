@@ -6,6 +6,7 @@ after all other callbacks, and both it and EarlyStopping read what was logged un
 can monitor `val/AP`, on every process.
 """
 
+from zoo.callbacks.compiled_parts import CompiledParts
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
 from zoo.callbacks.learning_curve import LearningCurve
 from zoo.callbacks.mean_average_precision import MeanAveragePrecision
@@ -16,6 +17,7 @@ from zoo.callbacks.resumption import Resumption
 from zoo.callbacks.step_seeds import StepSeeds
 
 __all__ = [
+    "CompiledParts",
     "LearningCurve",
     "MeanAveragePrecision",
     "MovingAverage",
