@@ -52,6 +52,7 @@ def without_times(file: Path) -> dict[str, object]:
 def test_a_comparison_ends_in_intervals_verdicts_and_errors(folder: Path) -> None:
     results = read(folder / "out")
     assert results.resamples == 1000
+    assert results.class_images == dict.fromkeys(results.classes, 3)  # the last of four images holds nothing
     (pair,) = results.pairs
     assert (pair.first, pair.second) == ("model", "wide")
     assert pair.differences["AP"].low <= pair.differences["AP"].value <= pair.differences["AP"].high

@@ -256,7 +256,7 @@ def analyse(
     alone = {folder: [matches[folder]] for folder in said}
     together = {_all_of(config): [matches[folder] for folder in folders] for config, folders in by_config.items()}
     drawn = bootstrap(alone | together, resamples)
-    results.resamples = resamples
+    results.resamples, results.class_images = resamples, drawn.class_images
     for run in done:
         run.analysis.intervals = {key: Interval(*drawn.interval(run.folder, key)) for key in KEYS}
         run.analysis.class_intervals = {

@@ -4,29 +4,36 @@ import math
 
 import numpy as np
 import pytest
+from made_up import make_results
 
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
 from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap, stretched_interval
 from zoo.evaluation.matches import Matches, collect_matches
+from zoo.report.caution import caution
 
 CLASSES = ("often", "seldom")
 
 
-def simulate_truth(rng: np.random.Generator, num_images: int) -> GroundTruth:
-    """Images that are crowded or not, objects from 12 to 200 pixels, one class three times as frequent."""
+def simulate_truth(rng: np.random.Generator, num_images: int, num_classes: int | None = None) -> GroundTruth:
+    """Images that are crowded or not, objects from 12 to 200 pixels.
+
+    One of two classes is three times as frequent; where a number of classes is given, all are alike.
+    """
     counts = rng.poisson(3 * rng.gamma(2, 0.5, num_images))
     size = np.exp(rng.uniform(np.log(12), np.log(200), (counts.sum(), 1))) * np.exp(
         rng.normal(0, 0.2, (counts.sum(), 2))
     )
     corner = rng.uniform(0, 400, size.shape)
     return GroundTruth.from_counts(
-        classes=CLASSES,
+        classes=CLASSES if num_classes is None else tuple(map(str, range(num_classes))),
         image_ids=np.arange(num_images),
         counts=counts,
         boxes=np.concatenate([corner, corner + size], axis=1),
         areas=size.prod(axis=1),
-        labels=(rng.random(len(size)) < 0.25).astype(np.int64),
+        labels=(
+            rng.random(len(size)) < 0.25 if num_classes is None else rng.integers(0, num_classes, len(size))
+        ).astype(np.int64),
         iscrowd=np.zeros(len(size), bool),
         difficult=np.zeros(len(size), bool),
     )
@@ -49,7 +56,7 @@ def simulate_detector(
         image_ids=np.concatenate([truth.image_index[found], np.repeat(np.arange(len(wrong)), wrong)]),
         boxes=np.concatenate([boxes, mistakes]),
         scores=np.concatenate([rng.normal(1, 1, len(boxes)), rng.normal(-1, 1, len(mistakes))]),
-        labels=np.concatenate([truth.labels[found], rng.integers(0, len(CLASSES), len(mistakes))]),
+        labels=np.concatenate([truth.labels[found], rng.integers(0, len(truth.classes), len(mistakes))]),
     )
 
 
@@ -110,6 +117,28 @@ def test_intervals_are_honest(same: bool) -> None:
     assert (share[3:] <= 0.98).all(), share
     if same:
         assert (tied.mean(axis=0) >= 0.93).all(), tied.mean(axis=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_classes", "num_images", "narrow"), [(80, 200, True), (2, 100, False)])
+def test_reports_warn_where_intervals_of_one_figure_are_too_narrow(
+    num_classes: int, num_images: int, narrow: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    truth = simulate_truth(rng, 20_000, num_classes)
+    detector = simulate_detector(rng, truth, rng.normal(0, 1, len(truth.image_ids)), recall=0.8, blur=0.08)
+    true = evaluate(truth, detector, ["coco"]).metrics["AP"]
+    held = []
+    for _ in range(60):
+        ids = np.sort(rng.choice(len(truth.image_ids), num_images, replace=False))
+        drawn = bootstrap({"a": [of_images(truth, detector, ids)]}, 200, seed=int(rng.integers(2**31)))
+        _, low, high = drawn.interval("a", "AP")
+        held.append(low <= true <= high)
+    results = make_results(1, classes=truth.classes)
+    results.class_images = drawn.class_images
+    assert bool(caution(results)) == narrow
+    # 29 to 49 of 100 where it is warned of, 84 to 98 where it is not; three deviations of 60 trials are left
+    assert (sum(held) / 60 < 0.68) if narrow else (sum(held) / 60 > 0.78), sum(held)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +245,11 @@ def sized(boxes_by_image: list[list[float]], classes: tuple[str, ...] = ("thing"
     found = Predictions(truth.image_index[::2], boxes[::2], np.linspace(1, 0.5, len(boxes[::2])), truth.labels[::2])
     none = Predictions(truth.image_ids[:0], boxes[:0], np.zeros(0), truth.labels[:0])
     return bootstrap({"half": [collect_matches(truth, found)], "none": [collect_matches(truth, none)]}, resamples=50)
+
+
+def test_images_of_a_class_are_counted_once_each() -> None:
+    drawn = sized([[100.0, 90.0], [100.0], []])
+    assert drawn.class_images == {"thing": 2, "nothing": 0}
 
 
 def test_what_was_not_measured_has_no_interval_and_no_verdict() -> None:

@@ -28,7 +28,8 @@ The plain percentile interval misses too often, as measured on simulated detecto
   both the percentiles and the same moved back. They are one where resampling does not shift the difference.
 
 What no interval mends: dozens of classes on a few hundred images, some ten objects each, where AP is too high by
-several times its deviation. Differences are then covered in 6 to 9 of 10 trials, and single figures hardly ever.
+several times its deviation. Differences are then covered in 8 to 10 of 10 trials, but single figures in 3 to 9 only;
+`zoo.report.caution` has the table, and tells the reader of a report.
 
 An interval tells how much other test images would have changed the figure, for the weights that were trained.
 How much another training would have changed it is the spread over seeds, which stands apart.
@@ -93,6 +94,11 @@ class Bootstrap:
     holding_images: Int64[np.ndarray, "F"]  # images that hold an object of the figure's class and size
     values: dict[str, Float[np.ndarray, "S F"]]  # by configuration: as measured, seed by seed
     resampled: dict[str, Float[np.ndarray, "R F"]]  # by configuration: mean over seeds
+
+    @property
+    def class_images(self) -> dict[str, int]:
+        """Class name -> images that hold an object of it."""
+        return dict(zip(self.classes, self.holding_images[len(KEYS) :].tolist(), strict=True))
 
     def interval(self, config: str, key: str) -> Interval:
         """One of `KEYS` of a configuration, mean over its seeds."""

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from zoo.report.bars import ERRORS, PARTS, SIDES, error_plot, time_plots
 from zoo.report.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
+from zoo.report.caution import caution
 from zoo.report.contenders import Contender, find_contenders, find_timing, first_runs, model_name, run_labels
 from zoo.report.curves import precision_recall_plots, reliability_plots
 from zoo.report.draw import class_color, format_score
@@ -41,6 +42,7 @@ def render_html(results: Results, examples: list[Example]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=verdict(results),
+        caution=caution(results),
         images=evaluated_images(results),
         contenders=contenders,
         labels=run_labels(results.runs),

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from zoo.report.bars import ERRORS, SIDES, error_share
 from zoo.report.breakdown import ceiling_rows
+from zoo.report.caution import caution
 from zoo.report.contenders import Contender, find_contenders, run_labels
 from zoo.report.figures import format_or_missing
 from zoo.report.pairs import pair_matrices
@@ -20,6 +21,8 @@ def render_markdown(results: Results) -> str:
     contenders = find_contenders(results)
     name = results.data.get("name", "one data set")
     lines = [f"# Object detectors on {_escape(str(name))}", "", _escape(verdict(results)), ""]
+    warning = caution(results)
+    lines += [f"> {_escape(warning)}", ""] if warning else []
     if contenders:
         lines += _standings(results, contenders)
         lines += _pairs(results, contenders)

@@ -194,6 +194,7 @@ class Results:
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
     data_config: str = ""  # text of the data's configuration, from which annotations and images are read again
     pairs: list[Pair] = field(default_factory=list)  # every two configurations once
+    class_images: dict[str, int] = field(default_factory=dict)  # class name -> measured images that hold some of it
     resamples: int = 0  # of the bootstrap that intervals and verdicts come from; 0 where there was none
 
 
