@@ -1,7 +1,9 @@
 """`zoo compare --array` and `--collect`, without SLURM: bash does the script's tasks, and a small srun starts them."""
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ from zoo import trial
 from zoo.array import Layout, count_devices, layout
 from zoo.cli import main
 from zoo.errors import InputError
-from zoo.report.results import Results, read_results
+from zoo.report.results import Results, read_results, read_run
+from zoo.types import Batch, Losses
 
 HELPERS = str(Path(__file__).parent / "helpers")
 
@@ -172,6 +175,39 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert len(captured.err.splitlines()) == 1
     assert word in captured.err
     assert not (folder / "out").exists()
+
+
+def test_a_task_whose_time_is_up_queues_again_and_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As SLURM has it: SIGUSR1 in the middle of the second epoch, and later the same task again."""
+    assert run_compare("--epochs", "3", models=("model.yaml",), out="local") == 0
+    write_script("--epochs", "3", capsys=capsys)
+    run = folder / "out/model_seed0"
+    in_peace = TinyDetector.compute_losses
+    seen: list[int] = []
+
+    def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: Batch) -> Losses:
+        if self.training:
+            seen.append(self.trainer.global_step)
+            if seen == [0, 1, 2]:
+                signal.raise_signal(signal.SIGUSR1)
+        return in_peace(self, outputs, batch)
+
+    monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
+    (folder / "bin").mkdir()
+    (folder / "bin/scontrol").write_text('#!/bin/bash\necho "$@" > requeued\n')
+    (folder / "bin/scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert trial.main(run) == trial.PREEMPTED
+    assert (folder / "requeued").read_text().split() == ["requeue", "4711_0"]
+    assert not (run / "result.json").exists()
+    assert not (run / "error.log").exists()
+    assert trial.main(run) == 0
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert read_run(run / "result.json").metrics == read_run(folder / "local/model_seed0/result.json").metrics
 
 
 # ---------------------------------------------------------------------------------------------- several processes a run

@@ -26,7 +26,7 @@ from zoo.cost import count_flops, count_parameters, measure_memory
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.energy import find_meter
-from zoo.errors import InputError
+from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
 from zoo.hardware import describe_hardware
 from zoo.report.files import write_atomically
@@ -46,6 +46,8 @@ from zoo.speed import Conditions, measure_speeds
 
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
 
+PREEMPTED = 143  # what a shell says of a process that SIGTERM ended
+
 LATENCY_IMAGES = 16
 LATENCY_SECONDS = 1.5
 
@@ -56,11 +58,15 @@ def main(folder: Path) -> int:
     Processes beside the first one have an `error_<rank>.log` each: what went wrong may have gone wrong there alone.
 
     Returns:
-        Exit code: 0 done, 1 failed.
+        Exit code: 0 done, 1 failed, 143 told to make room, which leaves no result: the same command goes on.
     """
     quieten()
     try:
         run = execute(folder)
+    except Preempted as stop:
+        if _is_first_process():
+            print(f"{folder.name}: {stop}", flush=True)
+        return PREEMPTED
     except Exception as error:
         name = "error.log" if _is_first_process() else f"error_{_rank()}.log"
         with (folder / name).open("w") as log:
