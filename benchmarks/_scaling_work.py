@@ -63,10 +63,8 @@ class Trainee:
 
     def __init__(self, name: str, settings: Settings) -> None:
         torch.manual_seed(0)
-        self.settings, self.device = settings, torch.device(settings.device)
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", distributed.get_rank() if distributed.is_initialized() else 0)
-            torch.cuda.set_device(self.device)
+        self.settings = settings
+        self.device = torch.device(settings.device, torch.cuda.current_device() if settings.device == "cuda" else None)
         detector = build_detector(name).to(self.device).train()
         detector.configure_model()
         self.model = TotalLoss(detector)
@@ -192,6 +190,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, settings: Settings
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[rank * settings.threads : (rank + 1) * settings.threads])
     torch.set_num_threads(settings.threads)
+    if settings.device == "cuda":
+        torch.cuda.set_device(rank)
     if size > 1:
         backend = "nccl" if settings.device == "cuda" else "gloo"
         distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)

@@ -1,5 +1,7 @@
 """The scaling benchmark: its model by hand, and what it counts against what the parameters say."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +75,20 @@ def test_the_step_that_an_exchange_is_worth(hidden: float, seconds: float) -> No
     assert needed_step(0.1, hidden, 2 / 3, 0.9) == pytest.approx(seconds)
     exposed = 0.1 - min(hidden * 0.1, 2 / 3 * seconds)
     assert seconds / (seconds + exposed) == pytest.approx(0.9)
+
+
+@pytest.mark.slow
+def test_the_benchmark_counts_what_the_parameters_say(tmp_path: Path) -> None:
+    """It fails by itself where a hook at the all-reduces counts other bytes than the gradients have."""
+    words = ["sliding_window_tiny", "--rounds", "1", "--steps", "1", "--batch", "1", "--out", str(tmp_path / "out.md")]
+    command = [sys.executable, str(BENCHMARKS / "scaling.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| sliding_window_tiny"))
+    parameters, gradients, sent, all_reduces = (float(cell) for cell in row.split("|")[2:6])
+    assert gradients == pytest.approx(4 * parameters, abs=0.03)  # float32, both in millions to two digits
+    assert sent == pytest.approx(gradients, abs=0.06)  # of two processes each sends as much as there is
+    assert all_reduces >= 1
+    case = json.loads(next(line for line in text.splitlines() if line.startswith("{")))
+    assert case["ratio"] == pytest.approx(case["ours"] / case["peer"], rel=0.01)
