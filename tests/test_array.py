@@ -210,6 +210,21 @@ def test_a_task_whose_time_is_up_queues_again_and_goes_on(
     assert read_run(run / "result.json").metrics == read_run(folder / "local/model_seed0/result.json").metrics
 
 
+def test_a_task_goes_on_from_nothing_but_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning would take these for checkpoints that SLURM's signal made."""
+    write_script("--epochs", "1", capsys=capsys)
+    run = folder / "out/model_seed0"
+    (folder / "runs").mkdir()
+    for place in (folder / "runs", run):
+        (place / "hpc_ckpt_1.ckpt").write_text("not one")
+    for name, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 4711}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert trial.main(run) == 0, (run / "error.log").read_text()
+    assert read_run(run / "result.json").curve[-1].images_seen == 8
+
+
 # ---------------------------------------------------------------------------------------------- several processes a run
 
 

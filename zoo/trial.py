@@ -34,6 +34,7 @@ from zoo.report.results import Cost, CurvePoint, Run
 from zoo.run import (
     find_input_error,
     instantiate,
+    keep_metrics,
     make_parser,
     make_trainer,
     model_key,
@@ -45,8 +46,6 @@ from zoo.run import (
 from zoo.speed import Conditions, measure_speeds
 
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
-
-PREEMPTED = 143  # what a shell says of a process that SIGTERM ended
 
 LATENCY_IMAGES = 16
 LATENCY_SECONDS = 1.5
@@ -66,7 +65,7 @@ def main(folder: Path) -> int:
     except Preempted as stop:
         if _is_first_process():
             print(f"{folder.name}: {stop}", flush=True)
-        return PREEMPTED
+        return stop.exit_code
     except Exception as error:
         name = "error.log" if _is_first_process() else f"error_{_rank()}.log"
         with (folder / name).open("w") as log:
@@ -90,9 +89,11 @@ def execute(folder: Path) -> Run:
     detector: Detector = built.model
     module: DetectionDataModule = built.data
     if _is_first_process():
-        _keep_metrics(folder)
-    # Under SLURM Lightning goes on from what lies in the root folder, unasked: with a folder that all runs share, that
-    # would be another run's.
+        keep_metrics(folder)
+    # Under SLURM Lightning goes on from such files in the root folder, unasked. In one that all runs share they would
+    # be another run's; in ours they are of no use, since last.ckpt has all that counts.
+    for unasked in folder.glob("hpc_ckpt_*"):
+        unasked.unlink(missing_ok=True)
     arguments = built.trainer.as_dict() | {"default_root_dir": str(folder)}
     trainer = make_trainer(arguments, module, folder, folder.name)
 
@@ -224,14 +225,6 @@ def failed_run(folder: Path, error: str) -> Run:
     identity = json.loads((folder / "run.json").read_text())
     seed = identity["seed_everything"]
     return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
-
-
-def _keep_metrics(folder: Path) -> None:
-    """Lightning's CSV logger starts its file anew; what an earlier part of the run logged is kept beside it."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        part = len(list(folder.glob("metrics_part*.csv"))) + 1
-        metrics.rename(folder / f"metrics_part{part}.csv")
 
 
 def _hardware(trainer: Trainer) -> str:
