@@ -19,7 +19,7 @@ import zoo.models
 from zoo import trial
 from zoo.array import Layout, count_devices, layout
 from zoo.cli import main
-from zoo.errors import InputError
+from zoo.errors import InputError, Preempted
 from zoo.report.results import Results, read_results, read_run
 from zoo.types import Batch, Losses
 
@@ -201,7 +201,7 @@ def test_a_task_whose_time_is_up_queues_again_and_goes_on(
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    assert trial.main(run) == trial.PREEMPTED
+    assert trial.main(run) == Preempted.exit_code
     assert (folder / "requeued").read_text().split() == ["requeue", "4711_0"]
     assert not (run / "result.json").exists()
     assert not (run / "error.log").exists()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from zoo.errors import InputError, SharedInputError
+from zoo.errors import InputError, Preempted, SharedInputError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: without the program's name; those of the process if not given.
 
     Returns:
-        The exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 143 told to make room.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("ZOO_DEBUG", "0") not in ("", "0")
@@ -43,6 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _call(words[0], words[1:])
     except SystemExit as leave:  # --help and --print_config
         return leave.code if isinstance(leave.code, int) else OK if leave.code is None else FAILED
+    except Preempted as stop:
+        if str(stop):
+            print(f"zoo: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"\nzoo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED

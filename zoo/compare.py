@@ -53,6 +53,7 @@ from zoo.report.results import Results, Run
 from zoo.report.tables import COLUMNS, main_table
 from zoo.run import (
     DEFAULT_SEED,
+    first_difference,
     instantiate,
     make_parser,
     model_key,
@@ -288,17 +289,6 @@ def check_folder(job: Job) -> None:
             file=job.folder,
             place=place,
         )
-
-
-def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """(place, theirs, ours) of the first value in which two configurations differ, None where they are the same."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted(theirs.keys() | ours.keys()):
-            found = first_difference(theirs.get(key), ours.get(key), f"{place}.{key}" if place else str(key))
-            if found is not None:
-                return found
-        return None
-    return None if theirs == ours else (place, theirs, ours)
 
 
 def do(job: Job, launch: Callable[[Path], int]) -> Run:

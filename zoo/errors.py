@@ -25,3 +25,5 @@ class SharedInputError(InputError):
 
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)
     """A training stopped because it was told to make room; its checkpoint is written, and the same command goes on."""
+
+    exit_code = 143  # what a shell says of a process that SIGTERM ended

@@ -36,7 +36,7 @@ def launch_fork(folder: Path) -> int:
         process.join()
     except BaseException:
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGTERM)  # which a training answers with a checkpoint
         process.join(SECONDS_TO_FINISH)
         process.kill()
         process.join()
@@ -51,7 +51,7 @@ def launch_command(folder: Path) -> int:
     try:
         return process.wait()
     except BaseException:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=SECONDS_TO_FINISH)
         except subprocess.TimeoutExpired:

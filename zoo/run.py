@@ -4,17 +4,21 @@
 """
 
 import argparse
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+import torch.distributed
 from jsonargparse import ActionConfigFile, Namespace
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -31,6 +35,7 @@ from zoo.callbacks import (
 from zoo.callbacks.preemption import LAST
 from zoo.checkpoints import WholeFiles
 from zoo.data.module import DetectionDataModule
+from zoo.data.recognise import data_arguments, is_data_set
 from zoo.data.source import DataWarning
 from zoo.detector import Detector
 from zoo.errors import InputError
@@ -105,16 +110,26 @@ def read_yaml(file: str | Path) -> Any:
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
-    """Parse a command line.
+    """Parse a command line; a data set that `--data` names stands for the file that would describe it.
 
     Raises:
         InputError: in one line, whatever the parser has to say.
     """
     check_files(args)
     try:
-        return parser.parse_args(list(args))
+        return parser.parse_args(_describe_data(args))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise find_input_error(error) or InputError(one_line(str(error))) from error
+
+
+def _describe_data(args: Sequence[str]) -> list[str]:
+    described: list[str] = []
+    for place, argument in enumerate(args):
+        prefix = "--data=" if argument.startswith("--data=") else ""
+        value = argument.removeprefix(prefix)
+        is_value = bool(prefix) or (place > 0 and args[place - 1] == "--data")
+        described.append(prefix + json.dumps(data_arguments(value)) if is_value and is_data_set(value) else argument)
+    return described
 
 
 def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
@@ -202,6 +217,22 @@ def default_loggers(folder: Path | None, root: Path, name: str) -> list[Logger]:
         ]
     tensorboard = TensorBoardLogger(root, name=name)
     return [tensorboard, CSVLogger(root, name=name, version=tensorboard.version)]
+
+
+def process_rank() -> int:
+    """Number of this process among those of a training, 0 for the first."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    # Before the processes know each other: Lightning reads it from what srun, torchrun or itself gave them.
+    return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
+
+
+def keep_metrics(folder: Path) -> None:
+    """Lightning's CSV logger starts its file anew; what an earlier part of the run logged is kept beside it."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        part = len(list(folder.glob("metrics_part*.csv"))) + 1
+        metrics.rename(folder / f"metrics_part{part}.csv")
 
 
 def make_plain_trainer(accelerator: str, precision: str, progress: bool = False) -> Trainer:
@@ -297,6 +328,17 @@ def check_classes(recorded: Sequence[str], wanted: Sequence[str], file: str | Pa
             raise InputError(
                 f"class {label} is {theirs!r} there and {ours!r} in the data; the lists must be the same", file
             )
+
+
+def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """(place, theirs, ours) of the first value in which two configurations differ, None where they are the same."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            found = first_difference(theirs.get(key), ours.get(key), f"{place}.{key}" if place else str(key))
+            if found is not None:
+                return found
+        return None
+    return None if theirs == ours else (place, theirs, ours)
 
 
 def model_key(detector: Detector) -> str:

@@ -8,12 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from zoo.callbacks import MeanAveragePrecision
+from zoo.callbacks.preemption import LAST
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
@@ -26,13 +28,17 @@ from zoo.run import (
     add_arguments,
     check_checkpoint,
     check_classes,
+    first_difference,
     instantiate,
+    keep_metrics,
     link_classes,
     make_trainer,
     model_key,
     one_callback,
     parse,
+    process_rank,
     quieten,
+    read_yaml,
 )
 
 
@@ -71,6 +77,8 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         """See LightningCLI; the verbs that measure can write down what they measured."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        text = "run folder; where a run was stopped in it, the same command goes on with it (a new one in runs/)"
+        self._parser("fit").add_argument("--out", type=str | None, default=None, help=text)
         for verb in ("validate", "test"):
             text = "write the detections to this file as COCO-results json"
             self._parser(verb).add_argument("--predictions", type=str | None, default=None, help=text)
@@ -96,12 +104,34 @@ class TrainingCLI(LightningCLI):
         verb, config = self.subcommand, self.config[self.subcommand]
         if verb == "fit" and config.get("model") is None:
             raise InputError("no model; give --model FILE")
+        self.own_checkpoint: str | None = None
+        if verb == "fit" and config.out is not None and config.get("ckpt_path") is None:
+            self.own_checkpoint = self._find_own_checkpoint(Path(config.out))
         if verb != "fit" and config.get("ckpt_path") is None:
             raise InputError("no weights; give --checkpoint FILE")
         if verb != "fit":
             self.save_config_callback = None  # measuring leaves no run folder behind
             config.trainer.logger = config.trainer.logger or False
             config.trainer.enable_checkpointing = False
+
+    def _find_own_checkpoint(self, folder: Path) -> str | None:
+        """What a run in this folder goes on from, None where there is nothing yet.
+
+        Raises:
+            InputError: the folder has a run of another model, or on other data.
+        """
+        last, written = folder / "checkpoints" / f"{LAST}.ckpt", folder / "config.yaml"
+        if not last.exists() or not written.exists():
+            return None
+        ours = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        theirs = read_yaml(written)
+        for part in ("model", "data", "seed_everything"):
+            difference = first_difference(theirs.get(part), ours.get(part), part)
+            if difference is not None:
+                place, before, now = difference
+                raise InputError(f"holds a run with {before}, now it is {now}; give another --out", folder, place)
+        read_checkpoint(last)
+        return str(last)
 
     def instantiate_classes(self) -> None:
         """Build data, model and Trainer; where no model is named, the checkpoint says what it is."""
@@ -124,14 +154,19 @@ class TrainingCLI(LightningCLI):
         if self.save_config_callback and not config.get("fast_dev_run"):
             parser, written = self._parser(self.subcommand), self.config[self.subcommand]
             callbacks.append(self.save_config_callback(parser, written, **self.save_config_kwargs))
-        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, None, model_key(self.model))
+        out = self.config.fit.out if self.subcommand == "fit" else None
+        folder = None if out is None else Path(out)
+        if folder is not None and process_rank() == 0:
+            keep_metrics(folder)
+        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, folder, model_key(self.model))
 
     def fit(self, **arguments: Any) -> None:
         """Train, and say where the results are. A run that ended before its first step leaves nothing behind."""
+        own = {} if self.own_checkpoint is None else {"ckpt_path": self.own_checkpoint}
         folder = Path(self.trainer.log_dir or RUNS_FOLDER)
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            self.trainer.fit(**arguments, weights_only=True)
+            self.trainer.fit(**arguments | own, weights_only=True)
         except Exception:
             if folder in made and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import torch
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.utilities import rank_zero_only
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
 from zoo.ceilings import ceilings
@@ -41,6 +39,7 @@ from zoo.run import (
     one_callback,
     one_line,
     parse,
+    process_rank,
     quieten,
 )
 from zoo.speed import Conditions, measure_speeds
@@ -63,11 +62,11 @@ def main(folder: Path) -> int:
     try:
         run = execute(folder)
     except Preempted as stop:
-        if _is_first_process():
+        if process_rank() == 0:
             print(f"{folder.name}: {stop}", flush=True)
         return stop.exit_code
     except Exception as error:
-        name = "error.log" if _is_first_process() else f"error_{_rank()}.log"
+        name = "error.log" if process_rank() == 0 else f"error_{process_rank()}.log"
         with (folder / name).open("w") as log:
             traceback.print_exc(file=log)
         known = find_input_error(error)
@@ -75,7 +74,7 @@ def main(folder: Path) -> int:
         run = failed_run(folder, text)
     file = folder / "result.json"
     # Of a failure the process knows most that fails first: the others fail because they miss it.
-    if _is_first_process() if run.status == "done" else not file.exists():
+    if process_rank() == 0 if run.status == "done" else not file.exists():
         write_atomically(file, msgspec.json.format(msgspec.json.encode(run), indent=2))
     return 0 if run.status == "done" else 1
 
@@ -88,7 +87,7 @@ def execute(folder: Path) -> Run:
     built = instantiate(parser, config)
     detector: Detector = built.model
     module: DetectionDataModule = built.data
-    if _is_first_process():
+    if process_rank() == 0:
         keep_metrics(folder)
     # Under SLURM Lightning goes on from such files in the root folder, unasked. In one that all runs share they would
     # be another run's; in ours they are of no use, since last.ckpt has all that counts.
@@ -230,18 +229,6 @@ def failed_run(folder: Path, error: str) -> Run:
 def _hardware(trainer: Trainer) -> str:
     one = describe_hardware()
     return one if trainer.num_nodes == 1 else f"{trainer.num_nodes} nodes, the first one: {one}"
-
-
-def _is_first_process() -> bool:
-    return _rank() == 0
-
-
-def _rank() -> int:
-    """Number of this process in its run."""
-    if torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    # Before the processes know each other: Lightning reads it from what srun, torchrun or itself gave them.
-    return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
 
 
 def read_result(folder: Path) -> Run | None:

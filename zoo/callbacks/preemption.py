@@ -28,16 +28,17 @@ class Preemption(Callback):
     time limit when it is asked to (`sbatch --signal=USR1@180`): the job is put back into the queue as well. It does not
     matter which process has the signal, or how many have it: all stop after the same step.
 
-    The end of an epoch is no such place, since its validation and its checkpoints come after its last step: a signal
-    that comes there is answered one step later. A kill without notice costs the epoch up to there, and nothing else.
+    After the last step of an epoch come its validation and its checkpoints: a signal there is answered when they are
+    done. A kill without notice costs the epoch up to there, and nothing else.
 
     Raises:
-        Preempted: in `on_train_batch_end`, on every process.
+        Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._told = 0  # by a signal to this process
+        self._order = 0  # to all
         self._before: LateMaximum | None = None  # what all were told at the step before
         self._alarm: threading.Timer | None = None
 
@@ -51,10 +52,18 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks whether anybody was told; on a GPU, at the step before."""
-        order = self._agree(trainer.strategy.root_device)
+        self._order = self._agree(trainer.strategy.root_device)
         is_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if order and is_stepped and not trainer.is_last_batch:
-            self._stop(trainer, order)
+        if self._order and is_stepped and not trainer.is_last_batch:
+            file = last_checkpoint(trainer)
+            if file is not None:
+                trainer.save_checkpoint(file)
+            self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint of the epoch before is written, and nothing has come since."""
+        if self._order:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training was over first."""
@@ -72,15 +81,15 @@ class Preemption(Callback):
         known, self._before = (now if device.type == "cpu" else self._before), now
         return 0 if known is None else known.read()
 
-    def _stop(self, trainer: Trainer, order: int) -> None:
+    def _stop(self, trainer: Trainer) -> None:
         file = last_checkpoint(trainer)
         if file is None:
             raise Preempted("told to stop; this run keeps no checkpoints")
-        trainer.save_checkpoint(file)
         job = slurm_job()
-        if order == REQUEUE and job is not None and trainer.is_global_zero:
+        if self._order == REQUEUE and job is not None and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=False)
-        raise Preempted(f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on")
+        words = f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on from there"
+        raise Preempted(words if trainer.is_global_zero else "")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._told = max(self._told, SIGNALS[signal.Signals(number)])

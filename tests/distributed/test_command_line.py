@@ -1,0 +1,61 @@
+"""The command line starts its own processes, and a run that is told to stop goes on by the same command."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import write_files
+
+from zoo.cli import main
+
+FILES = ["--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"))
+    return tmp_path
+
+
+def last_step(folder: Path) -> int:
+    return int(torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["global_step"])
+
+
+def test_a_run_folder_goes_on_and_is_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", *FILES, "--out", "run"]
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    assert last_step(folder) == 2
+    assert main(fit) == 0  # two epochs
+    assert last_step(folder) == 4
+    assert "goes on after epoch 1, step 2" in capsys.readouterr().out
+    assert (folder / "run/metrics_part1.csv").exists()
+    assert main([*fit, "--model.width", "5"]) == 2
+    assert "run: model.init_args.width: holds a run with 4, now it is 5; give another --out" in capsys.readouterr().err
+    assert last_step(folder) == 4
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_to_stop_and_go_on(folder: Path) -> None:
+    fit = [sys.executable, "-m", "zoo.cli", "fit", *FILES, *TWO, "--out", "run", "--trainer.max_epochs", "4000"]
+    with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
+        while not (folder / "run/checkpoints/last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said.count("the same command goes on from there") == 1
+    stopped = last_step(folder)
+    epochs = str(stopped + 2)  # of one step each
+    done = subprocess.run([*fit[:-1], epochs], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"step {stopped}" in done.stdout
+    assert last_step(folder) == int(epochs)
