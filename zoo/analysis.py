@@ -21,6 +21,7 @@ import yaml
 
 from zoo.ceilings import ceilings
 from zoo.data.module import DetectionDataModule, Split
+from zoo.data.recognise import data_arguments, is_data_set
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap
@@ -78,7 +79,7 @@ def gather(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[
     Args:
         paths: folders of comparisons, folders of runs, COCO-results files, and folders of such files.
         out: the folder that the report goes to; runs are named relative to it.
-        data: a data file; where it is not given, the data is that of the runs.
+        data: a data file or a data set; where it is not given, the data is that of the runs.
 
     Raises:
         InputError: nothing usable at a path, runs on different images or classes, or predictions of others without
@@ -187,6 +188,8 @@ def _ours(runs: Sequence[Run], found: Sequence[Path]) -> Iterator[tuple[Run, Pat
 
 def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path]:
     """The text that describes the data, and its file: the one given, or that of the first run."""
+    if data is not None and is_data_set(data):
+        return yaml.safe_dump(data_arguments(data), sort_keys=False), data
     if data is not None:
         read_yaml(data)
         return data.read_text(), data

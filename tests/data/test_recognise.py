@@ -3,14 +3,17 @@ import json
 import pytest
 import yaml
 from PIL import Image as PILImage
+from tiny_data import write_files
 
+from zoo.analysis import read_data_config
 from zoo.cli import main
 from zoo.data.coco import Coco
-from zoo.data.recognise import recognise, split_name
+from zoo.data.recognise import data_arguments, is_data_set, recognise, split_name
 from zoo.data.voc import Voc
 from zoo.data.yolo import Yolo
 from zoo.data_cli import find_sources
 from zoo.errors import InputError
+from zoo.run import build_data, instantiate, make_parser, parse
 
 
 def write_json(path, name="a.png"):
@@ -143,3 +146,54 @@ def test_a_data_configuration_is_read_as_for_fit(tmp_path):
     assert "val/test" in page
     assert "://" not in page
     assert main(["doctor", str(file)]) == 0
+
+
+def test_a_data_set_in_place_of_the_file_that_would_describe_it(tmp_path):
+    write_files(tmp_path / "things.v2")
+    parser = make_parser()
+    described = instantiate(parser, parse(parser, ["--data", str(tmp_path / "things.v2" / "data.yaml")])).data
+    for words in (["--data", str(tmp_path / "things.v2")], [f"--data={tmp_path / 'things.v2'}"]):
+        built = instantiate(parser, parse(parser, [*words, "--data.batch_size", "3"])).data
+        assert built.sources == described.sources
+        assert (built.name, built.batch_size) == ("things.v2", 3)
+    alone = instantiate(parser, parse(parser, ["--data", str(tmp_path / "things.v2" / "val.json")])).data
+    assert alone.sources == {"val": described.sources["val"]}
+    assert alone.name == "val"
+
+
+def test_a_report_takes_a_data_set_too(tmp_path):
+    write_files(tmp_path)
+    section, origin = read_data_config([], tmp_path)
+    assert origin == tmp_path
+    assert build_data(yaml.safe_load(section), origin).sources == recognise(tmp_path)
+
+
+def test_trainval_is_learned_from_where_there_is_no_train(tmp_path):
+    for name in ("trainval", "test", "other"):
+        write_json(tmp_path / "annotations" / f"{name}.json")
+    described = data_arguments(tmp_path)
+    assert list(described) == ["name", "train", "test"]
+    assert described["train"]["class_path"] == "zoo.data.coco.Coco"
+    assert described["train"]["init_args"]["annotations"] == str(tmp_path / "annotations" / "trainval.json")
+    write_json(tmp_path / "annotations" / "train.json")
+    assert data_arguments(tmp_path)["train"]["init_args"]["annotations"] == str(tmp_path / "annotations" / "train.json")
+
+
+def test_splits_of_other_names_are_not_guessed(tmp_path):
+    write_json(tmp_path / "nuts.json")
+    with pytest.raises(InputError, match="its splits are called nuts; say in a data file which is train"):
+        data_arguments(tmp_path / "nuts.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="not recognised"):
+        parse(make_parser(), ["--data", str(tmp_path / "empty")])
+
+
+def test_what_is_a_data_set_and_what_describes_one(tmp_path):
+    write_files(tmp_path)
+    (tmp_path / "yolo.yaml").write_text("names: [nut]\ntrain: images\n")
+    assert [name for name in ("", "val.json", "yolo.yaml", "data.yaml", "nowhere") if is_data_set(tmp_path / name)] == [
+        "",
+        "val.json",
+        "yolo.yaml",
+    ]
+    assert not is_data_set('{"name": "' + 5000 * "x" + '"}'), "what is said in place of a file"

@@ -1,8 +1,10 @@
 """Which data set a file or folder is: its splits as sources, without being told the format."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -19,6 +21,7 @@ EXPECTED = (
 )
 # Bytes of a json that are looked at to see what it is; of a larger file its beginning has to tell.
 _BEGINNING = 1 << 20
+_USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}  # the later one counts
 _ORDER = ("train", "trainval", "val", "valid", "test", "all")
 
 
@@ -46,6 +49,37 @@ def recognise(data: str | Path) -> dict[str, Source]:
         if found:
             return _in_order(found)
     raise InputError("format is not recognised; " + EXPECTED, path)
+
+
+def is_data_set(data: str | Path) -> bool:
+    """Whether a path holds data itself: a folder, a json, or a YOLO data yaml; other yaml files describe some."""
+    path = Path(data)
+    if not os.path.isfile(path):  # unlike Path's, says no to whatever is too long to be a name
+        return os.path.isdir(path)
+    return path.suffix == ".json" or (path.suffix in (".yaml", ".yml") and "names" in read_data_file(path)[0])
+
+
+def data_arguments(data: str | Path) -> dict[str, Any]:
+    """What a data file would say of a data set that `recognise` knows: arguments of `DetectionDataModule`.
+
+    `trainval` is learned from where there is no `train`.
+
+    Raises:
+        InputError: it is not recognised, or none of its splits is called train, val or test.
+    """
+    sources = recognise(data)
+    used = {split: sources[name] for name, split in _USES.items() if name in sources}
+    if not used:
+        raise InputError(
+            f"its splits are called {', '.join(sources)}; say in a data file which is train, val and test",
+            data,
+        )
+    described = {
+        split: {"class_path": f"{type(source).__module__}.{type(source).__name__}", "init_args": vars(source)}
+        for split, source in used.items()
+    }
+    path = Path(data).absolute()
+    return {"name": path.name if path.is_dir() else path.stem, **described}
 
 
 def split_name(stem: str) -> str:
