@@ -227,7 +227,7 @@ def _compare(verb: str, args: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--models", type=Path, nargs="+", metavar="FILE", help="model files (every detector, tiny)")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="data file (the built-in shapes)")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
     parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (one CPU)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder; what is done in it is kept (runs/<data>)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each and model (0)")
@@ -317,7 +317,7 @@ def _report(verb: str, args: list[str]) -> int:
     text = "folders of comparisons or of runs; COCO-results json files of other frameworks, or folders of them"
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help=text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (that of the one comparison)")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="data file (as the runs say)")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (as the runs say)")
     parser.add_argument("--resamples", type=int, default=1000, help="of the test images; 0: no intervals (1000)")
     parser.add_argument("--verify", action="store_true", help="score the kept predictions again, and write nothing")
     options = parser.parse_args(args)
