@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
     "run": {"data", "proposals", "evaluation", "callbacks", "checkpoints", "detector", "models", "weights"},
     "translations": {"ops"},
     "export": {"detector", "models", "hardware", "translations"},
-    "predict": {"data", "evaluation", "report", "models", "run"},
+    "predict": {"ops", "data", "evaluation", "report", "models", "run"},
     "training_cli": {"data", "evaluation", "callbacks", "detector", "models", "run"},
     "trial": {
         "data",

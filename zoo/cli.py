@@ -82,6 +82,7 @@ def _predict(verb: str, args: list[str]) -> int:
     parser.add_argument("--score", type=float, default=0.3, help="detections below it are left out (0.3)")
     parser.add_argument("--batch_size", type=int, default=4, help="images at once (4)")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (auto)")
+    parser.add_argument("--devices", type=int, default=1, help="that share the images (1)")
     parser.add_argument("--precision", default="32-true", help="as Lightning names it (32-true)")
     options = parser.parse_args(args)
 
@@ -97,8 +98,10 @@ def _predict(verb: str, args: list[str]) -> int:
         options.batch_size,
         options.accelerator,
         options.precision,
+        options.devices,
     )
-    print(f"{count} image{'s' if count != 1 else ''} done: {options.out}")
+    if count:  # the first process alone has them
+        print(f"{count} image{'s' if count != 1 else ''} done: {options.out}")
     return OK
 
 

@@ -3,15 +3,19 @@
 import json
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from PIL import Image as PillowImage
+from torch import distributed
 
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.models import load
+from zoo.ops.processes import has_others
 from zoo.report.draw import draw_boxes
 from zoo.report.files import write_atomically
 from zoo.run import make_plain_trainer
@@ -26,6 +30,7 @@ def predict(
     batch_size: int,
     accelerator: str = "auto",
     precision: str = "32-true",
+    devices: int = 1,
 ) -> int:
     """Detect objects in images, and write down and draw what was found.
 
@@ -40,9 +45,10 @@ def predict(
         batch_size: images at once.
         accelerator: of Lightning's Trainer.
         precision: of Lightning's Trainer.
+        devices: that share the images; the first one's process writes.
 
     Returns:
-        Number of images.
+        Number of images; 0 on processes but the first.
 
     Raises:
         InputError: a checkpoint or image that cannot be used, or an `out` that is no folder.
@@ -52,9 +58,11 @@ def predict(
     detector = load(checkpoint)
     data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
     table = data.table("predict")
-    trainer = make_plain_trainer(accelerator, precision, progress=True)
+    trainer = make_plain_trainer(accelerator, precision, progress=True, devices=devices)
     batches = trainer.predict(detector, datamodule=data) or []
-    predictions = [_above(prediction, score) for batch in batches for prediction in batch]
+    predictions = in_order([_above(prediction, score) for batch in batches for prediction in batch])
+    if predictions is None:
+        return 0
 
     annotated = out / "annotated"
     annotated.mkdir(parents=True, exist_ok=True)
@@ -70,6 +78,24 @@ def predict(
     write_atomically(out / "images.json", _explain_ids(table, detector.class_names))
     write_coco_results(packed, out / "predictions.json", category_ids)
     return len(table)
+
+
+def in_order(own: list[Prediction]) -> list[Prediction] | None:
+    """Predictions of all processes in the order of the images, on the first; None on others.
+
+    Args:
+        own: of this process: images rank, rank + N, rank + 2 N, ... of N processes.
+    """
+    if not has_others():
+        return own
+    shares: list[Any] | None = None
+    if distributed.get_rank() == 0:
+        shares = [None] * distributed.get_world_size()
+    distributed.gather_object(own, shares)
+    if shares is None:
+        return None
+    rounds = zip_longest(*shares)
+    return [prediction for one_round in rounds for prediction in one_round if prediction is not None]
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -235,8 +235,8 @@ def keep_metrics(folder: Path) -> None:
         metrics.rename(folder / f"metrics_part{part}.csv")
 
 
-def make_plain_trainer(accelerator: str, precision: str, progress: bool = False) -> Trainer:
-    """A Trainer that is asked for a device and a precision, and writes nothing.
+def make_plain_trainer(accelerator: str, precision: str, progress: bool = False, devices: int = 1) -> Trainer:
+    """A Trainer that is asked for devices and a precision, and writes nothing. Each device has a process of its own.
 
     Raises:
         InputError: one of them is not to be had here.
@@ -244,7 +244,8 @@ def make_plain_trainer(accelerator: str, precision: str, progress: bool = False)
     try:
         return Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
             precision=precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
@@ -253,7 +254,7 @@ def make_plain_trainer(accelerator: str, precision: str, progress: bool = False)
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ImportError, ValueError) as error:
-        raise InputError(f"{one_line(str(error))} (see --accelerator and --precision)") from error
+        raise InputError(f"{one_line(str(error))} (see --accelerator, --devices and --precision)") from error
 
 
 def default_callbacks(

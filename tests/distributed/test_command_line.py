@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_data import write_files
+from tiny_detector import TinyDetector
 
+import zoo.models
 from zoo.cli import main
 
 FILES = ["--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
@@ -59,3 +61,33 @@ def test_two_processes_are_told_to_stop_and_go_on(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"step {stopped}" in done.stdout
     assert last_step(folder) == int(epochs)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_what_one_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images and a fifth, which do not divide."""
+    monkeypatch.setitem(zoo.models.MODELS, "tiny", TinyDetector)
+    assert main(["fit", *FILES, "--out", "run", "--trainer.max_epochs", "1"]) == 0
+    checkpoint = "run/checkpoints/last.ckpt"
+    predict = ["predict", "test", "val/0.png", "--checkpoint", checkpoint, "--score", "0", "--batch_size", "2"]
+    predict += ["--accelerator", "cpu"]
+    assert main([*predict, "--out", "one"]) == 0
+    (folder / "in_two.py").write_text(IN_TWO)
+    command = [sys.executable, "in_two.py", *predict, "--out", "two", "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 images done") == 1
+    for name in ("predictions.json", "images.json"):
+        assert (folder / "two" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+
+
+# A checkpoint is loaded by its detector's name, which has to be known in each process; Lightning starts the second.
+IN_TWO = """
+import sys
+
+import zoo.models
+from tiny_detector import TinyDetector
+from zoo.cli import main
+zoo.models.MODELS["tiny"] = TinyDetector
+sys.exit(main())
+"""
