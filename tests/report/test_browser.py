@@ -16,6 +16,7 @@ from zoo.report.results import Results, Slice
 from zoo.report.write import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui", reason="needs selenium").WebDriverWait
 axe_core = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -69,12 +70,16 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        self.driver.get("about:blank")  # a page that is opened again must not be taken for the one before
         for log in ("browser", "performance"):
             self.driver.get_log(log)  # what came before
         self.driver.get(page.as_uri())
 
     def run(self, script: str, *arguments: object) -> object:
-        """Run JavaScript in the page."""
+        """Run JavaScript in the page, once it is whole: on a busy machine the driver may say so too early."""
+        WebDriverWait(self.driver, 30).until(
+            lambda driver: driver.execute_script("return document.readyState") == "complete"
+        )
         return self.driver.execute_script(script, *arguments)
 
     def press(self, *keys: str) -> None:
