@@ -209,7 +209,7 @@ def main() -> None:
     settings = Settings(device, arguments.batch, arguments.precision == "bf16", threads)
     links = Links(arguments.intra_gbps, arguments.inter_gbps, arguments.latency_us, arguments.per_node)
     report = Report(
-        f"Scaling: 1 and {processes} processes of {threads} threads, {arguments.batch} images each, {device}, "
+        f"Scaling up to {processes} processes of {threads} threads, {arguments.batch} images each, {device}, "
         + arguments.precision,
         f"python benchmarks/scaling.py {' '.join(sys.argv[1:])}".strip(),
         [
@@ -245,7 +245,8 @@ def predictions(report: Report, cases: list[Case], links: Links, given: dict[str
     hidden = dict.fromkeys(works, typical) | {case.name: case.hidden for case in cases}
     report.say(
         f"\n## Predicted, not measured\n\nThe model of benchmarks/_scaling_model.py with {links}; steps as measured "
-        "here or as given, and as much hidden as measured here (nothing, to all that fits behind the backward pass).\n"
+        "here or as given, and as much hidden as measured here (nothing, to all that fits behind the backward pass). "
+        "A step measured on a CPU is long, and flatters: a GPU's is shorter, and exchanges as much (--step_ms).\n"
     )
     sizes = [f"{processes} GPUs" for processes in CLUSTERS]
     exchange = f"exchange on {sizes[-1]}, ms: bytes + hops"
