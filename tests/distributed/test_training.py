@@ -1,6 +1,7 @@
 """Whole trainings in several processes: every detector, images without objects, numbers that do not divide."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,20 @@ import pytest
 import torch
 from forms import FORMS, FRAME
 from processes import run_group
-from pytorch_lightning import seed_everything
+from pytorch_lightning import LightningDataModule, seed_everything
 from tiny_data import NUM_IMAGES, write_split
 from tiny_detector import TinyDetector
+from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.callbacks import MeanAveragePrecision
 from zoo.data.coco import Coco
+from zoo.data.dataset import collate
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector, Recipe
 from zoo.errors import InputError, SharedInputError
 from zoo.models import MODELS
 from zoo.run import make_trainer, one_callback
+from zoo.types import Sample
 
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 TESTED = ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window", "yolov1", "cornernet"]
@@ -121,3 +125,45 @@ def test_a_loss_that_is_lost_on_one_process_ends_all_at_once(tmp_path: Path) -> 
     assert said == other_said
     assert "nan (class) at step 4" in said
     assert ".png" in said
+
+
+class Stream(IterableDataset):
+    """Images as they come: this process has every `world_size`-th, and nobody knows how many there are."""
+
+    def __init__(self, data: DetectionDataModule, rank: int, world_size: int) -> None:
+        self.images = data.dataset("test")
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.images[index] for index in range(self.rank, len(self.images), self.world_size))
+
+
+class StreamModule(LightningDataModule):
+    def __init__(self, loader: DataLoader, class_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.loader = loader
+        self.class_names = class_names
+
+    def test_dataloader(self) -> DataLoader:
+        return self.loader
+
+
+def measure_a_stream(rank: int, folder: Path, world_size: int) -> dict[str, float]:
+    data = make_data(folder)
+    torch.manual_seed(0)
+    detector = TinyDetector(data.num_classes)
+    loader = DataLoader(Stream(data, rank, world_size), batch_size=1, collate_fn=collate)
+    trainer = make_group_trainer(data, folder / f"stream{world_size}", world_size, enable_checkpointing=False)
+    trainer.test(detector, StreamModule(loader, data.class_names), verbose=False)
+    scores = one_callback(trainer, MeanAveragePrecision).scores("test")
+    assert scores is not None
+    return scores.metrics
+
+
+def test_streams_that_do_not_divide_are_measured_exactly(tmp_path: Path) -> None:
+    """Four images for three processes: one has twice as many as the others."""
+    for split, num_images in NUM_IMAGES.items():
+        write_split(tmp_path, split, num_images)
+    (alone,) = run_group(measure_a_stream, 1, tmp_path, tmp_path, 1)
+    for found in run_group(measure_a_stream, 3, tmp_path, tmp_path, 3):
+        assert same_numbers(found, alone)
