@@ -48,10 +48,10 @@ def test_other_batches_scale_rate_and_warm_up() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "total_batch", "rate"), [(4, 1, 8, 0.005), (4, 4, 8, 0.02), (4, 1, None, 0.01)]
+    ("batch_size", "accumulate", "total_batch", "rate"), [(4, 1, 8, 0.005), (4, 4, 8, 0.02), (4, 1, 0, 0.01)]
 )
 def test_a_trainer_tells_the_recipe_its_batch(
-    tmp_path: Path, batch_size: int, accumulate: int, total_batch: int | None, rate: float
+    tmp_path: Path, batch_size: int, accumulate: int, total_batch: int, rate: float
 ) -> None:
     data = DetectionDataModule(train=Shapes(16), batch_size=batch_size, num_workers=0)
     recipe = Recipe(warmup_steps=0, schedule="constant", total_batch=total_batch)

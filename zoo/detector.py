@@ -34,8 +34,8 @@ class Recipe:
         lr: the highest learning rate, for `total_batch` images a step.
         total_batch: images an optimizer step, on all processes together, that lr and warmup_steps are meant for. With k
             times as many, SGD's rate is k times as high (Goyal et al., arXiv 1706.02677), that of Adam and AdamW the
-            square root of k (Malladi et al., arXiv 2205.10287), and warm-up takes as many images as before. None: lr
-            is taken as it stands.
+            square root of k (Malladi et al., arXiv 2205.10287), and warm-up takes as many images as before. 0: lr is
+            taken as it stands.
         momentum: of SGD; beta1 of Adam.
         weight_decay: on weights of two dimensions or more ...
         norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
@@ -48,7 +48,7 @@ class Recipe:
 
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
     lr: float = 0.01
-    total_batch: int | None = None
+    total_batch: int = 0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
@@ -226,7 +226,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         """Images an optimizer step, on all processes, in multiples of what the recipe is meant for."""
         trainer = self.trainer
         batch_size = getattr(trainer.train_dataloader, "batch_size", None)
-        if self.recipe.total_batch is None or batch_size is None:
+        if not self.recipe.total_batch or batch_size is None:
             return 1.0
         return batch_size * trainer.world_size * trainer.accumulate_grad_batches / self.recipe.total_batch
 

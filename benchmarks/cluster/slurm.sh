@@ -3,10 +3,10 @@
 # run `zoo`; what the cluster wants to know is said to sbatch, which also overrules the lines below:
 #
 #     sbatch --partition gpu --time 12:00:00 --nodes 4 --ntasks-per-node 8 --gpus-per-node 8 \
-#         benchmarks/cluster/slurm.sh fit --model M.yaml --data D.yaml --trainer T.yaml
+#         benchmarks/cluster/slurm.sh fit --model M.yaml --data D.yaml --trainer T.yaml --out runs/R
 #
-# There is one task for each GPU. 180 s before its time is up the training is told to save itself and to queue again;
-# what went wrong goes into the log. PYTHON is the interpreter (python).
+# There is one task for each GPU. 180 s before its time is up the training is told to save itself and to queue again; with
+# --out it goes on from there. What went wrong goes into the log. PYTHON is the interpreter (python).
 #SBATCH --job-name=zoo
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

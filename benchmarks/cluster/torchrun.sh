@@ -2,7 +2,7 @@
 # Train on several machines without a scheduler: started on each of them, NODE being its number and 0 that of MASTER.
 #
 #     NODES=2 NODE=0 PROCESSES=8 MASTER=10.0.0.1 benchmarks/cluster/torchrun.sh \
-#         fit --model M.yaml --data D.yaml --trainer T.yaml
+#         fit --model M.yaml --data D.yaml --trainer T.yaml --out runs/R
 #
 # The arguments are those of `zoo`; a verb that trains. There are NODES machines (1) with PROCESSES processes each (1),
 # one for each GPU. MASTER is an address of the first machine (127.0.0.1), PORT a free port there (29500). All machines

@@ -9,7 +9,7 @@ import pytest
 import torch
 from forms import FORMS, FRAME
 from processes import run_group
-from pytorch_lightning import LightningDataModule, seed_everything
+from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
 from tiny_data import NUM_IMAGES, write_split
 from tiny_detector import TinyDetector
 from torch.utils.data import DataLoader, IterableDataset
@@ -167,3 +167,27 @@ def test_streams_that_do_not_divide_are_measured_exactly(tmp_path: Path) -> None
     (alone,) = run_group(measure_a_stream, 1, tmp_path, tmp_path, 1)
     for found in run_group(measure_a_stream, 3, tmp_path, tmp_path, 3):
         assert same_numbers(found, alone)
+
+
+def count_broadcasts(rank: int, folder: Path) -> list[int]:
+    """From the start of the second step to the start of the fourth."""
+    data = make_data(folder)
+    counts: list[int] = []
+    calls: list[object] = []
+    broadcast = torch.distributed.broadcast
+    torch.distributed.broadcast = lambda *args, **kwargs: (calls.append(args), broadcast(*args, **kwargs))[1]
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            counts.append(len(calls))
+
+    trainer = make_group_trainer(data, folder / "run", 2, callbacks=[Count()], max_epochs=1)
+    trainer.fit(TinyDetector(data.num_classes), data)
+    return counts[1:4]
+
+
+def test_no_process_is_asked_for_signals_at_each_step(tmp_path: Path) -> None:
+    for split, num_images in NUM_IMAGES.items():
+        write_split(tmp_path, split, num_images)
+    for counts in run_group(count_broadcasts, 2, tmp_path, tmp_path):
+        assert len(set(counts)) == 1

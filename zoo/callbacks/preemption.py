@@ -47,6 +47,10 @@ class Preemption(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._hear)
+        # Lightning asks all processes before every step whether one has a signal, and waits for the device to answer.
+        loop = trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,6 +105,10 @@ class Preemption(Callback):
     def _rest(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+
+
+def _ask_nobody() -> None:
+    """No signal reaches Lightning."""
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
