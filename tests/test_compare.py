@@ -148,6 +148,24 @@ def test_an_image_budget_counts_images_and_ends_with_a_validation(folder: Path) 
     assert results(folder).budget == "12 images"
 
 
+def test_a_run_that_is_stopped_after_its_training_is_finished_by_the_same_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget ends in the middle of an epoch, and the process in the test that follows."""
+    assert run_compare("--images", "12") == 0
+    expected = results(folder).runs[0]
+    (folder / "out").rename(folder / "in_one_go")
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyDetector, "test_step", lambda *_: 1 / 0)
+        assert run_compare("--images", "12") == 1
+    assert run_compare("--images", "12") == 0
+    found = results(folder).runs[0]
+    assert found.metrics == expected.metrics
+    assert [(point.images_seen, point.AP, point.loss) for point in found.curve] == [
+        (point.images_seen, point.AP, point.loss) for point in expected.curve
+    ]
+
+
 def test_a_time_budget_ends_the_training(folder: Path) -> None:
     assert run_compare("--minutes", "0.02") == 0
     assert results(folder).budget == "0.02 minutes"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class WholeFiles(TorchCheckpointIO):
                 f"this checkpoint cannot be written ({_reason(error)}); {kept}make room and run the same command again",
                 file=final,
             ) from error
-        _sync_folder(final.parent)
+        with suppress(OSError):  # not every file system does this for folders; the file itself is there
+            _sync_folder(final.parent)
 
 
 def _reason(error: BaseException) -> str:

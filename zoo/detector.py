@@ -123,6 +123,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         self.recipe = recipe
         self.channels_last = channels_last
         self.proposals = proposals
+        self._clock = (-1, 0.0)  # a step, and which part of `max_time` was over at it
         self.arguments = arguments | {"class_names": list(names)}
 
     @abstractmethod
@@ -248,11 +249,15 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     def _clock_progress(self) -> float:
         """Fraction of `max_time` that is over by the first process's clock, told to the others; 0 without a limit."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
-                elapsed = callback.time_elapsed()
-                return float(self.trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
-        return 0.0
+        trainer = self.trainer
+        if self._clock[0] != trainer.global_step:  # asked once a step, since the others are asked as well
+            share = 0.0
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
+                    elapsed = callback.time_elapsed()
+                    share = float(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
+            self._clock = trainer.global_step, share
+        return self._clock[1]
 
     @final
     def configure_model(self) -> None:

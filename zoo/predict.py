@@ -58,7 +58,7 @@ def predict(
     detector = load(checkpoint)
     data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
     table = data.table("predict")
-    trainer = make_plain_trainer(accelerator, precision, progress=True, devices=devices)
+    trainer = make_plain_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
     batches = trainer.predict(detector, datamodule=data) or []
     predictions = in_order([_above(prediction, score) for batch in batches for prediction in batch])
     if predictions is None:

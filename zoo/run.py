@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from jsonargparse import ActionConfigFile, Namespace
-from lightning_fabric.plugins import CheckpointIO
+from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -199,7 +202,11 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     plugins = arguments.get("plugins") or []
     plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        arguments["plugins"] = [*plugins, WholeFiles()]
+        plugins.append(WholeFiles())
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        # Preemption saves and queues again. Lightning would do it in files that other runs take for theirs.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    arguments["plugins"] = plugins
     if arguments.get("enable_model_summary") is None:
         arguments["enable_model_summary"] = False
     try:
@@ -225,6 +232,12 @@ def process_rank() -> int:
         return torch.distributed.get_rank()
     # Before the processes know each other: Lightning reads it from what srun, torchrun or itself gave them.
     return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
+
+
+def end_children(trainer: Trainer) -> None:
+    """End the processes that Lightning started for this training: when the first one fails alone, they wait for it."""
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 def keep_metrics(folder: Path) -> None:

@@ -18,7 +18,7 @@ from zoo.callbacks import MeanAveragePrecision
 from zoo.callbacks.preemption import LAST
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
-from zoo.errors import InputError
+from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
 from zoo.evaluation.scores import scores_table
 from zoo.models import load, read_checkpoint
@@ -28,6 +28,7 @@ from zoo.run import (
     add_arguments,
     check_checkpoint,
     check_classes,
+    end_children,
     first_difference,
     instantiate,
     keep_metrics,
@@ -167,7 +168,10 @@ class TrainingCLI(LightningCLI):
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             self.trainer.fit(**arguments | own, weights_only=True)
+        except Preempted:
+            raise
         except Exception:
+            end_children(self.trainer)
             if folder in made and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in made[1:]:

@@ -7,6 +7,7 @@ and torchrun start them so, and Lightning starts the others by the first one's c
 
 import json
 import math
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from zoo.hardware import describe_hardware
 from zoo.report.files import write_atomically
 from zoo.report.results import Cost, CurvePoint, Run
 from zoo.run import (
+    end_children,
     find_input_error,
     instantiate,
     keep_metrics,
@@ -97,7 +99,13 @@ def execute(folder: Path) -> Run:
     trainer = make_trainer(arguments, module, folder, folder.name)
 
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
+    except Preempted:
+        raise
+    except Exception:
+        end_children(trainer)
+        raise
     # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
     curve = one_callback(trainer, LearningCurve)
     points = msgspec.convert(curve.points, list[CurvePoint])
@@ -144,16 +152,18 @@ def choose_checkpoint(
         return last
     if points and points[-1].images_seen == images_seen:
         return best
-    epoch, minutes = trainer.current_epoch + 1, one_callback(trainer, LearningCurve).train_minutes
-    loss = float(trainer.callback_metrics["train/loss"])
+    curve = one_callback(trainer, LearningCurve)
+    epoch, minutes, loss = trainer.current_epoch + 1, curve.train_minutes, curve.mean_loss
     before = max((point.AP for point in points), default=-math.inf)
-    trainer.validate(detector, datamodule=module, verbose=False)
+    # From the file, and not from memory: a run that was stopped here has nothing else when it comes here again.
+    trainer.validate(detector, datamodule=module, ckpt_path=last, verbose=False, weights_only=True)
     found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
     points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], loss))
-    # The first process may have written the file before another one looks.
-    has_best = trainer.strategy.broadcast(best.exists())
-    if not has_best or found["AP"] > before:
-        trainer.save_checkpoint(best, weights_only=False)  # False: what training goes on from is in it, too
+    if trainer.is_global_zero and (not best.exists() or found["AP"] > before):
+        partial = best.with_name(f".{best.name}.partial")
+        shutil.copyfile(last, partial)
+        partial.replace(best)
+    trainer.strategy.barrier()  # nobody reads it before it is there
     return best
 
 

@@ -46,6 +46,11 @@ class LearningCurve(Callback):
         running = time.perf_counter() - self._clock if self._clock is not None else 0.0
         return (self.seconds + running) / 60
 
+    @property
+    def mean_loss(self) -> float:
+        """Training loss, the mean since the last validation; reads it from the device."""
+        return float(self._loss_sum) / self._num_losses if self._num_losses else math.nan
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self._clock = time.perf_counter()
@@ -86,7 +91,7 @@ class LearningCurve(Callback):
                 "minutes": self.seconds / 60,
                 "AP": float(metrics.get("val/AP", math.nan)),
                 "AP50": float(metrics.get("val/AP50", math.nan)),
-                "loss": float(self._loss_sum) / self._num_losses if self._num_losses else math.nan,
+                "loss": self.mean_loss,
             }
         )
         self._loss_sum, self._num_losses = 0.0, 0

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class MovingAverage(WeightAveraging):
@@ -28,23 +28,26 @@ class MovingAverage(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
         self.decay = decay
-        self._weight = 1.0  # of the weights in the next average
         self._is_in = False  # the average is in the model, and the model's weights are where the average was
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """After every optimizer step; Lightning asks right before, and counts steps from 0."""
-        if step_idx is None:
-            return False
-        self._weight = 1 - min(self.decay, (step_idx + 1) / (step_idx + 10))
-        return True
-
-    def _average(self, averages: list[Tensor], weights: list[Tensor], num_averaged: object) -> None:
-        """In place, for tensors of one dtype."""
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, self._weight)
-        else:  # counters and flags
-            torch._foreach_copy_(averages, weights)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the weights in after an optimizer step. (torch's own update reads a counter from the device.)"""
+        step = trainer.global_step
+        if step == self._latest_update_step:  # gradients are still gathered
+            return
+        is_first = self._latest_update_step == 0
+        weight = 1.0 if is_first else 1 - min(self.decay, step / (9 + step))
+        self._latest_update_step = step
+        assert self._average_model is not None
+        average, current = (tensors_by_dtype(module) for module in (self._average_model.module, pl_module))
+        for dtype, averages in average.items():
+            if dtype.is_floating_point:
+                torch._foreach_lerp_(averages, current[dtype], weight)
+            else:  # counters and flags
+                torch._foreach_copy_(averages, current[dtype])
 
     def _bring(self, average: bool, pl_module: LightningModule) -> None:
         if self._is_in is not average:
@@ -91,3 +94,11 @@ class MovingAverage(WeightAveraging):
         """Only a training goes on from the weights; whatever measures takes the average."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def tensors_by_dtype(module: nn.Module) -> dict[torch.dtype, list[Tensor]]:
+    """All weights and buffers, detached."""
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        found.setdefault(tensor.dtype, []).append(tensor.detach())
+    return found

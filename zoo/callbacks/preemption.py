@@ -1,9 +1,11 @@
 """A training that is told to make room."""
 
+import math
 import os
 import signal
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +15,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from zoo.errors import Preempted
-from zoo.ops.processes import LateMaximum, has_others
+from zoo.ops.processes import LateMaximum, has_others, on_first_process
 
 LAST = "last"  # name of the checkpoint that a run goes on from
 STOP, REQUEUE = 1, 2
-SIGNALS = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
+SIGNALS = {signal.SIGTERM: STOP}
+if hasattr(signal, "SIGUSR1"):  # Windows has none
+    SIGNALS[signal.SIGUSR1] = REQUEUE
 SECONDS_TO_STEP = 60.0  # a process that was told to end, and comes to no end of a step, ends as it stands
 
 
@@ -28,8 +32,8 @@ class Preemption(Callback):
     time limit when it is asked to (`sbatch --signal=USR1@180`): the job is put back into the queue as well. It does not
     matter which process has the signal, or how many have it: all stop after the same step.
 
-    After the last step of an epoch come its validation and its checkpoints: a signal there is answered when they are
-    done. A kill without notice costs the epoch up to there, and nothing else.
+    Where a validation follows a step, a signal is answered when it is done and its checkpoints are written: the notice
+    should be longer than a validation takes. A kill without notice costs the epoch up to there, and nothing else.
 
     Raises:
         Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
@@ -41,9 +45,11 @@ class Preemption(Callback):
         self._order = 0  # to all
         self._before: LateMaximum | None = None  # what all were told at the step before
         self._alarm: threading.Timer | None = None
+        self._is_validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals over from Lightning, which gives them back when the training is over."""
+        self._told = self._order = 0
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._hear)
@@ -57,8 +63,7 @@ class Preemption(Callback):
     ) -> None:
         """Looks whether anybody was told; on a GPU, at the step before."""
         self._order = self._agree(trainer.strategy.root_device)
-        is_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._order and is_stepped and not trainer.is_last_batch:
+        if self._order and is_between_steps(trainer, batch_idx):
             file = last_checkpoint(trainer)
             if file is not None:
                 trainer.save_checkpoint(file)
@@ -90,21 +95,61 @@ class Preemption(Callback):
         if file is None:
             raise Preempted("told to stop; this run keeps no checkpoints")
         job = slurm_job()
-        if self._order == REQUEUE and job is not None and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", job], check=False)
+        if self._order == REQUEUE and job is not None:
+            # The others wait: the first process to leave may take the job, and this order, with it.
+            on_first_process(partial(requeue, job)) if has_others() else requeue(job)
         words = f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on from there"
         raise Preempted(words if trainer.is_global_zero else "")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._told = max(self._told, SIGNALS[signal.Signals(number)])
         if number == signal.SIGTERM and self._alarm is None:
-            self._alarm = threading.Timer(SECONDS_TO_STEP, os._exit, (128 + number,))
-            self._alarm.daemon = True
-            self._alarm.start()
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        self._alarm = threading.Timer(SECONDS_TO_STEP, self._give_up)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def _give_up(self) -> None:
+        """No step has ended in all this time; a validation may take its time."""
+        if self._is_validating:
+            self._set_alarm()
+        else:
+            os._exit(Preempted.exit_code)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers it."""
+        self._is_validating = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It is over."""
+        self._is_validating = False
 
     def _rest(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+            self._alarm = None
+
+
+def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether nothing belongs to the step that is over but the next step: no batch of it, no validation, no end."""
+    is_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    every = trainer.val_check_batch
+    is_validated = every is not None and every != math.inf and (batch_idx + 1) % int(every) == 0
+    is_over = 0 <= trainer.max_steps <= trainer.global_step or trainer.should_stop
+    return is_stepped and not (is_validated or is_over or trainer.is_last_batch)
+
+
+def requeue(job: str) -> None:
+    """Put a SLURM job back into the queue, or say that it could not be done."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        print(f"job {job} is not queued again: scontrol cannot be run ({error})", flush=True)
+        return
+    if done.returncode != 0:
+        print(f"job {job} is not queued again: {done.stderr.strip()}", flush=True)
 
 
 def _ask_nobody() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
 WORDS = {"processes": "processes", "batch_size": "images a process and batch", "accumulate": "batches a step"}
 
@@ -38,6 +39,8 @@ class Resumption(Callback):
             open_batches = progress.processed - progress.completed  # the one at whose end the checkpoint was written
             progress.ready = progress.started = progress.processed = done
             progress.completed = done - open_batches
+        if before != self._now:
+            renew_rates(trainer)
         if trainer.is_global_zero:
             print("\n".join(describe(trainer.current_epoch, trainer.global_step, before, self._now)), flush=True)
 
@@ -48,6 +51,16 @@ class Resumption(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What it was."""
         self._before = dict(state_dict)
+
+
+def renew_rates(trainer: Trainer) -> None:
+    """Set the learning rate of the step to come by the schedule as it is now; the checkpoint brought the former one."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if isinstance(scheduler, LambdaLR):
+            groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            for group, base, factor in groups:
+                group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def describe(epoch: int, step: int, before: dict[str, int], now: dict[str, int]) -> list[str]:

@@ -19,7 +19,7 @@ from zoo.data.images import ImageFolder
 from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.table import AnnotationTable
-from zoo.errors import InputError
+from zoo.errors import InputError, SharedInputError
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Image
 
@@ -202,8 +202,9 @@ class DetectionDataModule(LightningDataModule):
         return {"epoch": over, "num_images": batches * self.batch_size * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next training loader begins there."""
-        self._place = dict(state_dict)
+        """The next training loader begins there, if it is for training that a checkpoint is read."""
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            self._place = dict(state_dict)
 
     def dataset(self, split: Split) -> DetectionDataset:
         """A split image by image, as its loader sees it."""
@@ -268,6 +269,12 @@ class DetectionDataModule(LightningDataModule):
 
     def _eval_loader(self, split: Split) -> DataLoader:
         dataset = self.dataset(split)
+        num_processes, rank = self._processes()
+        if len(dataset) < num_processes:
+            words = (
+                f"{len(dataset)} {split} images for {num_processes} processes; measure and predict with fewer devices"
+            )
+            raise SharedInputError(words) if rank else InputError(words)
         sampler = EvalSampler(dataset, *self._processes())
         return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
 

@@ -320,9 +320,10 @@ def corner_cells(
         boxes: in cells.
         size: H, W.
     """
-    last = torch.tensor([size[1] - 1, size[0] - 1], device=boxes.device)
-    cells = boxes[..., :2].floor(), boxes[..., 2:].ceil() - 1
-    top_left, bottom_right = (corner.long().clamp(min=0).minimum(last) for corner in cells)
+    cells = boxes[..., :2].floor().long(), boxes[..., 2:].ceil().long() - 1
+    top_left, bottom_right = (
+        torch.stack((cell[..., 0].clamp(0, size[1] - 1), cell[..., 1].clamp(0, size[0] - 1)), dim=-1) for cell in cells
+    )
     return top_left, bottom_right
 
 

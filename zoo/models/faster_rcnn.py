@@ -231,8 +231,8 @@ class FasterRCNN(Detector[Outputs]):
             index[:after_nms] for index in nms_in_groups(list(all_boxes), list(all_scores), list(all_levels), RPN_NMS)
         ]
         proposals = pad_sequence([boxes[index] for boxes, index in zip(all_boxes, kept, strict=True)], batch_first=True)
-        counts = torch.tensor([index.shape[0] for index in kept], device=proposals.device)
-        return proposals, torch.arange(proposals.shape[1], device=proposals.device) < counts[:, None]
+        mask = pad_sequence([torch.ones_like(index, dtype=torch.bool) for index in kept], batch_first=True)
+        return proposals, mask
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -58,7 +58,7 @@ from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.precision import widen
-from zoo.ops.processes import mean_count
+from zoo.ops.processes import mean_count, share_buffers
 from zoo.ops.sampling import sample
 from zoo.ops.select import nms_by_class
 from zoo.ops.warp import warp_windows
@@ -175,7 +175,7 @@ class RCNN(Detector[Tensor]):
     def compute_losses(self, outputs: Tensor, batch: Batch) -> Losses:
         """Cross entropy of sampled windows over the classes and background."""
         windows, labels = sample_windows(batch, self.windows_per_batch, self.positive_fraction, foreground_iou=0.5)
-        num_windows = mean_count(labels.new_tensor(len(labels)))
+        num_windows = mean_count(labels.new_full((), len(labels)))
         if not len(labels):  # the network runs all the same, so that it has its gradients, of zero
             windows = Windows(labels.new_zeros(1), batch.sizes.new_tensor([[0, 0, *batch.images.shape[:1:-1]]]))
         logits = self.softmax(self.trunk(self._cut(outputs, batch.sizes, windows.image, windows.boxes)))
@@ -270,6 +270,7 @@ class RCNN(Detector[Tensor]):
             num_rounds: the same number on every process.
             report: takes lines of progress.
         """
+        share_buffers(self.trunk.buffers())  # as a training shares them before each pass
         modes = {module: module.training for module in self.modules()}
         self.eval()
         fitter = HeadFitter(

@@ -358,7 +358,8 @@ def slot_windows(
         side: of a window on the level.
     """
     on_level = grid_anchors(first, (slot.rows, slot.columns), (stride, stride))
-    return on_level * (on_level.new_tensor([*shape, *shape]) / side)
+    corners = on_level.view(-1, 2, 2)
+    return torch.stack([corners[..., axis] * (shape[axis] / side) for axis in (0, 1)], dim=-1).view(-1, 4)
 
 
 def is_inside(boxes: Float[Tensor, "N 4"], sizes: Float[Tensor, "B 2"]) -> Bool[Tensor, "B N"]:

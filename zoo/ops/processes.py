@@ -1,11 +1,14 @@
 """What processes that train together tell each other; where there is one alone, nothing is said and nothing is paid."""
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+from zoo.errors import InputError, SharedInputError
 
 T = TypeVar("T")
 
@@ -59,6 +62,13 @@ def mean_count(count: Tensor) -> Tensor:
     return total / distributed.get_world_size()
 
 
+def share_buffers(buffers: Iterable[Tensor]) -> None:
+    """Those of the first process, on all, in place: statistics that each has gathered of its own batches."""
+    if has_others():
+        for buffer in buffers:
+            distributed.broadcast(buffer, src=0)
+
+
 def gather_words(words: str | None) -> list[str | None]:
     """What each process has to say, on all of them. All must call this."""
     if not has_others():
@@ -85,11 +95,22 @@ def on_first_process(work: Callable[[], T], group: Any | None = None) -> T:
             while not wait([future], timeout=SECONDS_BETWEEN_SIGNS).done:
                 _tell((False, None, None), group)
         error = future.exception()
-        told = _tell((True, None if error else future.result(), error), group)
+        told = _tell((True, None if error else future.result(), _portable(error)), group)
     _, result, error = told
+    if isinstance(error, InputError) and distributed.get_rank(group) != 0:
+        raise SharedInputError(str(error))
     if error is not None:
         raise error
     return result
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """An error that can be told to other processes."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _tell(said: tuple[bool, Any, BaseException | None] | None, group: Any | None) -> tuple[bool, Any, Any]:
@@ -111,7 +132,7 @@ class LateMaximum:
         if has_others():
             distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
         # Into pinned memory, without waiting; the event says when it is there.
-        self._told = told.to("cpu", non_blocking=True)
+        self._told = told.to("cpu", non_blocking=told.is_cuda)
         self._arrived: torch.cuda.Event | None = None
         if told.is_cuda:
             self._arrived = torch.cuda.Event()
