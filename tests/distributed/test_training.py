@@ -191,3 +191,23 @@ def test_no_process_is_asked_for_signals_at_each_step(tmp_path: Path) -> None:
         write_split(tmp_path, split, num_images)
     for counts in run_group(count_broadcasts, 2, tmp_path, tmp_path):
         assert len(set(counts)) == 1
+
+
+def measure_too_few(rank: int, folder: Path) -> tuple[str, str]:
+    data = make_data(folder)
+    trainer = make_group_trainer(data, folder / "run", 5, enable_checkpointing=False)
+    try:
+        trainer.test(TinyDetector(data.num_classes), data, verbose=False)
+    except InputError as error:
+        return type(error).__name__, str(error)
+    return "done", ""
+
+
+@pytest.mark.slow
+def test_fewer_images_than_processes_is_said_by_one_of_them(tmp_path: Path) -> None:
+    """Four images for five processes: Lightning's loops want a batch of each, or leave the others waiting."""
+    for split, num_images in NUM_IMAGES.items():
+        write_split(tmp_path, split, num_images)
+    said = run_group(measure_too_few, 5, tmp_path, tmp_path)
+    assert [kind for kind, _ in said] == [InputError.__name__] + [SharedInputError.__name__] * 4
+    assert said[0][1] == "4 test images for 5 processes; measure and predict with fewer devices"

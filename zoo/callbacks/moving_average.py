@@ -34,7 +34,7 @@ class MovingAverage(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the weights in after an optimizer step. (torch's own update reads a counter from the device.)"""
+        """Takes the weights in after an optimizer step; torch's own update would read a counter from the device."""
         step = trainer.global_step
         if step == self._latest_update_step:  # gradients are still gathered
             return

@@ -1,0 +1,74 @@
+"""What switches do to AP: the same weights with and without channels_last, bf16 and torch.compile.
+
+    python benchmarks/switches.py RUN... [--compile] [--out FILE]
+
+RUN is a folder of a run of `zoo compare`; the split is the one that its numbers are for. Without RUN there is nothing
+to measure. Each line has the AP of float32 without channels_last, and by how much each switch changes it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from _common import Report
+from pytorch_lightning import Trainer
+
+from zoo.callbacks import CompiledParts, MeanAveragePrecision
+from zoo.data.module import DetectionDataModule
+from zoo.models import load
+from zoo.run import build_data, make_plain_trainer, quieten
+from zoo.trial import final_split
+
+VARIANTS = {"float32": ("32-true", False), "channels_last": ("32-true", True), "bf16": ("bf16-mixed", True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes a run on a CPU")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not options.runs:
+        print("no runs given; benchmarks/switches.py RUN...")
+        return
+    quieten()
+    names = [*list(VARIANTS)[1:], *(["torch.compile"] if options.compile else [])]
+    report = Report("What switches do to AP", "python benchmarks/switches.py RUN...", ["run", "float32 AP", *names])
+    largest = 0.0
+    for folder in options.runs:
+        data = build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"], folder / "config.yaml")
+        found = {name: measure(folder, data, *variant) for name, variant in VARIANTS.items()}
+        if options.compile:
+            found["torch.compile"] = measure(folder, data, *VARIANTS["channels_last"], compiled=True)
+        changes = [found[name] - found["float32"] for name in names]
+        largest = max(largest, *map(abs, changes))
+        report.row([folder.name, f"{found['float32']:.4f}", *(f"{change:+.4f}" for change in changes)])
+    report.say(f"\n{json.dumps({'case': 'largest change of AP', 'ours': round(largest, 4), 'unit': 'AP'})}")
+    report.finish(options.out)
+
+
+def measure(
+    folder: Path, data: DetectionDataModule, precision: str, channels_last: bool, compiled: bool = False
+) -> float:
+    """AP of a run's best checkpoint."""
+    checkpoints = folder / "checkpoints"
+    best = checkpoints / "best.ckpt"
+    detector = load(best if best.exists() else checkpoints / "last.ckpt")
+    detector.channels_last = channels_last
+    detector.frame.channels_last = channels_last
+    detector.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    ruler = MeanAveragePrecision()
+    trainer: Trainer = make_plain_trainer("cpu", precision)
+    trainer.callbacks += [ruler, *([CompiledParts()] if compiled else [])]  # type: ignore[attr-defined]
+    split = final_split(data)
+    run = trainer.test if split == "test" else trainer.validate
+    run(detector, datamodule=data, verbose=False)
+    scores = ruler.scores(split)
+    assert scores is not None
+    return scores.metrics["AP"]
+
+
+if __name__ == "__main__":
+    main()
