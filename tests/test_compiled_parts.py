@@ -11,8 +11,6 @@ from zoo.callbacks.compiled_parts import parts_to_compile
 from zoo.detector import Detector
 from zoo.models import MODELS
 
-TESTED = ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window", "yolov1", "cornernet"]
-
 
 def build(form: str) -> Detector:
     torch.manual_seed(0)
@@ -20,7 +18,7 @@ def build(form: str) -> Detector:
     return MODELS[key](num_classes=3, **({"frame": FRAME, "channels_last": False} | arguments)).eval()
 
 
-@pytest.mark.parametrize("form", TESTED)
+@pytest.mark.parametrize("form", MODELS)
 def test_all_weights_are_in_parts_that_are_called(form: str) -> None:
     detector = build(form)
     called: set[torch.nn.Module] = set()
@@ -36,7 +34,7 @@ def test_all_weights_are_in_parts_that_are_called(form: str) -> None:
 
 @pytest.mark.parametrize(
     ("form", "backend"),
-    [("yolov1", "aot_eager")] + [pytest.param(form, "inductor", marks=pytest.mark.slow) for form in TESTED],
+    [("yolov1", "aot_eager")] + [pytest.param(form, "inductor", marks=pytest.mark.slow) for form in MODELS],
 )
 def test_losses_gradients_and_boxes_stay(form: str, backend: str) -> None:
     detectors = build(form).double(), build(form).double()

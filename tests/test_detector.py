@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_other_batches_scale_rate_and_warm_up() -> None:
     assert sgd.factor(0.0, 40, 1.0) == sgd.factor(0.0, 40) == pytest.approx(0.4)
 
 
+def plain_trainer(folder: Path, **arguments: Any) -> Trainer:
+    """Writes nothing."""
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        **arguments,
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "total_batch", "rate"), [(4, 1, 8, 0.005), (4, 4, 8, 0.02), (4, 1, 0, 0.01)]
@@ -56,16 +70,7 @@ def test_a_trainer_tells_the_recipe_its_batch(
     data = DetectionDataModule(train=Shapes(16), batch_size=batch_size, num_workers=0)
     recipe = Recipe(warmup_steps=0, schedule="constant", total_batch=total_batch)
     detector = TinyDetector(data.num_classes, recipe=recipe)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        accumulate_grad_batches=accumulate,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    trainer = plain_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=accumulate)
     trainer.fit(detector, data)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
 
@@ -81,17 +86,7 @@ def test_epochs_are_the_measure_of_a_schedule(tmp_path: Path) -> None:
         def on_train_batch_end(self, *_: object) -> None:
             seen.append(detector.progress())
 
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        callbacks=[Look()],
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(detector, data)
+    plain_trainer(tmp_path, max_epochs=2, callbacks=[Look()]).fit(detector, data)
     assert seen == pytest.approx([(step + 1) / 6 for step in range(6)])
 
 

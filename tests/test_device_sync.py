@@ -29,8 +29,7 @@ WAITS = {
     "aten.unique_dim.default": "unique",
     "torchvision.nms.default": "nms",
 }
-TESTED = ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window", "yolov1", "cornernet"]
-TESTED += ["faster_rcnn of torchvision's second", "yolov1 of the paper", "faster_rcnn of the paper"]
+TESTED = [*MODELS, "faster_rcnn of torchvision's second", "yolov1 of the paper", "faster_rcnn of the paper"]
 
 # What may wait in a step of two images, and how often on a CPU, where NMS is called by level (on a GPU by image).
 ALLOWED: dict[str, dict[str, int]] = {

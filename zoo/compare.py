@@ -44,7 +44,7 @@ from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.hardware import describe_hardware, list_versions
-from zoo.launch import launch_command, launch_fork, warm_up
+from zoo.launch import CAN_FORK, launch_command, launch_fork, warm_up
 from zoo.report.benchmarks import FILE_NAME as BENCHMARK_FILE
 from zoo.report.benchmarks import with_benchmark
 from zoo.report.contenders import ranked, run_labels
@@ -165,7 +165,7 @@ def compare(
                 continue
             going_on = " (goes on)" if (job.folder / "checkpoints" / "last.ckpt").exists() else ""
             print(f"{title}{going_on}", flush=True)
-            run = do(job, launch or (launch_fork if job.processes == 1 else launch_command))
+            run = do(job, launch or (launch_fork if CAN_FORK and job.processes == 1 else launch_command))
             runs.append(run)
             minutes = (time.monotonic() - start) / 60
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"

@@ -2,7 +2,7 @@
 
 Importing what a run needs takes seconds. A server process imports it once and forks for each run, which is then as
 fresh as a new interpreter. A run of several processes is started by its command line, since Lightning starts the
-others by the same.
+others by the same, and so is every run where forking is not safe.
 """
 
 import multiprocessing
@@ -13,13 +13,15 @@ import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
+CAN_FORK = sys.platform == "linux"  # elsewhere the libraries that PyTorch stands on do not survive a fork
 SECONDS_TO_FINISH = 60  # for a run that is interrupted, to write down where it stands
 
 
 def warm_up() -> None:
-    """Let the server import what runs need while something else is done."""
-    multiprocessing.set_forkserver_preload(["zoo.trial"])
-    forkserver.ensure_running()
+    """Let the server, where there can be one, import what runs need while something else is done."""
+    if CAN_FORK:
+        multiprocessing.set_forkserver_preload(["zoo.trial"])
+        forkserver.ensure_running()
 
 
 def launch_fork(folder: Path) -> int:

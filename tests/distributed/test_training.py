@@ -25,7 +25,6 @@ from zoo.run import make_trainer, one_callback
 from zoo.types import Sample
 
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
-TESTED = ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window", "yolov1", "cornernet"]
 
 
 def make_data(folder: Path) -> DetectionDataModule:
@@ -73,7 +72,7 @@ def train_and_measure(rank: int, form: str, folder: Path, world_size: int) -> di
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("form", TESTED)
+@pytest.mark.parametrize("form", MODELS)
 def test_processes_train_alike_and_measure_what_one_does(form: str, world_size: int, tmp_path: Path) -> None:
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
