@@ -19,10 +19,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from zoo.configuration import instantiate, make_parser, parse
 from zoo.data.module import DetectionDataModule
 from zoo.data.shapes import Shapes
 from zoo.detector import Detector, build_optimizer
-from zoo.run import instantiate, make_parser, parse
 from zoo.types import RawBatch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"

@@ -16,9 +16,10 @@ from _common import Report
 from pytorch_lightning import Trainer
 
 from zoo.callbacks import CompiledParts, MeanAveragePrecision
+from zoo.configuration import build_data
 from zoo.data.module import DetectionDataModule
 from zoo.models import load
-from zoo.run import build_data, make_plain_trainer, quieten
+from zoo.run import make_plain_trainer, quieten
 from zoo.trial import final_split
 
 VARIANTS = {"float32": ("32-true", False), "channels_last": ("32-true", True), "bf16": ("bf16-mixed", True)}

@@ -14,8 +14,8 @@ from tiny_detector import TinyDetector
 
 import zoo.models
 from zoo.cli import VERBS, find_configs, main
+from zoo.configuration import make_parser, one_line, parse
 from zoo.proposals import SelectiveSearch
-from zoo.run import make_parser, one_line, parse
 
 FIT = ["fit", "--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
 

@@ -14,10 +14,10 @@ import zoo.models
 from zoo import trial
 from zoo.cli import main
 from zoo.compare import Budget, Stopped, compare
+from zoo.configuration import first_difference
 from zoo.errors import InputError
 from zoo.report.files import encode_json
 from zoo.report.results import Results, read_results
-from zoo.run import first_difference
 
 
 @pytest.fixture(autouse=True)

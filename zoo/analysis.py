@@ -20,6 +20,7 @@ import msgspec
 import yaml
 
 from zoo.ceilings import ceilings
+from zoo.configuration import build_data, instantiate, make_parser, parse, read_yaml
 from zoo.data.module import DetectionDataModule, Split
 from zoo.data.recognise import data_arguments, is_data_set
 from zoo.data.table import AnnotationTable
@@ -52,7 +53,6 @@ from zoo.report.results import (
     read_results,
 )
 from zoo.report.write import write_report
-from zoo.run import build_data, instantiate, make_parser, parse, read_yaml
 from zoo.trial import final_split, read_result
 
 T = TypeVar("T")

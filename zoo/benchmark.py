@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zoo.configuration import build_data, read_yaml
 from zoo.data.module import DetectionDataModule
 from zoo.errors import InputError
 from zoo.hardware import describe_hardware, list_versions
 from zoo.models import load, read_checkpoint
 from zoo.report.benchmarks import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost, Timing
-from zoo.run import build_data, make_plain_trainer, read_yaml
+from zoo.run import make_plain_trainer
 from zoo.speed import PARTS
 from zoo.trial import final_split, measure_cost
 

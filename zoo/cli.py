@@ -127,10 +127,10 @@ def _evaluate(verb: str, args: list[str]) -> int:
     from pytorch_lightning.cli import LightningArgumentParser
     from rich.console import Console
 
+    from zoo.configuration import instantiate, parse
     from zoo.data.module import DetectionDataModule
     from zoo.evaluation.coco import Engine
     from zoo.evaluation.scores import evaluate_file, scores_table
-    from zoo.run import instantiate, parse
 
     parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
     parser.add_argument("--predictions", type=str, required=True, help="COCO-results json")
@@ -148,10 +148,11 @@ def _benchmark(verb: str, args: list[str]) -> int:
     from rich.console import Console
 
     from zoo.benchmark import benchmark, print_benchmarks
+    from zoo.configuration import instantiate, parse
     from zoo.data.module import DetectionDataModule
     from zoo.report.benchmarks import Benchmarks
     from zoo.report.files import encode_json, write_atomically
-    from zoo.run import instantiate, parse, quieten
+    from zoo.run import quieten
 
     quieten()
     parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
@@ -187,10 +188,11 @@ def _proposals(verb: str, args: list[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from zoo.configuration import instantiate, parse, proposals_of_model
     from zoo.data.module import ANNOTATED, DetectionDataModule
     from zoo.proposals import SelectiveSearch
     from zoo.recall import measure_recall, recall_table
-    from zoo.run import instantiate, parse, proposals_of_model, quieten
+    from zoo.run import quieten
 
     quieten()
     parser = LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb][0])
@@ -388,9 +390,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _find_input_error(error: BaseException) -> InputError | None:
-    if "zoo.run" not in sys.modules:  # nothing heavy is loaded yet, so nothing can have wrapped the error
+    if "zoo.configuration" not in sys.modules:  # nothing heavy is loaded yet, so nothing can have wrapped the error
         return error if isinstance(error, InputError) else None
-    from zoo.run import find_input_error
+    from zoo.configuration import find_input_error
 
     return find_input_error(error)
 

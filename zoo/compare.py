@@ -40,6 +40,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.analysis import SPLITS, describe_data, finish
+from zoo.configuration import DEFAULT_SEED, first_difference, instantiate, make_parser, parse
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError
@@ -51,14 +52,7 @@ from zoo.report.contenders import ranked, run_labels
 from zoo.report.files import write_atomically
 from zoo.report.results import Results, Run
 from zoo.report.tables import COLUMNS, main_table
-from zoo.run import (
-    DEFAULT_SEED,
-    first_difference,
-    instantiate,
-    make_parser,
-    model_key,
-    parse,
-)
+from zoo.run import model_key
 from zoo.trial import failed_run, read_result
 
 

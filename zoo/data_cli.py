@@ -43,8 +43,8 @@ def _read_configuration(data: Path) -> dict[str, Source]:
     # Lightning takes seconds to come up; data sets that say themselves what they are need not wait for it
     from pytorch_lightning.cli import LightningArgumentParser
 
+    from zoo.configuration import instantiate, parse
     from zoo.data.module import ANNOTATED, DetectionDataModule
-    from zoo.run import instantiate, parse
 
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(DetectionDataModule, "data")

@@ -16,6 +16,16 @@ from rich.console import Console
 
 from zoo.callbacks import MeanAveragePrecision
 from zoo.callbacks.preemption import LAST
+from zoo.configuration import (
+    DEFAULT_SEED,
+    RUNS_FOLDER,
+    add_arguments,
+    first_difference,
+    instantiate,
+    link_classes,
+    parse,
+    read_yaml,
+)
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
@@ -23,23 +33,15 @@ from zoo.evaluation.predictions import write_coco_results
 from zoo.evaluation.scores import scores_table
 from zoo.models import load, read_checkpoint
 from zoo.run import (
-    DEFAULT_SEED,
-    RUNS_FOLDER,
-    add_arguments,
     check_checkpoint,
     check_classes,
     end_children,
-    first_difference,
-    instantiate,
     keep_metrics,
-    link_classes,
     make_trainer,
     model_key,
     one_callback,
-    parse,
     process_rank,
     quieten,
-    read_yaml,
 )
 
 

@@ -21,6 +21,7 @@ from pytorch_lightning import Trainer, seed_everything
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
 from zoo.ceilings import ceilings
+from zoo.configuration import find_input_error, instantiate, make_parser, one_line, parse
 from zoo.cost import count_flops, count_parameters, measure_memory
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
@@ -30,20 +31,7 @@ from zoo.evaluation.predictions import write_coco_results
 from zoo.hardware import describe_hardware
 from zoo.report.files import write_atomically
 from zoo.report.results import Cost, CurvePoint, Run
-from zoo.run import (
-    end_children,
-    find_input_error,
-    instantiate,
-    keep_metrics,
-    make_parser,
-    make_trainer,
-    model_key,
-    one_callback,
-    one_line,
-    parse,
-    process_rank,
-    quieten,
-)
+from zoo.run import end_children, keep_metrics, make_trainer, model_key, one_callback, process_rank, quieten
 from zoo.speed import Conditions, measure_speeds
 
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for

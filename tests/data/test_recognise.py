@@ -7,13 +7,13 @@ from tiny_data import write_files
 
 from zoo.analysis import read_data_config
 from zoo.cli import main
+from zoo.configuration import build_data, instantiate, make_parser, parse
 from zoo.data.coco import Coco
 from zoo.data.recognise import data_arguments, is_data_set, recognise, split_name
 from zoo.data.voc import Voc
 from zoo.data.yolo import Yolo
 from zoo.data_cli import find_sources
 from zoo.errors import InputError
-from zoo.run import build_data, instantiate, make_parser, parse
 
 
 def write_json(path, name="a.png"):
