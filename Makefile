@@ -49,6 +49,8 @@ clean: ## remove the environment
 # The stamp comes last, so an interrupted set-up is taken up again. The environment is thrown away only if it is broken.
 # uv reads no pip configuration, so an index that pip was told of is handed on to it. torch and torchvision come from
 # one index in one resolution: torchvision's compiled operators load only beside the torch build they were made for.
+# Bytecode is written once for all, since many containers forbid Python to write it: each process that starts would
+# compile what it imports, for ten seconds. (Files that are no Python of this version are not, which is no matter.)
 # tidecv, which tests hold our errors against, comes without what it asks for: its OpenCV would overwrite ours.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -64,4 +66,5 @@ $(STAMP): pyproject.toml
 	@$(RUN) -c 'import torch, torchvision as tv; tv.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)' || \
 		{ echo "torch and torchvision do not fit together: both must come from one package index;" \
 		       "set UV_DEFAULT_INDEX to an index that has both, then: make clean setup" >&2; exit 1; }
+	$(RUN) -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $@
