@@ -41,7 +41,6 @@ from zoo.ops.matching import match
 from zoo.proposals import ProposalCache
 from zoo.recall import recall_of
 from zoo.report.results import Ceiling
-from zoo.types import Batch
 
 IOU = 0.5  # from which a window or a proposal covers an object
 IMAGES_AT_ONCE = 64  # whose objects are put into YOLO's cells together
@@ -265,16 +264,15 @@ def _by_frame(detector: Detector, table: AnnotationTable, watch: Watch) -> Itera
     skeleton = copy.deepcopy(detector).to("meta")
     for name, buffer in detector.named_buffers(recurse=False):  # anchors and windows, which are wanted
         skeleton.register_buffer(name, buffer.cpu(), persistent=False)
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index in range(len(table)):
-        by_size[int(table.heights[index]), int(table.widths[index])].append(index)
-    by_frame: dict[torch.Size, tuple[Batch, list[int]]] = {}
-    for (height, width), indices in by_size.items():
-        batch = skeleton.frame([torch.empty(3, height, width, dtype=torch.uint8, device="meta")])
-        by_frame.setdefault(batch.images.shape, (batch, []))[1].extend(indices)
+    by_frame: dict[tuple[int, int], list[int]] = defaultdict(list)
+    frame = detector.frame.config
+    for index, size in enumerate(zip(table.heights.tolist(), table.widths.tolist(), strict=True)):
+        by_frame[frame.padded_size(*frame.framed_size(*size))].append(index)
     seen = iter(watch(range(len(table))))
-    for batch, indices in by_frame.values():
+    for indices in by_frame.values():
+        height, width = int(table.heights[indices[0]]), int(table.widths[indices[0]])
         with torch.no_grad():
+            batch = skeleton.frame([torch.empty(3, height, width, dtype=torch.uint8, device="meta")])
             outputs = skeleton.encode(batch)
         yield outputs, (_frame(detector, table, index) for index, _ in zip(indices, seen, strict=False))
 

@@ -55,6 +55,10 @@ class FrameConfig:
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(int(height * scale), 1), max(int(width * scale), 1)
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the frame around an image that was resized to this size."""
+        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
 
 class Frame(nn.Module):
     """Frames raw images for a network and takes its predictions back to the images' own pixels."""
@@ -97,9 +101,8 @@ class Frame(nn.Module):
         std = _like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
         if torch.compiler.is_exporting():
             return _trace_frame(self.config, images[0].to(dtype), framed_sizes[0], mean, std)
-        divisor = self.config.divisor
-        height = -(-max(size[0] for size in framed_sizes) // divisor) * divisor
-        width = -(-max(size[1] for size in framed_sizes) // divisor) * divisor
+        heights, widths = zip(*framed_sizes, strict=True)
+        height, width = self.config.padded_size(max(heights), max(widths))
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format).zero_()
