@@ -298,7 +298,14 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
     ]
     groups = [group for group in groups if group["params"]]
+    # One pass over the numbers instead of one for each operation; elsewhere torch chooses.
+    fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in trainable) else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+    else:
+        adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        optimizer = adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=fused)
+    # A fused optimizer offers to take the scale off gradients itself, and is then refused wherever gradients are
+    # clipped, also where there is no scale (bf16). Whoever scales them takes it off first, as for any optimizer.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
