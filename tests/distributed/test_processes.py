@@ -35,23 +35,25 @@ def test_without_others_everything_is_its_own() -> None:
 
 
 def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
-    """Three seconds of work in a group that waits for one."""
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
+    """Seven seconds of work in a group that waits for three."""
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()  # they need not find each other within three seconds
+    impatient = torch.distributed.new_group(timeout=timedelta(seconds=3))
     zoo.ops.processes.SECONDS_BETWEEN_SIGNS = seconds_between_signs
 
     def work() -> str:
-        time.sleep(3)
+        time.sleep(7)
         return f"done by {rank}"
 
     def fail() -> None:
         raise ValueError("not so")
 
     try:
-        result = on_first_process(work)
+        result = on_first_process(work, impatient)
     except RuntimeError:
         return None, "timed out"
     with pytest.raises(ValueError, match="not so"):
-        on_first_process(fail)
+        on_first_process(fail, impatient)
     return result, ""
 
 

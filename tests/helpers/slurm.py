@@ -58,7 +58,6 @@ def sbatch(
     script: Path,
     *arguments: str,
     task: int | None = None,
-    job: int = 4711,
     seconds: float = 600,
     start: bool = True,
     **said: str,
@@ -69,7 +68,6 @@ def sbatch(
         script: its file.
         arguments: of the script.
         task: index in the job array.
-        job: id, from which Lightning makes a port.
         seconds: after which it counts as hanging.
         start: False for an srun that only prints: the folder it is called in, and its arguments, one a line.
         said: options of sbatch's command line, which are stronger than the script's: nodes="2", ntasks_per_node="1".
@@ -81,6 +79,7 @@ def sbatch(
     (folder / "srun").chmod(0o755)
     nodes, per_node = int(options.get("nodes", "1")), int(options.get("ntasks-per-node", "1"))
     hosts = f"127.0.0.[1-{nodes}]" if nodes > 1 else "127.0.0.1"
+    job = os.getpid()  # Lightning makes a port of it, which other tests must not have at the same time
     variables = {
         "SLURM_JOB_ID": job + (task or 0),
         "SLURM_JOB_NAME": options.get("job-name", script.name),
