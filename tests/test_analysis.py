@@ -103,13 +103,17 @@ def test_verify_refuses_other_annotations(folder: Path, capsys: pytest.CaptureFi
 
 def test_detectors_of_other_frameworks_take_part_by_their_predictions(folder: Path) -> None:
     (folder / "theirs").mkdir()
-    (folder / "theirs/detr.json").write_bytes((folder / "out/model_seed0/predictions.json").read_bytes())
+    entries = json.loads((folder / "out/model_seed0/predictions.json").read_text())
+    entries.sort(key=lambda entry: entry["score"])  # theirs may come in any order, here the least sure first
+    (folder / "theirs/detr.json").write_text(json.dumps(entries))
     assert main(["report", "out", "theirs", "--out", "both"]) == 0
     results = read(folder / "both")
     ours = next(run for run in results.runs if run.folder.endswith("model_seed0"))
     (theirs,) = (run for run in results.runs if run.config == "detr")
     assert theirs.metrics == ours.metrics
     assert theirs.analysis.errors == ours.analysis.errors
+    assert theirs.analysis.confusion == ours.analysis.confusion
+    assert theirs.shown_score == ours.shown_score
     assert len(results.pairs) == 3
     assert main(["report", "both", "--verify"]) == 0
     # and alone, where a data file says what is true

@@ -177,7 +177,7 @@ def _benchmark(verb: str, args: list[str]) -> int:
     )
     print_benchmarks(found, Console())
     if built.out is not None:
-        write_atomically(built.out, encode_json(Benchmarks(found, " ".join(["zoo", verb, *args]))))
+        write_atomically(built.out, encode_json(Benchmarks(found, shlex.join(["zoo", verb, *args]))))
     return OK
 
 
@@ -275,7 +275,7 @@ def _compare(verb: str, args: list[str]) -> int:
     )
     command = ["zoo", verb, *args]
     if not (options.array or options.collect):
-        results = compare(*asked, command=" ".join(command))
+        results = compare(*asked, command=shlex.join(command))
     else:
         jobs, module = prepare(*asked, count=count_processes_elsewhere)
         if options.array:
@@ -284,7 +284,7 @@ def _compare(verb: str, args: list[str]) -> int:
             print(script, end="")
             print(f"{count} run{'s' if count != 1 else ''} to do; afterwards: {afterwards}", file=sys.stderr)
             return OK
-        results = collect_runs(jobs, module, " ".join(command), data, out)
+        results = collect_runs(jobs, module, shlex.join(command), data, out)
     print_table(results)
     print(f"report: {out / 'report.html'}")
     return FAILED if any(run.status == "failed" for run in results.runs) else OK
@@ -299,7 +299,7 @@ def _stats(verb: str, args: list[str]) -> int:
 
     from zoo.data_cli import show_statistics
 
-    show_statistics(options.data, options.html, options.json, " ".join(["zoo", verb, *args]))
+    show_statistics(options.data, options.html, options.json, shlex.join(["zoo", verb, *args]))
     return OK
 
 

@@ -29,8 +29,7 @@ from zoo.energy import find_meter
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
 from zoo.hardware import describe_hardware
-from zoo.report.files import write_atomically
-from zoo.report.results import Cost, CurvePoint, Run
+from zoo.report.results import Cost, CurvePoint, Run, read_run, write_run
 from zoo.run import end_children, keep_metrics, make_trainer, model_key, one_callback, process_rank, quieten
 from zoo.speed import Conditions, measure_speeds
 
@@ -65,7 +64,7 @@ def main(folder: Path) -> int:
     file = folder / "result.json"
     # Of a failure the process knows most that fails first: the others fail because they miss it.
     if process_rank() == 0 if run.status == "done" else not file.exists():
-        write_atomically(file, msgspec.json.format(msgspec.json.encode(run), indent=2))
+        write_run(run, file)
     return 0 if run.status == "done" else 1
 
 
@@ -232,8 +231,8 @@ def _hardware(trainer: Trainer) -> str:
 def read_result(folder: Path) -> Run | None:
     """What a run left behind; None where it is not over, or its file is damaged."""
     try:
-        return msgspec.json.decode((folder / "result.json").read_bytes(), type=Run)
-    except (FileNotFoundError, msgspec.DecodeError):
+        return read_run(folder / "result.json")
+    except InputError:
         return None
 
 

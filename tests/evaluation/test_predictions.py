@@ -23,6 +23,14 @@ def prediction(*rows: tuple[list[float], float, int]) -> Prediction:
     )
 
 
+def test_an_image_has_its_surest_detection_first_whatever_the_order_of_the_file():
+    rows = ([0, 0, 1, 1], 0.2, 1), ([0, 0, 2, 2], 0.9, 0), ([0, 0, 3, 3], 0.2, 0)
+    said = Predictions.from_lists([7], [prediction(*rows)]).of_image(7)
+    assert said["scores"].tolist() == pytest.approx([0.9, 0.2, 0.2])
+    assert said["boxes"][:, 2].tolist() == [2, 1, 3]  # equal scores stay in their order
+    assert said["labels"].tolist() == [0, 1, 0]
+
+
 def test_columns_of_lists():
     packed = Predictions.from_lists(
         [5, 9, 2], [prediction(([0, 0, 1, 1], 0.5, 1)), prediction(), prediction(([0, 0, 2, 2], 0.25, 0))]

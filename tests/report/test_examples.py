@@ -40,11 +40,11 @@ def test_big_images_and_their_boxes_shrink_together(make_target, make_prediction
 def test_only_detections_worth_a_picture_are_kept(make_target, make_prediction):
     count = 150
     prediction = make_prediction([[0.0, 0.0, 1.0, 1.0]] * count, [0] * count, [1 - at / count for at in range(count)])
-    unsure = make_prediction([[0.0, 0.0, 1.0, 1.0]] * 2, [0, 0], [0.06, 0.04])
+    unsure = make_prediction([[0.0, 0.0, 1.0, 1.0]] * 2, [0, 0], [0.02, 0.004])
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     example = make_example("x", image, make_target([], []), {"many": prediction, "unsure": unsure})
     assert len(example.predictions["many"].boxes) == 100
-    assert example.predictions["unsure"].scores == [0.06]
+    assert example.predictions["unsure"].scores == [0.02]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,12 @@ def test_score_of_best_f1(make_target, make_prediction):
         make_prediction([boxes[0], boxes[4]], [1, 1], [0.4, 0.3]),
     ]
     assert best_f1_score(predictions, targets) == pytest.approx(0.31)
+
+
+def test_score_of_best_f1_of_logits(make_target, make_prediction):
+    box = [0.0, 0.0, 10.0, 10.0]
+    predictions = [make_prediction([box, box], [0, 0], [0.5, -3.0])]
+    assert best_f1_score(predictions, [make_target([box], [0])]) == pytest.approx(0.01)
 
 
 def test_score_of_best_f1_without_anything(make_target, make_prediction):

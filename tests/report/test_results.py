@@ -4,7 +4,8 @@ import math
 import pytest
 
 from zoo.errors import InputError
-from zoo.report.results import Results, read_results, read_run, write_results, write_run
+from zoo.report.results import Ceiling, Results, read_results, read_run, write_results, write_run
+from zoo.trial import read_result
 
 
 def test_results_come_back(results: Results, tmp_path):
@@ -40,6 +41,17 @@ def test_one_run_comes_back(results: Results, tmp_path):
     again = read_run(tmp_path / "result.json")
     assert again.cost == results.runs[0].cost
     assert math.isnan(again.metrics["APs"])
+
+
+def test_a_finished_run_with_an_undefined_figure_is_no_damaged_one(results: Results, tmp_path):
+    run = results.runs[0]
+    run.analysis.ceilings = [Ceiling("no anchor", math.nan, 0, "of no objects")]
+    write_run(run, tmp_path / "result.json")
+    again = read_result(tmp_path)
+    assert again is not None
+    assert math.isnan(again.analysis.ceilings[0].share)
+    (tmp_path / "result.json").write_text("{")
+    assert read_result(tmp_path) is None
 
 
 def broken(change) -> str:

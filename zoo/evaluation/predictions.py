@@ -73,8 +73,9 @@ class Predictions:
         )
 
     def of_image(self, image_id: int) -> Prediction:
-        """Gives back one image's detections as tensors, in their order; none if the image is not known."""
+        """Gives back one image's detections as tensors, surest first; none if the image is not known."""
         rows = np.flatnonzero(self.image_ids == image_id)
+        rows = rows[np.argsort(-self.scores[rows], kind="stable")]  # somebody else's file may have any order
         return Prediction(
             boxes=torch.from_numpy(self.boxes[rows]).float(),
             scores=torch.from_numpy(self.scores[rows]).float(),

@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.errors import InputError
-from zoo.evaluation.coco import Engine, evaluate_coco
+from zoo.evaluation.coco import Engine, evaluate_coco, mean_measured
 from zoo.evaluation.ground_truth import GroundTruth, check_labels
 from zoo.evaluation.predictions import Predictions, read_coco_results
-from zoo.evaluation.voc import evaluate_voc, mean_over_classes
+from zoo.evaluation.voc import evaluate_voc
 
 if TYPE_CHECKING:
     from zoo.data.table import AnnotationTable
@@ -76,7 +76,7 @@ def evaluate(
         voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
         for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
             if protocol in protocols:
-                metrics[key] = mean_over_classes(values)
+                metrics[key] = mean_measured(values)
                 by_class[key] = values
     for key, values in by_class.items():
         for name, value in zip(ground_truth.classes, values.tolist(), strict=True):

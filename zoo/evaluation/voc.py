@@ -147,12 +147,6 @@ def average_precisions(ranks: Int64[np.ndarray, "H"], num_objects: int) -> tuple
     return float(hull[needed[reached] - 1].sum() / 11), float(hull.sum() / num_objects)
 
 
-def mean_over_classes(values: Float[np.ndarray, "C"]) -> float:
-    """Mean of the classes that were measured; -1 where none was."""
-    measured = values[values > NOTHING]
-    return float(measured.mean()) if len(measured) else NOTHING
-
-
 def _iou(boxes: Float[np.ndarray, "P 4"], others: Float[np.ndarray, "P 4"]) -> Float[np.ndarray, "P"]:
     """IoU in f64 of boxes pair by pair; 0 where both are without area."""
     ax1, ay1, ax2, ay2 = boxes.T.astype(np.float64)

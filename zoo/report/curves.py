@@ -4,7 +4,7 @@ import re
 
 from zoo.report.axes import CHARACTER, Caption, Line, Mark, Plot, Tick, format_tick, spread_labels, thin_out, trace
 from zoo.report.contenders import Contender
-from zoo.report.figures import Value, defined, format_ap, mean
+from zoo.report.figures import defined, format_ap, mean
 from zoo.report.results import Calibration
 
 _WIDTH, _HEIGHT = 560, 380
@@ -52,11 +52,6 @@ def reliability_plots(contenders: list[Contender]) -> list[Plot]:
         for series, contender in enumerate(contenders)
         if (calibrations := [c for run in contender.runs if (c := run.analysis.calibration) and c.bins])
     ]
-
-
-def calibration_error(contender: Contender) -> Value:
-    """Expected calibration error, seeds averaged."""
-    return mean(defined(c.error) for run in contender.runs if (c := run.analysis.calibration))
 
 
 def _curve(contender: Contender, class_name: str) -> list[float]:
@@ -124,7 +119,7 @@ def _reliability_plot(contender: Contender, series: int, calibrations: list[Cali
     error = mean(defined(calibration.error) for calibration in calibrations)
     told = "" if error is None else f"ECE {format_ap(error)}"
     return Plot(
-        name="reliability-" + re.sub(r"\W+", "-", contender.label.lower()).strip("-"),
+        name=f"reliability-{series + 1}-" + re.sub(r"\W+", "-", contender.label.lower()).strip("-"),
         title=f"Reliability of {contender.label}",
         summary=f"Reliability of {contender.label}, {told}; "
         + ", ".join(

@@ -4,6 +4,7 @@ Examples are kept in one file, `examples.json`, so that the report can be made a
 """
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from zoo.types import Image, Prediction, Target
 
 _ADVICE = "expected a file that `zoo compare` wrote"
 _LONGEST_SIDE = 480  # pixels of the kept picture: forty of them stay below two megabytes
-_KEPT_SCORE = 0.05  # detections below this are no use in a picture
+_LEAST_SHOWN = 0.01  # the lowest of all `Run.shown_score`s: detections below it are never drawn
 _KEPT_DETECTIONS = 100
 _MATCH_IOU = 0.5
 
@@ -101,7 +102,7 @@ def make_example(
         name: what to call the image on the page: file name or id.
         image: uint8 [3, H, W].
         target: its ground truth, in pixels of `image`.
-        predictions: `Run.folder` -> the prediction of that run, in pixels of `image`, not thresholded.
+        predictions: `Run.folder` -> the prediction of that run, in pixels of `image`, surest first, not thresholded.
         reasons: why it is shown, boxes in pixels of `image`.
     """
     height, width = image.shape[-2:]
@@ -175,6 +176,10 @@ def match_detections(detections: Detections, truth: Objects, min_score: float) -
 def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) -> float:
     """Score from which detections up F1 at IoU 0.5 is best, all images and classes together: a `Run.shown_score`.
 
+    Args:
+        predictions: of each image, surest first.
+        targets: of the same images.
+
     Returns:
         One of 0.01, 0.02 .. 0.99, the lowest of those that are equally good.
     """
@@ -186,10 +191,11 @@ def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) 
         )
         truth = _to_objects(target)
         # What the surest detections match does not depend on the less sure ones: one matching serves all thresholds.
-        for verdict, score in zip(match_detections(detections, truth, 0.0).verdicts, detections.scores, strict=True):
+        verdicts = match_detections(detections, truth, -math.inf).verdicts
+        for verdict, score in zip(verdicts, detections.scores, strict=True):
             scores[verdict].append(score)
         num_objects += truth.ignored.count(False)
-    thresholds = np.arange(1, 100) / 100
+    thresholds = np.arange(round(100 * _LEAST_SHOWN), 100) / 100
     num_right, num_false = (
         len(scores[verdict]) - np.searchsorted(np.sort(scores[verdict]), thresholds) for verdict in ("right", "false")
     )
@@ -239,7 +245,7 @@ def _to_objects(target: Target, scale: float = 1.0) -> Objects:
 
 
 def _to_detections(prediction: Prediction, scale: float) -> Detections:
-    kept = int((prediction["scores"][:_KEPT_DETECTIONS] >= _KEPT_SCORE).sum())
+    kept = int((prediction["scores"][:_KEPT_DETECTIONS] >= _LEAST_SHOWN).sum())
     return Detections(
         boxes=_to_boxes(prediction["boxes"][:kept] * scale),
         labels=prediction["labels"][:kept].tolist(),

@@ -72,7 +72,7 @@ def _standings(results: Results, contenders: list[Contender]) -> list[str]:
 
 
 def _pairs(results: Results, contenders: list[Contender]) -> list[str]:
-    matrices = [m for m in pair_matrices(results.pairs, contenders, results.classes) if m.name == "AP"]
+    matrices = [m for m in pair_matrices(results.pairs, contenders, []) if m.name == "AP"]
     if not matrices:
         return []
     rows = [

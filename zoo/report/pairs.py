@@ -17,6 +17,8 @@ MEASURES = {
     "APl": "AP of large objects",
 }
 
+_CLASS = "class "  # before the name of a class, where a measure is looked up
+
 _REVERSED: dict[str, Literal["better", "worse", "tie"]] = {"better": "worse", "worse": "better", "tie": "tie"}
 _SIGNS = {"better": "\u25b2", "worse": "\u25bc", "tie": "="}  # told apart without colour
 
@@ -56,17 +58,18 @@ class DuelRow:
 def find_difference(pairs: Iterable[Pair], first: Contender, second: Contender, measure: str) -> Difference | None:
     """The first less the second in a measure or class, whichever way round the file has the pair; None if undefined."""
     for pair in pairs:
-        differences = {**pair.differences, **{f"class {name}": d for name, d in pair.class_differences.items()}}
-        found = differences.get(measure)
+        is_reversed = (pair.first, pair.second) == (second.config, first.config)
+        if not is_reversed and (pair.first, pair.second) != (first.config, second.config):
+            continue
+        is_class = measure.startswith(_CLASS)
+        known = pair.class_differences if is_class else pair.differences
+        found = known.get(measure.removeprefix(_CLASS))
         # A comparison with NaN is false: such differences are undefined.
         if found is None or not found.low <= found.value <= found.high:
             continue
-        if (pair.first, pair.second) == (first.config, second.config):
+        if not is_reversed:
             return found
-        if (pair.first, pair.second) == (second.config, first.config):
-            return replace(
-                found, value=-found.value, low=-found.high, high=-found.low, verdict=_REVERSED[found.verdict]
-            )
+        return replace(found, value=-found.value, low=-found.high, high=-found.low, verdict=_REVERSED[found.verdict])
     return None
 
 
@@ -114,5 +117,5 @@ def compare(pairs: list[Pair], first: Contender, second: Contender, measure: str
 
 def _list_measures(classes: list[str]) -> list[tuple[str, str, bool]]:
     return [(measure, name, False) for measure, name in MEASURES.items()] + [
-        (f"class {name}", name, True) for name in classes
+        (_CLASS + name, name, True) for name in classes
     ]
