@@ -100,6 +100,15 @@ def make_trainer(folder: Path, **arguments: object) -> Trainer:
 # ------------------------------------------------------------------------------------------------------------ windows
 
 
+def test_a_batch_without_any_window() -> None:
+    detector = build()
+    image, target = make_image(64, 80, make_target([], [], 0), 0), make_target([], [], 0)
+    target["proposals"] = torch.zeros(0, 4)
+    assert len(detector([image], [target])[0]["boxes"]) == 0
+    detector.fit_heads(iter([([image], [target]), next(iter(make_loader(4)))]), 2, report=lambda line: None)
+    assert len(detector([image], [target])[0]["boxes"]) == 0
+
+
 def test_windows_are_sampled_over_the_whole_batch() -> None:
     batch = make_batch(build())
     torch.manual_seed(0)

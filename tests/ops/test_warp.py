@@ -49,6 +49,17 @@ def test_it_equals_a_slow_loop() -> None:
             torch.testing.assert_close(crop, slow_warp(images[number], width, height, box, side, context))
 
 
+def test_places_are_not_rounded_with_the_pixels() -> None:
+    """In bf16 neighbours beyond pixel 256 would be one place."""
+    columns = torch.arange(640.0).remainder(2).expand(1, 3, 8, 640)
+    box, size = torch.tensor([[600.0, 0.0, 608.0, 8.0]]), torch.tensor([[640.0, 8.0]])
+    image = torch.zeros(1, dtype=torch.int64)
+    crop = warp_windows(columns.bfloat16(), size, image, box, side=8, context=0)
+    assert crop.dtype == torch.bfloat16
+    torch.testing.assert_close(crop.float(), warp_windows(columns, size, image, box, side=8, context=0))
+    assert crop[0, 0, 0].tolist() == [0, 1] * 4
+
+
 def test_context_by_hand() -> None:
     """A box of 8 x 8 pixels at 16 with 4 of context is a plain cut of the 16 x 16 pixels around it."""
     image = torch.arange(3 * 32 * 32, dtype=torch.float32).view(1, 3, 32, 32)

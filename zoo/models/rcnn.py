@@ -193,6 +193,8 @@ class RCNN(Detector[Tensor]):
 
     def read_windows(self, images: Tensor, batch: Batch, windows: Windows) -> Float[Tensor, "n D"]:
         """The trunk's features of each window, a bounded number of crops at once."""
+        if not len(windows.image):
+            return images.new_zeros(0, self.trunk.channels)
         parts = []
         for image, boxes in zip(
             windows.image.split(self.crops_at_once), windows.boxes.split(self.crops_at_once), strict=True

@@ -121,7 +121,7 @@ class HeadFitter:
         self.ridge.add(features[regressed], deltas[regressed], labels[regressed])
 
         if self.has_machines:
-            wrong = features @ self.weight.T + self.bias > HARD
+            wrong = self._values(features) > HARD
             signs = torch.where((signs > 0) | wrong, signs, 0)
         used = (signs != 0).any(dim=1)
         new_features, new_signs = gather_rows(features[used]), gather_rows(signs[used])
@@ -135,7 +135,7 @@ class HeadFitter:
         """Fit the machines to the bank, and let go what is easy for them."""
         self.weight, self.bias = fit_linear_svms(self.features, self.signs, self.cost, POSITIVE_WEIGHT, BIAS_SCALE)
         self.has_machines, self.num_new = True, 0
-        values = self.features @ self.weight.T + self.bias
+        values = self._values(self.features)
         self.signs = torch.where((self.signs > 0) | (values >= EASY), self.signs, 0)
         # Positives come before all negatives, the hardest of these first.
         rank = values.masked_fill(self.signs >= 0, -torch.inf).amax(dim=1)
@@ -143,6 +143,11 @@ class HeadFitter:
         kept = rank.argsort(descending=True, stable=True)[: self.bank_size]
         kept = kept[rank[kept] > -torch.inf].sort().values
         self.features, self.signs = self.features[kept], self.signs[kept]
+
+    def _values(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
+        """Of the decision functions, as `LinearHeads.decide` has them: not rounded by autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features @ self.weight.T + self.bias
 
     def finish(self, heads: LinearHeads) -> None:
         """Fit for the last time and write everything into the heads, the same on every process."""

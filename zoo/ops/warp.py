@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.ops.precision import widen
+
 
 def warp_windows(
     images: Float[Tensor, "B 3 H W"],
@@ -35,6 +37,7 @@ def warp_windows(
         side: S.
         context: pixels of the crop.
     """
+    wide = widen(images)  # bf16 has no places between the pixels of a large image
     height, width = images.shape[2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * (side / (side - 2 * context))
@@ -45,12 +48,12 @@ def warp_windows(
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(image), device=image.device) - first[image]
     most = int(counts.max())
-    grid = images.new_zeros(len(images), most, side, side, 2)
+    grid = boxes.new_zeros(len(images), most, side, side, 2, dtype=wide.dtype)
     # grid_sample wants -1..1 from edge to edge.
     grid[image, slot, :, :, 0] = (x * (2 / width) - 1).to(grid.dtype)[:, None, :]
     grid[image, slot, :, :, 1] = (y * (2 / height) - 1).to(grid.dtype)[:, :, None]
-    tall = F.grid_sample(images, grid.view(len(images), most * side, side, 2), align_corners=False)
-    crops = tall.view(len(images), 3, most, side, side).transpose(1, 2)[image, slot]
+    tall = F.grid_sample(wide, grid.view(len(images), most * side, side, 2), align_corners=False)
+    crops = tall.view(len(images), 3, most, side, side).transpose(1, 2)[image, slot].to(images.dtype)
     return crops * (in_rows[:, None, :, None] & in_columns[:, None, None, :])
 
 
