@@ -1,13 +1,18 @@
 """When a training may stop, and what is done about the queue."""
 
 import math
+import os
+import signal
 import subprocess
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from zoo.callbacks import preemption
 from zoo.callbacks.preemption import is_between_steps, requeue, slurm_job
 from zoo.callbacks.resumption import renew_rates
 
@@ -33,6 +38,19 @@ def test_a_stop_is_where_only_the_next_step_would_follow(
     trainer = {"accumulate_grad_batches": 1, "is_last_batch": False, "val_check_batch": 100, "max_steps": -1}
     trainer |= {"global_step": 40, "should_stop": False}
     assert is_between_steps(SimpleNamespace(**trainer | changes), batch_idx) is expected
+
+
+def test_a_step_that_does_not_end_is_given_up_and_a_validation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = threading.Event()
+    monkeypatch.setattr(preemption, "SECONDS_TO_STEP", 0.05)
+    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+    callback, trainer, module = preemption.Preemption(), Trainer(logger=False), LightningModule()
+    callback.on_validation_start(trainer, module)
+    callback._hear(signal.SIGTERM, None)
+    assert not left.wait(0.5), "neither a validation nor the checkpoints after it are a step"
+    callback.on_train_batch_start(trainer, module, None, 0)
+    assert left.wait(60)
+    callback.on_exception(trainer, module, ValueError())
 
 
 def test_a_queue_that_cannot_be_asked_is_said_and_nothing_else_happens(

@@ -49,7 +49,8 @@ def launch_fork(folder: Path) -> int:
 
 def launch_command(folder: Path) -> int:
     """Do the run of a folder by `python -m zoo.trial`; otherwise the same."""
-    process = subprocess.Popen([sys.executable, "-m", "zoo.trial", str(folder)])
+    # In a group of its own, which Ctrl-C does not reach: see `_do`.
+    process = subprocess.Popen([sys.executable, "-m", "zoo.trial", str(folder)], process_group=0)
     try:
         return process.wait()
     except BaseException:
@@ -65,9 +66,12 @@ def launch_command(folder: Path) -> int:
 def _do(folder: Path, place: Path, environment: dict[str, str], start_method: str) -> None:
     """The server may have been started elsewhere, and under other variables.
 
+    Ctrl-C reaches all processes of a terminal. This one is told by its parent, in the way that saves where it stands.
+
     A fork of a server would have its own children forked by the server, too: each loader worker for itself, with
     nothing of the run in its memory.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(place)
     os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)

@@ -45,7 +45,7 @@ class Preemption(Callback):
         self._order = 0  # to all
         self._before: LateMaximum | None = None  # what all were told at the step before
         self._alarm: threading.Timer | None = None
-        self._is_validating = False
+        self._has_time = False  # a validation, or what ends an epoch (checkpoints, fitting): no step is due
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals over from Lightning, which gives them back when the training is over."""
@@ -58,13 +58,22 @@ class Preemption(Callback):
         if hasattr(loop, "_broadcast_sigterm_tensor"):
             loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step is due again, and all of its seconds are before it."""
+        if self._has_time and self._alarm is not None:
+            self._rest()
+            self._set_alarm()
+        self._has_time = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks whether anybody was told; on a GPU, at the step before."""
         self._order = self._agree(trainer.strategy.root_device)
+        self._has_time = self._has_time or trainer.is_last_batch
         if self._order and is_between_steps(trainer, batch_idx):
             file = last_checkpoint(trainer)
+            self._rest()  # writing may take its time, too
             if file is not None:
                 trainer.save_checkpoint(file)
             self._stop(trainer)
@@ -112,19 +121,15 @@ class Preemption(Callback):
         self._alarm.start()
 
     def _give_up(self) -> None:
-        """No step has ended in all this time; a validation may take its time."""
-        if self._is_validating:
+        """No step has ended in all this time."""
+        if self._has_time:
             self._set_alarm()
         else:
             os._exit(Preempted.exit_code)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers it."""
-        self._is_validating = True
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It is over."""
-        self._is_validating = False
+        """It may take its time, and so may the checkpoints that follow it."""
+        self._has_time = True
 
     def _rest(self) -> None:
         if self._alarm is not None:
