@@ -143,6 +143,12 @@ def test_tables_fit_eighty_columns_and_nothing_is_cut(cost: dict[str, Any]) -> N
         assert "".join(firsts).count(name) == 2
 
 
+def test_a_checkpoint_that_memory_did_not_suffice_for_has_its_other_figures() -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    print_benchmarks([made_up("rcnn", timings=[])], console)
+    assert "138.36" in console.file.getvalue()
+
+
 def test_numbers_are_whole_where_nothing_can_fit() -> None:
     console = Console(width=40, file=io.StringIO(), color_system=None)
     print_benchmarks([made_up("rcnn")], console)

@@ -275,6 +275,13 @@ def spoil(name: str) -> Callable[[Path], None]:
     def out_is_a_file(folder: Path) -> None:
         (folder / "out").write_text("")
 
+    def train_alone(folder: Path) -> None:
+        write_yaml(folder / "data.yaml", {"train": data_config(folder)["train"], "num_workers": 0})
+
+    def checkpoint_without_config(folder: Path) -> None:
+        (folder / "run/checkpoints").mkdir(parents=True)
+        (folder / "run/checkpoints/last.ckpt").write_bytes(b"")
+
     def nothing(folder: Path) -> None:
         pass
 
@@ -335,6 +342,16 @@ BAD_INPUT = [
     ("nothing", [*COMPARE, "--model.depth", "3"], ["depth"]),
     ("no_model", COMPARE, ["model.yaml", "no such file"]),
     ("no_annotations", COMPARE, ["train.json"]),
+    ("nothing", [*COMPARE, "--trainer.accelerator", "gpux"], ["trainer", "gpux"]),
+    ("nothing", [*COMPARE, "--trainer.enable_checkpointing", "false"], ["enable_checkpointing"]),
+    ("train_alone", COMPARE, ["neither a test nor a val split"]),
+    ("train_alone", ["validate", *MEASURE[1:], "--checkpoint", "CHECKPOINT"], ["no val images"]),
+    ("checkpoint_without_config", [*FIT, "--out", "run"], ["run", "no config.yaml"]),
+    ("nothing", [*FIT, "--data.batch_size", "0"], ["batch_size", "is 0"]),
+    ("nothing", [*COMPARE, "--data.batch_size", "0", "--images", "8"], ["batch_size", "is 0"]),
+    ("nothing", [*FIT, "--data.num_workers", "-1"], ["num_workers", "is -1"]),
+    ("nothing", [*PREDICT, "CHECKPOINT", "--batch_size", "0"], ["batch_size", "is 0"]),
+    ("nothing", [*FIT, "--model.recipe.total_batch", "-8"], ["total_batch -8"]),
 ]
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from slurm import batch_options, sbatch
 from tiny_data import write_yaml
 
 from zoo.cli import main
+from zoo.data.module import DetectionDataModule
 from zoo.report.results import read_run
+from zoo.run import make_trainer
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks" / "cluster"
@@ -156,6 +159,18 @@ def test_slurm_with_two_processes(nodes: str, tasks: str, fit: list[str], tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1
     check_one_run(tmp_path)
+
+
+def test_torchrun_in_a_job_of_slurm_is_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job has one task, in which torchrun starts eight processes."""
+    told = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "5"}
+    told |= {"LOCAL_RANK": "5", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "8"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which a Trainer sets, for this process and all that follows
+    arguments = {"accelerator": "cpu", "devices": 8, "strategy": "ddp", "logger": False}
+    trainer = make_trainer(arguments, DetectionDataModule(), tmp_path, "run")
+    assert (trainer.world_size, trainer.global_rank) == (8, 5)
 
 
 def test_slurm_is_told_when_to_save_and_to_queue_again() -> None:

@@ -193,6 +193,8 @@ def print_benchmarks(benchmarks: Sequence[Benchmark], console: Console) -> None:
     console.print(_resources_table(benchmarks, console.width), crop=False)
     console.print(RESOURCES_LEGEND, style="dim", highlight=False)
     counts = sorted({timing.batches for each in benchmarks for timing in each.cost.timings})
+    if not counts:  # memory sufficed for none of the batches
+        return
     of = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     console.print(f"\nms an image: the median, below it the 95th percentile, of {of} batches", highlight=False)
     console.print(_times_table(benchmarks, console.width), crop=False)

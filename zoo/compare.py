@@ -34,6 +34,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -52,8 +53,8 @@ from zoo.report.contenders import ranked, run_labels
 from zoo.report.files import write_atomically
 from zoo.report.results import Results, Run
 from zoo.report.tables import COLUMNS, main_table
-from zoo.run import model_key
-from zoo.trial import failed_run, read_result
+from zoo.run import explained, model_key
+from zoo.trial import failed_run, final_split, read_result
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ def prepare(
         built = instantiate(parser, config)
         detector: Detector = built.model
         module = module or built.data
+        check_measurable(module, built.trainer)
         processes = count(config)
         if budget is not None:
             per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * processes
@@ -245,10 +247,29 @@ def prepare(
     return jobs, module
 
 
+def check_measurable(module: DetectionDataModule, trainer: Namespace) -> None:
+    """What a run of a comparison ends with: its best or last checkpoint, tested.
+
+    Raises:
+        InputError: there is nothing to train or to measure on, or the Trainer's arguments keep no such checkpoint.
+    """
+    module.table("train")
+    final_split(module)
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    if trainer.enable_checkpointing is False or any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+        raise InputError(
+            "a comparison keeps the best and the last checkpoint itself, and tests the best; leave out"
+            " enable_checkpointing and ModelCheckpoint",
+            place="trainer",
+        )
+
+
 def count_processes(config: Namespace) -> int:
     """Number of processes that a Trainer of this configuration starts, on all nodes."""
     plain = {key: config.trainer[key] for key in ("accelerator", "devices", "strategy", "num_nodes")}
-    return int(Trainer(**plain, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size)
+    with explained():
+        trainer = Trainer(**plain, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return int(trainer.world_size)
 
 
 def describe_budget(config: Namespace, budget: Budget | None) -> str:

@@ -58,6 +58,12 @@ class Recipe:
     milestones: tuple[float, ...] = (16 / 26, 22 / 26)
     gamma: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse rates that would climb the loss."""
+        if min(self.lr, self.total_batch, self.warmup_steps) < 0:
+            given = f"lr {self.lr}, total_batch {self.total_batch} and warmup_steps {self.warmup_steps}"
+            raise ValueError(f"{given}: none of them may be negative")
+
     def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
         """Learning rate as a multiple of lr.
 

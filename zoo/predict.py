@@ -18,7 +18,7 @@ from zoo.models import load
 from zoo.ops.processes import has_others
 from zoo.report.draw import draw_boxes
 from zoo.report.files import write_atomically
-from zoo.run import make_plain_trainer
+from zoo.run import make_plain_trainer, together
 from zoo.types import Prediction
 
 
@@ -59,7 +59,8 @@ def predict(
     data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
     table = data.table("predict")
     trainer = make_plain_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
-    batches = trainer.predict(detector, datamodule=data) or []
+    with together(trainer):
+        batches = trainer.predict(detector, datamodule=data) or []
     predictions = in_order([_above(prediction, score) for batch in batches for prediction in batch])
     if predictions is None:
         return 0

@@ -5,17 +5,19 @@
 
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.plugins import LayerSync
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -37,9 +39,10 @@ from zoo.configuration import RUNS_FOLDER, one_line
 from zoo.data.module import DetectionDataModule
 from zoo.data.source import DataWarning
 from zoo.detector import Detector
-from zoo.errors import InputError
+from zoo.errors import InputError, Preempted
 from zoo.models import MODELS, read_checkpoint
 from zoo.proposals import CacheWarning
+from zoo.sync_norms import SyncNorms
 
 MONITOR = "val/AP"  # what "best" means everywhere
 
@@ -68,15 +71,29 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeFiles())
-    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        # Preemption saves and queues again. Lightning would do it in files that other runs take for theirs.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if arguments.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+        plugins.append(SyncNorms())
+    has_place = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
     arguments["plugins"] = plugins
     if arguments.get("enable_model_summary") is None:
         arguments["enable_model_summary"] = False
-    try:
+    with explained():
+        if SLURMEnvironment.detect() and not has_place:
+            # Preemption saves and queues again. Lightning would do it in files that other runs take for theirs.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
         return Trainer(**arguments)
-    except (MisconfigurationException, ValueError) as error:
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What Lightning has against a Trainer's arguments, in one line.
+
+    Raises:
+        InputError: instead of what Lightning raises.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         raise InputError(f"trainer: {one_line(str(error))}") from error
 
 
@@ -103,6 +120,18 @@ def end_children(trainer: Trainer) -> None:
     """End the processes that Lightning started for this training: when the first one fails alone, they wait for it."""
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         trainer.strategy.launcher.kill(signal.SIGKILL)
+
+
+@contextmanager
+def together(trainer: Trainer) -> Iterator[None]:
+    """Around work of a Trainer: a process that fails alone ends those that it started."""
+    try:
+        yield
+    except Preempted:
+        raise
+    except Exception:
+        end_children(trainer)
+        raise
 
 
 def keep_metrics(folder: Path) -> None:

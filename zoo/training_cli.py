@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 
 from zoo.callbacks import MeanAveragePrecision
@@ -32,17 +32,28 @@ from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
 from zoo.evaluation.scores import scores_table
 from zoo.models import load, read_checkpoint
+from zoo.report.files import write_atomically
 from zoo.run import (
     check_checkpoint,
     check_classes,
-    end_children,
     keep_metrics,
     make_trainer,
     model_key,
     one_callback,
     process_rank,
     quieten,
+    together,
 )
+
+
+class ConfigKeeper(SaveConfigCallback):
+    """Writes the configuration of a run into the folder that was asked for, whatever loggers there are."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """On the first process, before the training; where no folder was asked for, the logs have it."""
+        if self.config.out is not None:
+            written = self.parser.dump(self.config, skip_unset=False)
+            write_atomically(Path(self.config.out) / self.config_filename, written)
 
 
 class TrainingCLI(LightningCLI):
@@ -124,8 +135,10 @@ class TrainingCLI(LightningCLI):
             InputError: the folder has a run of another model, or on other data.
         """
         last, written = folder / "checkpoints" / f"{LAST}.ckpt", folder / "config.yaml"
-        if not last.exists() or not written.exists():
+        if not last.exists():
             return None
+        if not written.exists():
+            raise InputError("has a checkpoint, but no config.yaml that says of what; give another --out", folder)
         ours = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
         theirs = read_yaml(written)
         for part in ("model", "data", "seed_everything"):
@@ -142,6 +155,8 @@ class TrainingCLI(LightningCLI):
         built = self.config_init[self.subcommand]
         self.datamodule = built.data
         self.datamodule.setup(self.subcommand)  # what is wrong with the data is said before a run folder is made
+        if self.subcommand == "validate":
+            self.datamodule.table("val")  # a training may do without
         if built.get("model") is None:
             self.model = load(built.ckpt_path)
             check_classes(self.model.class_names, self.datamodule.class_names, built.ckpt_path)
@@ -156,24 +171,31 @@ class TrainingCLI(LightningCLI):
         callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         if self.save_config_callback and not config.get("fast_dev_run"):
             parser, written = self._parser(self.subcommand), self.config[self.subcommand]
-            callbacks.append(self.save_config_callback(parser, written, **self.save_config_kwargs))
-        out = self.config.fit.out if self.subcommand == "fit" else None
-        folder = None if out is None else Path(out)
+            to_logs = written.out is None
+            callbacks.append(ConfigKeeper(parser, written, save_to_log_dir=to_logs, **self.save_config_kwargs))
+        folder = self._run_folder()
         if folder is not None and process_rank() == 0:
             keep_metrics(folder)
         return make_trainer({**config, "callbacks": callbacks}, self.datamodule, folder, model_key(self.model))
 
+    def _run_folder(self) -> Path | None:
+        """The one that was asked for."""
+        out = self.config.fit.out if self.subcommand == "fit" else None
+        return None if out is None else Path(out)
+
     def fit(self, **arguments: Any) -> None:
         """Train, and say where the results are. A run that ended before its first step leaves nothing behind."""
         own = {} if self.own_checkpoint is None else {"ckpt_path": self.own_checkpoint}
-        folder = Path(self.trainer.log_dir or RUNS_FOLDER)
+        folder = self._run_folder() or Path(self.trainer.log_dir or RUNS_FOLDER)
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            self.trainer.fit(**arguments | own, weights_only=True)
+            with together(self.trainer):
+                self.trainer.fit(**arguments | own, weights_only=True)
         except Preempted:
             raise
+        except SystemExit as leave:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from leave
         except Exception:
-            end_children(self.trainer)
             if folder in made and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in made[1:]:
@@ -188,12 +210,14 @@ class TrainingCLI(LightningCLI):
 
     def validate(self, **arguments: Any) -> None:
         """Measure on the validation split."""
-        self.trainer.validate(**arguments, verbose=False, weights_only=True)
+        with together(self.trainer):
+            self.trainer.validate(**arguments, verbose=False, weights_only=True)
         self._finish_measuring("val")
 
     def test(self, **arguments: Any) -> None:
         """Measure on the test split."""
-        self.trainer.test(**arguments, verbose=False, weights_only=True)
+        with together(self.trainer):
+            self.trainer.test(**arguments, verbose=False, weights_only=True)
         self._finish_measuring("test")
 
     def _finish_measuring(self, split: Literal["val", "test"]) -> None:

@@ -30,7 +30,7 @@ from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
 from zoo.hardware import describe_hardware
 from zoo.report.results import Cost, CurvePoint, Run, read_run, write_run
-from zoo.run import end_children, keep_metrics, make_trainer, model_key, one_callback, process_rank, quieten
+from zoo.run import keep_metrics, make_trainer, model_key, one_callback, process_rank, quieten, together
 from zoo.speed import Conditions, measure_speeds
 
 FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
@@ -86,22 +86,17 @@ def execute(folder: Path) -> Run:
     trainer = make_trainer(arguments, module, folder, folder.name)
 
     last = folder / "checkpoints" / "last.ckpt"
-    try:
+    with together(trainer):
         trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
-    except Preempted:
-        raise
-    except Exception:
-        end_children(trainer)
-        raise
     # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
     curve = one_callback(trainer, LearningCurve)
     points = msgspec.convert(curve.points, list[CurvePoint])
     cost = Cost(train_images_per_s=curve.train_images_per_s, train_minutes=curve.train_minutes)
-    best = choose_checkpoint(trainer, detector, module, folder, points, curve.images_seen)
-
     split = final_split(module)
     final = trainer.test if split == "test" else trainer.validate
-    final(detector, datamodule=module, ckpt_path=best, verbose=False, weights_only=True)
+    with together(trainer):
+        best = choose_checkpoint(trainer, detector, module, folder, points, curve.images_seen)
+        final(detector, datamodule=module, ckpt_path=best, verbose=False, weights_only=True)
     ruler = one_callback(trainer, MeanAveragePrecision)
     scores, predictions = ruler.scores(split), ruler.predictions(split)
     run = Run(

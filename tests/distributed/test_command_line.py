@@ -1,5 +1,6 @@
 """The command line starts its own processes, and a run that is told to stop goes on by the same command."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,34 @@ def test_a_run_folder_goes_on_and_is_its_own(folder: Path, capsys: pytest.Captur
     assert "run: model.init_args.width: holds a run with 4, now it is 5; give another --out" in capsys.readouterr().err
     assert last_step(folder) == 4
     assert not (folder / "runs").exists()
+
+
+def test_a_run_folder_needs_no_logs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", *FILES, "--out", "run", "--trainer.logger", "false"]
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    assert main(fit) == 0
+    said = capsys.readouterr().out
+    assert "goes on after epoch 1, step 2" in said
+    assert "run folder: run\n" in said
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_comparison_keeps_the_step(folder: Path) -> None:
+    """A terminal sends it to every process: the run's own is told by its parent, and saves."""
+    compare = [sys.executable, "-m", "zoo.cli", "compare", "--models", "model.yaml", *FILES[2:], "--out", "out"]
+    compare += ["--trainer.max_epochs", "4000"]
+    last = folder / "out/model_seed0/checkpoints/last.ckpt"
+    with subprocess.Popen(compare, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not last.exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "the same command goes on from here" in said
+    assert not (folder / "out/model_seed0/result.json").exists()
+    assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 @pytest.mark.slow

@@ -78,6 +78,14 @@ class DetectionDataModule(LightningDataModule):
         proposal_cache_mb: float = 4000,
     ) -> None:
         super().__init__()
+        least = {
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "num_workers": (num_workers, 0),
+        }
+        for argument, (value, bound) in least.items():
+            if value is not None and value < bound:
+                raise InputError(f"is {value}; it must be at least {bound}", place=f"data.{argument}")
         given: dict[Split, Source | None] = {
             "train": train,
             "val": val,
@@ -87,7 +95,7 @@ class DetectionDataModule(LightningDataModule):
         self.sources = {split: source for split, source in given.items() if source is not None}
         self.name = name
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.augment = augment
