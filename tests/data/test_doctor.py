@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -439,6 +440,66 @@ def test_the_copy_refuses_what_it_could_harm(tmp_path):
     with pytest.raises(InputError, match="folder of 3 images is missing"):
         write_cleaned(examine({"train": Coco(str(json_path(root)), str(tmp_path / "nowhere"))}), tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def make_voc_root(root, **splits):
+    """A VOC folder; split -> numbers of its images."""
+    for split, numbers in splits.items():
+        table = table_of("train").select(np.arange(len(numbers)))
+        names = [f"{number % 10}.png" for number in numbers]
+        encoded = [name.encode() for name in names]
+        offsets = np.cumsum([0, *map(len, encoded)])
+        write_voc(replace(table, name_bytes=b"".join(encoded), name_offsets=offsets), root, split)
+        (root / "JPEGImages").mkdir(exist_ok=True)
+        for number, name in zip(numbers, names, strict=True):
+            picture(number).save(root / "JPEGImages" / name)
+    return str(root)
+
+
+def pixels_of(checkup):
+    """split -> what its images show, in order."""
+    shown = {}
+    for split, raw in checkup.raws.items():
+        shown[split] = [np.asarray(PILImage.open(path).convert("RGB")).tolist() for path in raw.paths()]
+    return shown
+
+
+VOC_ROOTS = {
+    "a root for each split, with the same names in both": (
+        {"a": {"train": [1, 2]}, "b": {"test": [11, 12]}},
+        {"train": ["a"], "test": ["b"]},
+        ["a", "b"],
+    ),
+    "one split of two roots, one of the first alone": (
+        {"VOC2007": {"train": [1, 2], "test": [3]}, "VOC2012": {"train": [11, 12]}},
+        {"train": ["VOC2007", "VOC2012"], "test": ["VOC2007"]},
+        ["VOC2007", "VOC2012"],
+    ),
+    "roots of one name": (
+        {"x/VOC": {"train": [1]}, "y/VOC": {"train": [11], "test": [12]}, "z/VOC_2": {"test": [21]}},
+        {"train": ["x/VOC", "y/VOC"], "test": ["y/VOC", "z/VOC_2"]},
+        ["VOC", "VOC_2", "VOC_2_2"],
+    ),
+    "one root, however it is written": (
+        {"a": {"train": [1], "test": [2]}},
+        {"train": ["a"], "test": ["a/../a"]},
+        ["Annotations", "ImageSets", "JPEGImages"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", VOC_ROOTS)
+def test_the_copy_of_several_voc_folders_has_every_image_of_every_split(tmp_path, layout):
+    roots, splits, folders = VOC_ROOTS[layout]
+    for name, images in roots.items():
+        make_voc_root(tmp_path / name, **images)
+    checkup = examine({split: Voc([str(tmp_path / name) for name in names], split) for split, names in splits.items()})
+    write_cleaned(checkup, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir() if path.is_dir()) == folders
+    copy = examine(recognise(tmp_path / "copy"))
+    assert pixels_of(copy) == pixels_of(checkup)
+    for split, raw in checkup.raws.items():
+        assert np.array_equal(copy.raws[split].boxes, raw.boxes)
 
 
 def test_names_that_lead_out_of_the_copy_stay_in_it(tmp_path):

@@ -6,8 +6,9 @@ The copy has the format of the original, written by that format's writer, so wha
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -238,9 +239,10 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
+    roots = _voc_roots(tables, checkup)
     for split, table in tables.items():
         if len(table):
-            _write_split(checkup.sources[split], table, partial, split.replace("/", "_"), checkup, watch)
+            _write_split(checkup.sources[split], table, partial, split.replace("/", "_"), roots, checkup, watch)
     content = msgspec.json.format(msgspec.json.encode(changes), indent=2)
     (partial / "changes.json").write_bytes(content + b"\n")
     if out.exists():
@@ -252,15 +254,49 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
 _WRITABLE = (Coco, Voc, Yolo)
 
 
-def _write_split(source: Source, table: AnnotationTable, out: Path, split: str, checkup: Checkup, watch: Watch) -> None:
+def _voc_roots(tables: Mapping[str, AnnotationTable], checkup: Checkup) -> dict[Path, Path]:
+    """Each VOC folder of any split -> its place in the copy: the copy itself where there is one only, else its own.
+
+    Two folders may have images of the same name; and splits need not be made of the same folders.
+    """
+    folders = [table.folders for split, table in tables.items() if isinstance(checkup.sources[split], Voc)]
+    roots = list(dict.fromkeys(_voc_root(folder) for folder in chain.from_iterable(folders)))
+    if len(roots) == 1:
+        return {roots[0]: Path()}
+    taken: set[str] = set()  # without case, which some file systems do not tell apart
+    places = {}
+    for root in roots:
+        name, number = root.name, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{root.name}_{number}"
+        taken.add(name.casefold())
+        places[root] = Path(name)
+    return places
+
+
+def _voc_root(folder: str) -> Path:
+    """The VOC folder of a `JPEGImages`; the same one, however it is written."""
+    return Path(os.path.abspath(folder)).parent
+
+
+def _write_split(
+    source: Source,
+    table: AnnotationTable,
+    out: Path,
+    split: str,
+    roots: Mapping[Path, Path],
+    checkup: Checkup,
+    watch: Watch,
+) -> None:
     """Images and annotations of one split, where the format has them."""
     match source:
         case Voc():
-            folders = [Path(folder).parent.name for folder in table.folders]
-            for number, name in enumerate(folders):
-                part = table.select(np.flatnonzero(table.folder_ids == number))
-                root = out / name if len(folders) > 1 else out
+            owners = [_voc_root(folder) for folder in table.folders]
+            for owner in dict.fromkeys(owners):
+                part = table.select([index for index, number in enumerate(table.folder_ids) if owners[number] == owner])
                 if len(part):
+                    root = out / roots[owner]
                     write_voc(_copy_images(part, root / "JPEGImages", checkup, watch), root, split)
         case Coco():
             write_coco(
