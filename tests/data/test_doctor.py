@@ -502,6 +502,29 @@ def test_the_copy_of_several_voc_folders_has_every_image_of_every_split(tmp_path
         assert np.array_equal(copy.raws[split].boxes, raw.boxes)
 
 
+def test_images_of_one_stem_have_labels_of_their_own_in_the_copy_of_yolo_files(tmp_path):
+    root = tmp_path / "a"
+    for folder, label in (("x", 0), ("y", 1)):
+        (root / "train" / folder).mkdir(parents=True)
+        for name in ("1.png", "1_2.png") if folder == "x" else ("1.png",):
+            picture(ord(folder) + len(name)).save(root / "train" / folder / name)
+            (root / "train" / folder / name).with_suffix(".txt").write_text(f"{label} .5 .5 .{len(name)} .5\n")
+    picture(7).save(root / "train/x/1.bmp")
+    (root / "list.txt").write_text("\n".join(f"train/{name}" for name in ("x/1.png", "x/1.bmp", "x/1_2.png", "y/1.png")))
+    (root / "data.yaml").write_text("train: list.txt\nnames: [nut, bolt]\n")
+    checkup = examine(recognise(root))
+    write_cleaned(checkup, tmp_path / "copy")
+    copy = examine(recognise(tmp_path / "copy"))
+
+    def content(checkup):
+        raw = checkup.raws["train"]
+        boxes = zip(raw.image_index.tolist(), raw.labels.tolist(), raw.boxes.round(6).tolist(), strict=True)
+        of_image = {image: (label, box) for image, label, box in boxes}
+        return sorted((shown, *of_image[image]) for image, shown in enumerate(pixels_of(checkup)["train"]))
+
+    assert content(copy) == content(checkup)
+
+
 def test_names_that_lead_out_of_the_copy_stay_in_it(tmp_path):
     root = make(tmp_path / "a", "coco")
     edit_json(root, lambda c: c["images"][0].update(file_name="../train/1.png"))

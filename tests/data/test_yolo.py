@@ -137,3 +137,27 @@ def test_writing_into_another_data_set_is_refused(tmp_path, shapes):
     (tmp_path / "data.yaml").write_text("names: [other]\ntrain: images/train\n")
     with pytest.raises(InputError, match="names other classes"):
         write_yolo(shapes.read(), tmp_path, "val")
+
+
+def test_labels_of_names_with_a_folder_images_are_found_again(tmp_path):
+    folders = {"shop/images": "shop/labels", "shop": "shop"}
+    for number, (images, labels) in enumerate(folders.items()):
+        for folder in (images, labels):
+            (tmp_path / "a/train" / folder).mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (40, 20)).save(tmp_path / "a/train" / images / f"{number}.png")
+        (tmp_path / "a/train" / labels / f"{number}.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "a/data.yaml").write_text("train: train\nnames: [cat]\n")
+    source = Yolo(str(tmp_path / "a/data.yaml"))
+    table = source.read()
+    assert table.num_objects == 2
+    again = through_yolo(table, source, tmp_path / "images/copy").read()
+    same(table, again)
+
+
+def test_two_images_cannot_share_a_label_file(tmp_path):
+    for suffix in ("png", "jpg"):
+        PILImage.new("RGB", (40, 20)).save(tmp_path / f"a.{suffix}")
+    (tmp_path / "data.yaml").write_text("train: .\nnames: [cat]\n")
+    with pytest.raises(InputError, match=r"images a.jpg and a.png would share the label file labels/train/a.txt"):
+        write_yolo(Yolo(str(tmp_path / "data.yaml")).read(), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -303,12 +303,15 @@ def _write_split(
                 _copy_images(table, out / split, checkup, watch), out / "annotations" / f"instances_{split}.json"
             )
         case Yolo():
-            write_yolo(_copy_images(table, out / "images" / split, checkup, watch), out, split)
+            images = out / "images" / split
+            write_yolo(_copy_images(table, images, checkup, watch, distinct_stems=True), out, split)
 
 
-def _copy_images(table: AnnotationTable, folder: Path, checkup: Checkup, watch: Watch) -> AnnotationTable:
+def _copy_images(
+    table: AnnotationTable, folder: Path, checkup: Checkup, watch: Watch, distinct_stems: bool = False
+) -> AnnotationTable:
     """The table with the images that it will have below `folder`, where they are when this ends."""
-    names = _names_in_copy(table)
+    names = _names_in_copy(table, distinct_stems)
     for index, name in enumerate(watch(names, len(names))):
         source, target = table.path(index), folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -329,13 +332,23 @@ def _copy_images(table: AnnotationTable, folder: Path, checkup: Checkup, watch: 
     )
 
 
-def _names_in_copy(table: AnnotationTable) -> list[str]:
-    """File names relative to one folder and different from each other; never one that leads out of it."""
-    names: dict[str, None] = {}
+def _names_in_copy(table: AnnotationTable, distinct_stems: bool) -> list[str]:
+    """File names relative to one folder and different from each other; never one that leads out of it.
+
+    Args:
+        table: of one split.
+        distinct_stems: names differ in more than their suffix, as where each image has a file of annotations.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
     for index in range(len(table)):
         path = PurePosixPath(table.file_name(index))
-        name = path.name if path.is_absolute() or ".." in path.parts else str(path)
-        if name in names:  # the same name in two folders of one split
-            name = str(PurePosixPath(name).with_stem(f"{PurePosixPath(name).stem}_{index + 1}"))
-        names[name] = None
-    return list(names)
+        name = wanted = PurePosixPath(path.name) if path.is_absolute() or ".." in path.parts else path
+        number = index + 1
+        # the same name in two folders of one split
+        while (key := str(name.with_suffix("") if distinct_stems else name)) in taken:
+            name = wanted.with_stem(f"{wanted.stem}_{number}")
+            number += 1
+        taken.add(key)
+        names.append(str(name))
+    return names

@@ -250,7 +250,9 @@ def _read_line(line: str, file: Path, place: str) -> tuple[float, ...]:
 
 
 def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -> Path:
-    """Writes `labels/<split>/*.txt` and an entry in `data.yaml` below a root; images belong in `images/<split>/`.
+    """Writes a label file an image and an entry in `data.yaml` below a root; images belong in `images/<split>/`.
+
+    Label files lie where `label_file` looks for them: in `labels/<split>/`, but for names that hold a folder `images`.
 
     What YOLO has no word for is lost: ids, areas, `difficult`, and crowds, which are left out (they are no objects).
     Splits are written one after the other; their classes must agree.
@@ -264,7 +266,8 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
         The path of `data.yaml`.
 
     Raises:
-        InputError: an image whose suffix is none of an image; `data.yaml` is there with other classes.
+        InputError: an image whose suffix is none of an image; two images that would share a label file; `data.yaml` is
+            there with other classes.
     """
     root = Path(root)
     data = root / "data.yaml"
@@ -273,11 +276,17 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
         raise InputError("names other classes than the split to be written; choose another folder", data)
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are left out", DataWarning, stacklevel=2)
-    scale = np.stack([table.widths, table.heights], axis=1).astype(np.float64)
+    files: dict[Path, str] = {}  # label file -> name of its image
     for index in range(len(table)):
-        name = Path(table.file_name(index))
-        if name.suffix.lower() not in SUFFIXES:
+        name = table.file_name(index)
+        if Path(name).suffix.lower() not in SUFFIXES:
             raise InputError(f"image {name} has no suffix of an image", root)
+        file = label_file(Path("images", split, name))
+        if file in files:
+            raise InputError(f"images {files[file]} and {name} would share the label file {file}; rename one", root)
+        files[file] = name
+    scale = np.stack([table.widths, table.heights], axis=1).astype(np.float64)
+    for index, file in enumerate(files):
         rows = table.rows(index)
         lines = []
         for row in range(rows.start, rows.stop):
@@ -286,7 +295,7 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
             near, far = table.boxes[row, :2], table.boxes[row, 2:]
             numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
             lines.append(" ".join([str(table.labels[row]), *map(repr, numbers.tolist())]))
-        _write_text(root / "labels" / split / name.with_suffix(".txt"), "".join(f"{line}\n" for line in lines))
+        _write_text(root / file, "".join(f"{line}\n" for line in lines))
     content |= {split: f"images/{split}", "names": dict(enumerate(table.classes))}
     _write_text(data, yaml.safe_dump(content, sort_keys=False))
     return data
