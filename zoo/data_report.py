@@ -95,12 +95,14 @@ def headlines(statistics: Statistics) -> list[str]:
     many = "Many small objects" if small >= MANY_SMALL else "Few small objects" if small else "No small objects"
     large = stats.by_size["large"] / stats.boxes
     parts.append(f"{many}: {_percent(small)} are below 32x32 pixels, {_percent(large)} above 96x96.")
-    if classes > 1:
-        ordered = sorted((c for c in stats.classes if c.objects), key=lambda c: c.objects)
+    ordered = sorted((c for c in stats.classes if c.objects), key=lambda c: c.objects)
+    if len(ordered) > 1:
         unbalanced = "Unbalanced" if stats.imbalance >= UNBALANCED else "Balanced"
         parts.append(
             f"{unbalanced}: {ordered[-1].name} has {stats.imbalance:,.3g} times as many objects as {ordered[0].name}."
         )
+    elif classes > 1:
+        parts.append(f"Of {classes} classes only {ordered[0].name} has objects.")
     return parts
 
 
@@ -226,9 +228,9 @@ def _panel(
             (x_of(at + 0.5), name_bin(edges[first + at], edges[first + at + 1])) for at in range(0, last - first, every)
         ]
     else:
-        # of parts of octaves only the whole ones have short names
-        short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 5]
-        x_ticks = [(x_of(at), f"{edges[first + at]:g}") for at in short[:: math.ceil(len(short) / _MOST_TICKS)]]
+        # of parts of octaves only the whole ones have short names; boxes of one size may lie between two of those
+        short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 5] or [0, last - first]
+        x_ticks = [(x_of(at), f"{edges[first + at]:.5g}") for at in short[:: math.ceil(len(short) / _MOST_TICKS)]]
     y_ticks = [(y_of(step * at), f"{100 * step * at:.0f}%") for at in range(round(top / step) + 1)]
     return Panel(title, f"{x_label} (share of the {unit})", lines, bins, x_ticks, y_ticks)
 

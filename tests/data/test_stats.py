@@ -14,6 +14,7 @@ from zoo.data.shapes import Shapes
 from zoo.data.stats import GRID, QUANTILES, Distribution, describe_table, distribution, gather, histogram
 from zoo.data.table import AnnotationTable
 from zoo.data.voc import Voc, write_voc
+from zoo.data_report import headlines, panels, render_statistics
 
 
 def iou(a, b):
@@ -167,3 +168,20 @@ def test_faulty_boxes_are_left_out_and_counted(tmp_path):
     stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
     assert (stats.splits["train"].boxes, stats.splits["train"].skipped_boxes) == (2, 2)
     assert any("left out, 2 of them" in note for note in stats.notes)
+
+
+def test_boxes_of_one_size_and_one_class_have_a_page_too(tmp_path):
+    one = {"image_index": np.array([0]), "boxes": np.array([[0.0, 0, 40, 40]]), "labels": np.array([0])}
+    write_coco(make_table(**one, iscrowd=np.zeros(1, bool), difficult=np.zeros(1, bool)), tmp_path / "a.json")
+    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
+    sizes = panels(stats)[1]
+    assert sizes.title == "Size of boxes"
+    assert [text for _, text in sizes.x_ticks] == ["38.055", "45.255"]
+    assert headlines(stats)[-1] == "Of 3 classes only cat has objects."
+    assert "Size of boxes" in render_statistics(stats, "zoo stats a")
+
+
+def test_classes_with_objects_are_compared(tmp_path):
+    write_coco(make_table(), tmp_path / "a.json")
+    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
+    assert headlines(stats)[-1] == "Balanced: cat has 3 times as many objects as dog."
