@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from zoo.data.coco import Coco, read_coco, write_coco
+from zoo.data.doctor import examine
 from zoo.data.source import DataWarning
 from zoo.errors import InputError
 
@@ -78,6 +79,42 @@ def test_bad_content_names_file_and_place(tmp_path, changes, message):
         read_coco(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def image(**changes):
+    return {"id": 3, "file_name": "three.jpg", "width": 60, "height": 80} | changes
+
+
+OUT_OF_RANGE = [
+    ({"images": [image(id=2**63)]}, r"images\[0\] \(id 9223372036854775808\): .*<= 9223372036854775807"),
+    ({"images": [image(id=10**30)]}, r"images\[0\] "),
+    ({"images": [image(width=2**31)]}, r"images\[0\] \(id 3\): .*<= 2147483647.*width"),
+    ({"images": [image(file_name="\ud800.jpg")]}, r"images\[0\] \(id 3\): .*surrogates not allowed"),
+    ({"annotations": [annotation(id=-(2**64))]}, r"annotations\[0\] "),
+    ({"annotations": [annotation(image_id=2**64)]}, r"annotations\[0\] \(id 1\): "),
+    ({"annotations": [annotation(category_id=2**63)]}, r"annotations\[0\] \(id 1\): "),
+    ({"annotations": [annotation(bbox=[10**400, 1, 1, 1])]}, r"annotations\[0\] \(id 1\): "),
+    ({"categories": [{"id": 2**63, "name": "a"}]}, r"categories\[0\] "),
+    ({"categories": [{"id": 1, "name": "\udfff"}]}, r"categories\[0\] \(id 1\): .*surrogates not allowed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), OUT_OF_RANGE)
+def test_numbers_that_no_column_holds_and_texts_that_are_none_are_refused_or_listed(tmp_path, changes, message):
+    file = write(tmp_path / "bad.json", content(**changes))
+    with pytest.raises(InputError, match=f"bad.json: {message}") as caught:
+        read_coco(file)
+    assert "\n" not in str(caught.value)
+    findings = examine({"train": Coco(str(file), str(tmp_path))}).findings
+    assert [re.search(message.split(":")[0], str(f.place)) is not None for f in findings].count(True) == 1
+    assert [f.kind for f in findings].count("broken_annotation") == 1
+    "".join(f.message for f in findings).encode()
+
+
+def test_a_number_of_thousands_of_digits_does_not_parse(tmp_path):
+    text = json.dumps(content()).replace("77.25", "9" * 5000)
+    with pytest.raises(InputError, match="json does not parse"):
+        read_coco(write(tmp_path / "a.json", text))
 
 
 def test_two_different_images_of_one_id_are_refused_and_repetitions_counted_once(tmp_path):

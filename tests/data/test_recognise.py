@@ -66,6 +66,14 @@ def test_layouts_of_coco(tmp_path, annotations, images):
         assert len(source.read()) == 1
 
 
+def test_a_json_that_is_not_utf_8_is_refused_by_its_reader(tmp_path):
+    write_json(tmp_path / "annotations/instances_val.json")
+    file = tmp_path / "annotations/instances_val.json"
+    file.write_bytes(file.read_bytes().replace(b"a.png", "\u00e4.png".encode("latin-1")))
+    with pytest.raises(InputError, match="instances_val.json: byte .*write it as UTF-8"):
+        recognise(tmp_path)["val"].read()
+
+
 def test_captions_beside_instances_are_no_data_set(tmp_path):
     write_json(tmp_path / "annotations/instances_val.json")
     (tmp_path / "annotations/captions_val.json").write_text('{"images": [], "annotations": [{"caption": "a nut"}]}')

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from zoo.data.doctor import examine
 from zoo.data.source import DataWarning
 from zoo.data.table import AnnotationTable
 from zoo.data.voc import VOC_CLASSES, Voc, read_voc, write_voc
@@ -93,6 +94,29 @@ def test_bad_xml_names_file_and_place(tmp_path, xml, message):
     with pytest.raises(InputError, match=message) as caught:
         Voc([root], "train").read()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<annotation><size><width>NaN</width><height>9</height></size></annotation>", "size: size is NaN x 9"),
+        ("<annotation><size><width>9</width><height>inf</height></size></annotation>", "size: size is 9 x Infinity"),
+        ("<annotation><size><width>99999999999</width><height>9</height></size></annotation>", "width> is 99999999999"),
+        ("<annotation><size><width>1e999999999</width><height>9</height></size></annotation>", "width> is 1E"),
+        (f"<annotation>{thing(box=(1, 1, '1e999999999', 9))}</annotation>", r"object 1 \(dog\): .*xmax> is 1E"),
+        (f"<annotation>{thing(box=('sNaN', 1, 2, 9))}</annotation>", r"object 1 \(dog\): .*xmin> is sNaN"),
+        ('<?xml version="1.0" encoding="gb2312"?><annotation/>', "a.xml: xml does not parse: .*multi-byte"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "a.xml: xml does not parse: unknown encoding"),
+    ],
+)
+def test_numbers_out_of_range_and_odd_encodings_are_refused_or_listed(tmp_path, xml, message):
+    root = make_root(tmp_path, {"a": ""})
+    (tmp_path / "Annotations/a.xml").write_text(xml)
+    with pytest.raises(InputError, match=message) as caught:
+        Voc([root], "train").read()
+    assert "\n" not in str(caught.value)
+    kinds = [finding.kind for finding in examine({"train": Voc([root], "train")}).findings]
+    assert kinds.count("broken_annotation") == 1
 
 
 def test_missing_files(tmp_path):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,24 +27,27 @@ from zoo.errors import InputError
 from zoo.types import Image
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+# what the columns of a table hold
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class _Category(msgspec.Struct, gc=False):
-    id: int
+    id: _Int64
     name: str
 
 
 class _Image(msgspec.Struct, gc=False):
-    id: int
+    id: _Int64
     file_name: str
-    width: int
-    height: int
+    width: _Int32
+    height: _Int32
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
-    category_id: int
+    id: _Int64
+    image_id: _Int64
+    category_id: _Int64
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: int | bool | None = None
@@ -243,6 +246,8 @@ def _decode_slowly(data: bytes, path: str | Path, complain: Complain) -> _File:
     except UnicodeDecodeError as error:
         place = f"byte {error.start}"
         raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, place) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"json does not parse: {error}", path) from None
     if not isinstance(content, dict):
         raise InputError("expected an object with `images`, `annotations` and `categories`", path)
     for key in ("images", "annotations", "categories"):
@@ -261,10 +266,14 @@ def _convert(
     records = []
     for number, value in enumerate(values):
         try:
-            records.append(msgspec.convert(value, record))
-        except msgspec.ValidationError as error:
-            known = f" (id {value['id']})" if isinstance(value, dict) and "id" in value else ""
-            complain(InputError(str(error), path, f"{key}[{number}]{known}"))
+            converted = msgspec.convert(value, record)
+            msgspec.json.encode(converted)  # unlike the fast decoder, json.loads lets half a character pass ("\ud800")
+        except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
+            reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
+            known = f" (id {ascii(value['id'])})" if isinstance(value, dict) and "id" in value else ""
+            complain(InputError(reason, path, f"{key}[{number}]{known}"))
+            continue
+        records.append(converted)
     return records
 
 

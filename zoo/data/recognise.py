@@ -153,7 +153,10 @@ def _first_image(annotations: Path) -> str | None:
     """The first file name in a COCO json, from its beginning alone."""
     with annotations.open("rb") as file:
         found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(_BEGINNING))
-    return None if found is None else str(PurePosixPath(msgspec.json.decode(found[1], type=str)))
+    try:
+        return None if found is None else str(PurePosixPath(msgspec.json.decode(found[1], type=str)))
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the reader can say more about it
+        return None
 
 
 def _voc_splits(path: Path) -> list[str]:

@@ -34,6 +34,7 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The twenty classes, in the devkit's order."""
+_HIGHEST = 2**31 - 1  # pixels; sizes are kept as 32-bit integers
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,8 @@ def _read_xml(path: Path, complain: Complain) -> tuple[tuple[int, int] | None, l
     try:
         root = _parse_xml(path)
         width, height = (_number(root, f"size/{key}", path, "size", default=Decimal(0)) for key in ("width", "height"))
+        if not (width.is_finite() and height.is_finite()):
+            raise InputError(f"size is {width} x {height}, expected numbers", path, "size")
         size = (int(width), int(height)) if width > 0 and height > 0 else None
     except InputError as error:
         complain(error)
@@ -226,6 +229,8 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         line, column = error.position
         reason = str(error).partition(":")[0]
         raise InputError(f"xml does not parse: {reason}", path, f"line {line}, column {column + 1}") from None
+    except (ValueError, LookupError) as error:  # an encoding that expat has no table for, or that nobody knows
+        raise InputError(f"xml does not parse: {error}; write it as UTF-8", path) from None
 
 
 def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
@@ -244,15 +249,22 @@ def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
 
 
 def _number(item: ElementTree.Element, key: str, path: Path, place: str, default: Decimal | None = None) -> Decimal:
-    """The number below a tag; decimal, so that taking 1 away and adding it again is exact."""
+    """The number below a tag; decimal, so that taking 1 away and adding it again is exact.
+
+    NaN and infinity pass, since a box may have them and is then a bad box.
+    """
+    tag = f"<{key.replace('/', '><')}>"
     text = item.findtext(key)
     if text is None and default is not None:
         return default
     try:
-        return Decimal((text or "").strip())
+        value = Decimal((text or "").strip())
     except InvalidOperation:
         what = "is missing" if text is None else f"is {text.strip()!r}, expected a number"
-        raise InputError(f"<{key.replace('/', '><')}> {what}", path, place) from None
+        raise InputError(f"{tag} {what}", path, place) from None
+    if value.is_snan() or (value.is_finite() and value.copy_abs() > _HIGHEST):
+        raise InputError(f"{tag} is {value}, expected a number of pixels", path, place)
+    return value
 
 
 def _minus_one(value: Decimal) -> float:
