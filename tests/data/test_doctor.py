@@ -427,6 +427,18 @@ def test_classes_are_merged_under_the_commonest_name(tmp_path):
     assert np.bincount(raw.labels)[raw.classes.index("bolt")] == 3
 
 
+def test_objects_of_an_id_of_two_classes_go_where_another_split_has_other_classes_too(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    edit_json(root, lambda c: c.update(categories=[{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))]))
+    checkup = examine(recognise(root))
+    assert {finding.kind for finding in checkup.findings} >= {"class_id_twice", "classes_differ"}
+    changes = write_cleaned(checkup, tmp_path / "copy")
+    assert any("boxes of that id left out" in change.what for change in changes)
+    raws = examine(recognise(tmp_path / "copy")).raws
+    labels = {split: [raw.classes[label] for label in raw.labels] for split, raw in raws.items()}
+    assert labels == {"train": ["bolt"] * 3, "val": ["nut", "bolt"] * 3}
+
+
 def test_the_copy_refuses_what_it_could_harm(tmp_path):
     root = make(tmp_path / "a", "coco")
     checkup = examine(recognise(root))

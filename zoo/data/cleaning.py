@@ -73,7 +73,7 @@ def clean(checkup: Checkup) -> tuple[dict[str, AnnotationTable], list[Change]]:
         draft = _Draft(split, raw, np.ones(len(raw), bool), raw.image_index >= 0)
         _leave_out_images(draft, findings)
         _correct_sizes(draft, findings, checkup)
-        _leave_out_objects(draft, findings)
+        _leave_out_objects(draft, findings, checkup.parsed[split])
         _mend_boxes(draft)
         _leave_out_emptied(draft, findings)
         _mend_ids(draft, findings)
@@ -112,16 +112,16 @@ def _correct_sizes(draft: _Draft, findings: Iterable[Finding], checkup: Checkup)
     draft.raw = draft.raw.with_sizes(sizes)
 
 
-def _leave_out_objects(draft: _Draft, findings: Iterable[Finding]) -> None:
+def _leave_out_objects(draft: _Draft, findings: Iterable[Finding], parsed: RawSplit) -> None:
+    # in the list that splits share, ids may be new ones: those of the split's own files clash
+    clashing = _clashing_labels(parsed)
     for finding in findings:
         if finding.kind in ("unknown_image", "unknown_class"):
             draft.objects[finding.row] = False
             draft.note(finding)
-        elif finding.kind == "class_id_twice":
-            clashing = _clashing_labels(draft.raw)
-            if clashing:
-                draft.objects &= ~np.isin(draft.raw.labels, clashing)
-                draft.note(finding)
+        elif finding.kind == "class_id_twice" and clashing:
+            draft.objects &= ~np.isin(parsed.labels, clashing)
+            draft.note(finding)
 
 
 def _clashing_labels(raw: RawSplit) -> list[int]:

@@ -26,12 +26,14 @@ class Checkup:
 
     Args:
         sources: of each split.
+        parsed: what its files say, with classes and class ids of its own; objects are in the order of those in `raws`.
         raws: what its files say, with sizes filled in where they say nothing, and one list of classes.
         files: what each image file holds; None for one that is missing. Empty for images that are made in memory.
         findings: by split, kind and place.
     """
 
     sources: dict[str, Source]
+    parsed: dict[str, RawSplit]
     raws: dict[str, RawSplit]
     files: dict[Path, ImageFile | None]
     findings: list[Finding]
@@ -77,7 +79,7 @@ def examine(sources: Mapping[str, Source], watch: Watch = unwatched) -> Checkup:
     findings += balance_findings(raws, origin(next(iter(sources.values()))))
     splits, kinds = ["", *raws], list(KINDS)
     findings.sort(key=lambda finding: (splits.index(finding.split), kinds.index(finding.kind)))
-    return Checkup(dict(sources), raws, files, findings)
+    return Checkup(dict(sources), parsed, raws, files, findings)
 
 
 def _inspect(raws: Mapping[str, RawSplit], watch: Watch) -> dict[Path, ImageFile | None]:
