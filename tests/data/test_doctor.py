@@ -418,6 +418,21 @@ def test_a_turned_image_is_upright_in_the_copy(tmp_path):
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(picture(1)))
 
 
+@pytest.mark.parametrize("tag", [0, 9, 77, "x"])
+def test_an_orientation_that_means_nothing_is_upright(tmp_path, tag):
+    root = make(tmp_path / "a", "coco")
+    exif = PILImage.Exif()
+    exif[0x0112] = tag
+    picture(1).save(image_path(root, "coco", 1), exif=exif)
+    with PILImage.open(image_path(root, "coco", 1)) as image:
+        assert image.getexif()[0x0112] == tag
+    checkup = examine(recognise(root))
+    assert checkup.findings == []
+    write_cleaned(checkup, tmp_path / "copy")
+    copied = image_path(tmp_path / "copy", "coco", 1)
+    assert copied.read_bytes() == image_path(root, "coco", 1).read_bytes()
+
+
 def test_classes_are_merged_under_the_commonest_name(tmp_path):
     root = make(tmp_path / "a", "voc")
     replace_in(voc_xml(root), "<name>bolt</name>", "<name>Bolt</name>")

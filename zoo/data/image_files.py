@@ -18,10 +18,9 @@ import cv2
 import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
-from PIL import ExifTags
 from PIL import Image as PILImage
 
-from zoo.data.images import load_image
+from zoo.data.images import load_image, orientation
 from zoo.errors import InputError
 
 MOST_DIFFERENT = 40
@@ -75,13 +74,13 @@ def inspect_image(path: Path) -> ImageFile:
     try:
         image = load_image(path)
         with PILImage.open(path) as file:
-            orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
+            turned = orientation(file)
         digest = hashlib.sha256(path.read_bytes()).digest()
     except InputError as error:
         return ImageFile(str(error).removeprefix(f"{path}: "))
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     height, width = pixels.shape[:2]
-    return ImageFile(None, width, height, orientation, digest, fingerprint(pixels))
+    return ImageFile(None, width, height, turned, digest, fingerprint(pixels))
 
 
 def inspect_images(paths: Sequence[Path], watch: Watch = unwatched) -> list[ImageFile]:

@@ -103,7 +103,13 @@ def _has_metadata(jpeg: bytes) -> bool:
 
 def _orientation(data: bytes) -> int:
     with PILImage.open(io.BytesIO(data)) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation(image)
+
+
+def orientation(image: PILImage.Image) -> int:
+    """EXIF's, 1 to 8; 1, upright, where the tag has a value that means nothing (Pillow turns no image for those)."""
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(value) if value in range(2, 9) else 1
 
 
 def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
@@ -134,7 +140,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     try:
         with PILImage.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
+            turned = orientation(image) in _QUARTER_TURNS
     except FileNotFoundError:
         raise InputError("image file is missing", file=path) from None
     except UnidentifiedImageError:
