@@ -454,6 +454,15 @@ def test_objects_of_an_id_of_two_classes_go_where_another_split_has_other_classe
     assert labels == {"train": ["bolt"] * 3, "val": ["nut", "bolt"] * 3}
 
 
+def test_splits_of_files_and_of_images_made_in_memory_mix(tmp_path):
+    files = recognise(make(tmp_path / "a", "coco"))["val"]
+    image_path(tmp_path / "a", "coco", 4).unlink()
+    for sources in ({"train": Shapes(2, 0), "val": files}, {"train": files, "val": Shapes(2, 0)}):
+        found = count_kinds(examine(sources).findings)
+        assert found["missing_image"] == 1
+        assert not {"unlisted_image", "in_two_splits", "broken_image"} & found.keys()
+
+
 def test_the_copy_refuses_what_it_could_harm(tmp_path):
     root = make(tmp_path / "a", "coco")
     checkup = examine(recognise(root))

@@ -72,10 +72,12 @@ def examine(sources: Mapping[str, Source], watch: Watch = unwatched) -> Checkup:
     raws = {split: _fill_sizes(raw, files) for split, raw in raws.items()}
     for split, raw in raws.items():
         here = [*complaint_findings(split, complaints[split], raw), *id_findings(split, raw), *box_findings(split, raw)]
-        here += image_findings(split, raw, files) if files else []
+        here += image_findings(split, raw, files) if raw.folders else []
         broken = {finding.image for finding in here if finding.severity == "error"}
         findings += [*here, *object_findings(split, raw, broken)]
-    findings += [*stray_findings(raws), *twin_findings(raws, files)] if files else []
+    # a data set may mix splits of files with such as are made in memory
+    with_files = {split: raw for split, raw in raws.items() if raw.folders}
+    findings += [*stray_findings(with_files), *twin_findings(with_files, files)]
     findings += balance_findings(raws, origin(next(iter(sources.values()))))
     splits, kinds = ["", *raws], list(KINDS)
     findings.sort(key=lambda finding: (splits.index(finding.split), kinds.index(finding.kind)))
