@@ -140,6 +140,7 @@ def figure_rows(statistics: Statistics) -> list[Row]:
         row("Classes", "commonest / rarest", lambda s: _number(s.imbalance)),
     ]
     rare: list[tuple[str, str, Callable[[SplitStatistics], int]]] = [
+        ("Images", "of unknown size, left out", lambda s: s.skipped_images),
         ("Boxes", "crowd regions (no boxes)", lambda s: s.crowds),
         ("Boxes", "difficult", lambda s: s.difficult),
         ("Boxes", "faulty, left out", lambda s: s.skipped_boxes),

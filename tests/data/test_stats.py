@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from zoo.data.coco import Coco, write_coco
 from zoo.data.neighbours import highest_iou, neighbour_pairs
@@ -14,7 +15,8 @@ from zoo.data.shapes import Shapes
 from zoo.data.stats import GRID, QUANTILES, Distribution, describe_table, distribution, gather, histogram
 from zoo.data.table import AnnotationTable
 from zoo.data.voc import Voc, write_voc
-from zoo.data_report import headlines, panels, render_statistics
+from zoo.data.yolo import Yolo
+from zoo.data_report import figure_rows, headlines, panels, render_statistics
 
 
 def iou(a, b):
@@ -185,3 +187,23 @@ def test_classes_with_objects_are_compared(tmp_path):
     write_coco(make_table(), tmp_path / "a.json")
     stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
     assert headlines(stats)[-1] == "Balanced: cat has 3 times as many objects as dog."
+
+
+def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_called_faulty(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(5):
+        PILImage.new("RGB", (40, 20)).save(tmp_path / f"images/{number}.png")
+        (tmp_path / f"labels/{number}.txt").write_text("0 .5 .5 .5 .5\n0 .2 .2 .1 .1\n")
+    (tmp_path / "images/1.png").write_text("no image")
+    (tmp_path / "images/3.png").write_text("no image")
+    (tmp_path / "labels/4.txt").write_text("0 .5 .5 0 .5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    stats = gather("a", {"train": Yolo(str(tmp_path / "data.yaml"))})
+    train = stats.splits["train"]
+    assert (train.images, train.boxes, train.skipped_images, train.skipped_boxes) == (3, 4, 2, 1)
+    first = tmp_path / "images/1.png"
+    expected = f"train: 2 of 5 images are left out with their 4 boxes, since their size is not known, the first: {first}"
+    assert expected in stats.notes
+    assert any("left out, 1 of them" in note for note in stats.notes)
+    assert [row.cells for row in figure_rows(stats) if row.name == "of unknown size, left out"] == [["2"]]

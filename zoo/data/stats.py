@@ -87,6 +87,7 @@ class SplitStatistics:
     crowds: int
     difficult: int
     skipped_boxes: int  # faulty ones, which readers leave out
+    skipped_images: int  # of unknown size; with all of their boxes, which are none of the above
     image_sizes: list[ImageSize]  # the commonest first
     image_width: Distribution
     image_height: Distribution
@@ -150,10 +151,19 @@ def gather(data: str, sources: Mapping[str, Source], watch: Watch = unwatched) -
                 f"{split}: {len(missing)} of {len(raw)} image files are absent ({raw.path(missing[0])}); "
                 "annotations alone are counted"
             )
-        table, skipped = usable_table(_read_sizes(raw, watch))
+        raw = _read_sizes(raw, watch)
+        unknown = np.flatnonzero(_unknown_sizes(raw))
+        lost = int(np.isin(raw.image_index, unknown).sum())
+        if len(unknown):
+            notes.append(
+                f"{split}: {len(unknown)} of {len(raw)} images are left out with their {lost} boxes, since their size "
+                f"is not known, the first: {raw.path(int(unknown[0]))}"
+            )
+        table = usable_table(raw)
+        skipped = len(raw.labels) - table.num_objects - lost
         if skipped:
             notes.append(f"{split}: faulty boxes are left out, {skipped} of them; `zoo doctor` lists them")
-        splits[split] = replace(describe_table(table), skipped_boxes=skipped)
+        splits[split] = replace(describe_table(table), skipped_boxes=skipped, skipped_images=len(unknown))
     return Statistics(data, splits, notes)
 
 
@@ -169,16 +179,19 @@ def _read_sizes(raw: RawSplit, watch: Watch) -> RawSplit:
     return raw.with_sizes(sizes)
 
 
-def usable_table(raw: RawSplit) -> tuple[AnnotationTable, int]:
-    """The images of known size, each once, with the boxes that readers would keep, and how many those leave out."""
+def _unknown_sizes(raw: RawSplit) -> NDArray[np.bool_]:
+    """[N] images that have neither a size in the annotations nor one that could be read from the file."""
+    return (raw.widths <= 0) | (raw.heights <= 0)
+
+
+def usable_table(raw: RawSplit) -> AnnotationTable:
+    """The images of known size, each once, with the boxes that readers would keep."""
     _, firsts = np.unique(raw.image_ids, return_index=True)
     images = np.zeros(len(raw), bool)
     images[firsts] = True
-    images &= (raw.widths > 0) & (raw.heights > 0)
+    images &= ~_unknown_sizes(raw)
     sizes = np.stack([np.append(raw.widths, 0), np.append(raw.heights, 0)], axis=1)[raw.image_index]
-    good = ~find_bad_boxes(raw.boxes, sizes[:, 0], sizes[:, 1])
-    table = raw.table(images, good)
-    return table, len(raw.labels) - table.num_objects
+    return raw.table(images, ~find_bad_boxes(raw.boxes, sizes[:, 0], sizes[:, 1]))
 
 
 def describe_table(table: AnnotationTable) -> SplitStatistics:
@@ -204,6 +217,7 @@ def describe_table(table: AnnotationTable) -> SplitStatistics:
         crowds=int(table.iscrowd.sum()),
         difficult=int(table.difficult.sum()),
         skipped_boxes=0,
+        skipped_images=0,
         image_sizes=_commonest_sizes(table),
         image_width=distribution(sizes[:, 0]),
         image_height=distribution(sizes[:, 1]),
