@@ -203,7 +203,9 @@ def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_called_fault
     train = stats.splits["train"]
     assert (train.images, train.boxes, train.skipped_images, train.skipped_boxes) == (3, 4, 2, 1)
     first = tmp_path / "images/1.png"
-    expected = f"train: 2 of 5 images are left out with their 4 boxes, since their size is not known, the first: {first}"
+    expected = (
+        f"train: 2 of 5 images are left out with their 4 boxes, since their size is not known, the first: {first}"
+    )
     assert expected in stats.notes
     assert any("left out, 1 of them" in note for note in stats.notes)
     assert [row.cells for row in figure_rows(stats) if row.name == "of unknown size, left out"] == [["2"]]

@@ -1,3 +1,5 @@
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,21 @@ def test_images_of_other_suffixes_and_sizes_from_the_image(tmp_path):
     table = Voc([str(root)], "train").read()
     assert table.file_name(0) == "a.PNG"
     assert (table.widths[0], table.heights[0]) == (37, 21)
+
+
+def test_of_two_images_of_one_name_the_first_counts(tmp_path, monkeypatch):
+    root = make_root(tmp_path, {"a": thing()})
+    (tmp_path / "JPEGImages/a.png").touch()
+    scandir = os.scandir
+    for backwards in (False, True):
+
+        @contextmanager
+        def ordered(folder, backwards=backwards):
+            with scandir(folder) as entries:
+                yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        assert read_voc([root], "train").file_name(0) == "a.jpg"
 
 
 @pytest.mark.parametrize(

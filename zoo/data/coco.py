@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.images import load_image
-from zoo.data.raw import Complain, Place, RawSplit, refuse, same_record
-from zoo.data.source import DataWarning, Source, check_files, describe_bad_box, find_bad_boxes, report_bad_boxes
+from zoo.data.raw import Complain, Place, RawSplit, good_boxes, refuse, same_record
+from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
@@ -108,14 +108,7 @@ def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool 
     _require_unique(raw.annotation_ids, "annotation id", annotations)
     _require_known(raw.image_index, raw.image_word, raw.object_place, "image", annotations)
     _require_known(raw.labels, raw.class_word, raw.object_place, "category", annotations)
-    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
-
-    def describe(row: int) -> tuple[str, str | Path, str | None]:
-        image = raw.image_index[row]
-        return describe_bad_box(raw.boxes[row], raw.widths[image], raw.heights[image]), *raw.object_place(row)
-
-    report_bad_boxes(bad, describe, strict)
-    return raw.table(once, ~bad)
+    return raw.table(once, good_boxes(raw, strict))
 
 
 def parse_coco(annotations: str | Path, images: str | Path, complain: Complain) -> RawSplit:
@@ -270,7 +263,7 @@ def _convert(
             msgspec.json.encode(converted)  # unlike the fast decoder, json.loads lets half a character pass ("\ud800")
         except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
             reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
-            known = f" (id {ascii(value['id'])})" if isinstance(value, dict) and "id" in value else ""
+            known = f" (id {value['id']!a})" if isinstance(value, dict) and "id" in value else ""
             complain(InputError(reason, path, f"{key}[{number}]{known}"))
             continue
         records.append(converted)

@@ -16,6 +16,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from zoo.data.source import describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 
@@ -155,6 +156,26 @@ def same_record(raw: RawSplit, one: int, other: int) -> bool:
         and bool(raw.widths[one] == raw.widths[other])
         and bool(raw.heights[one] == raw.heights[other])
     )
+
+
+def good_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
+    """Which boxes a reader keeps; one warning counts the others.
+
+    Args:
+        raw: with the sizes of its images, and without objects of images that are not listed.
+        strict: the first bad box is an error.
+
+    Raises:
+        InputError: a bad box, under `strict`.
+    """
+    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
+
+    def describe(row: int) -> tuple[str, str | Path, str | None]:
+        image = raw.image_index[row]
+        return describe_bad_box(raw.boxes[row], raw.widths[image], raw.heights[image]), *raw.object_place(row)
+
+    report_bad_boxes(bad, describe, strict)
+    return ~bad
 
 
 def raw_from_table(table: AnnotationTable) -> RawSplit:

@@ -101,7 +101,7 @@ def report_bad_boxes(
     warnings.warn(
         f"{count} bad {'box' if count == 1 else 'boxes'} skipped, the first in {prefix}: {message}",
         DataWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -156,3 +156,16 @@ def read_text(path: str | Path, what: str) -> str:
         raise InputError(f"{what} is missing", file=path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} cannot be read: {error}", file=path) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def printable(path: str | Path) -> str:
+    r"""A path as text; bytes that are not UTF-8, which no terminal and no json takes, as `\xff`."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -15,15 +15,13 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from zoo.data.images import SUFFIXES, load_image, upright_size
-from zoo.data.raw import Complain, ListedTwiceError, RawSplit, refuse
+from zoo.data.raw import Complain, ListedTwiceError, RawSplit, good_boxes, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
     check_files,
-    describe_bad_box,
-    find_bad_boxes,
     read_text,
-    report_bad_boxes,
+    write_text,
 )
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -104,14 +102,7 @@ def read_voc(
             "mend it",
             *raw.object_place(row),
         )
-    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
-
-    def describe(row: int) -> tuple[str, str | Path, str | None]:
-        width, height = sizes[raw.image_index[row]]
-        return describe_bad_box(raw.boxes[row], width, height), *raw.object_place(row)
-
-    report_bad_boxes(bad, describe, strict)
-    return raw.table(np.ones(len(raw), bool), ~bad)
+    return raw.table(np.ones(len(raw), bool), good_boxes(raw, strict))
 
 
 def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None, complain: Complain) -> RawSplit:
@@ -190,7 +181,7 @@ def _image_names(folder: Path, stems: list[str]) -> list[str]:
     """Stems -> file names; .jpg unless the folder has the image under another suffix."""
     try:
         with os.scandir(folder) as entries:
-            present = [Path(entry.name) for entry in entries]
+            present = sorted((Path(entry.name) for entry in entries), reverse=True)  # of a.jpg and a.png, the first
     except OSError:
         present = []  # check_files names what is missing
     by_stem = {path.stem: path.name for path in present if path.suffix.lower() in SUFFIXES}
@@ -295,8 +286,8 @@ def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are written as difficult objects", DataWarning, stacklevel=2)
     for index, stem in enumerate(stems):
-        _write_text(root / "Annotations" / f"{stem}.xml", _xml(table, index))
-    _write_text(split_file(root, split), "".join(f"{stem}\n" for stem in stems))
+        write_text(root / "Annotations" / f"{stem}.xml", _xml(table, index))
+    write_text(split_file(root, split), "".join(f"{stem}\n" for stem in stems))
 
 
 def _xml(table: AnnotationTable, index: int) -> str:
@@ -323,10 +314,3 @@ def _xml(table: AnnotationTable, index: int) -> str:
 def _plain(value: Decimal) -> str:
     """349.0 -> 349, 12.25 -> 12.25; integers as VOC has them."""
     return str(int(value)) if value == value.to_integral_value() else f"{value:f}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

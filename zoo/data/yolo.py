@@ -3,7 +3,6 @@
 Centre and size are relative to the width and height of the image.
 """
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,13 @@ import numpy as np
 import yaml
 
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
-from zoo.data.raw import Complain, ListedTwiceError, RawSplit, refuse
+from zoo.data.raw import Complain, ListedTwiceError, RawSplit, good_boxes, refuse
 from zoo.data.source import (
     DataWarning,
     Source,
     check_files,
-    describe_bad_box,
-    find_bad_boxes,
     read_text,
-    report_bad_boxes,
+    write_text,
 )
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -70,14 +67,7 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
             *raw.object_place(row),
         )
     raw = raw.with_sizes(image_sizes(raw.paths()))
-    bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
-
-    def describe(row: int) -> tuple[str, str | Path, str | None]:
-        image = raw.image_index[row]
-        return describe_bad_box(raw.boxes[row], raw.widths[image], raw.heights[image]), *raw.object_place(row)
-
-    report_bad_boxes(bad, describe, strict)
-    return raw.table(np.ones(len(raw), bool), ~bad)
+    return raw.table(np.ones(len(raw), bool), good_boxes(raw, strict))
 
 
 def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
@@ -295,14 +285,7 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
             near, far = table.boxes[row, :2], table.boxes[row, 2:]
             numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
             lines.append(" ".join([str(table.labels[row]), *map(repr, numbers.tolist())]))
-        _write_text(root / file, "".join(f"{line}\n" for line in lines))
+        write_text(root / file, "".join(f"{line}\n" for line in lines))
     content |= {split: f"images/{split}", "names": dict(enumerate(table.classes))}
-    _write_text(data, yaml.safe_dump(content, sort_keys=False))
+    write_text(data, yaml.safe_dump(content, sort_keys=False))
     return data
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
