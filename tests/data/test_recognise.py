@@ -70,8 +70,17 @@ def test_a_json_that_is_not_utf_8_is_refused_by_its_reader(tmp_path):
     write_json(tmp_path / "annotations/instances_val.json")
     file = tmp_path / "annotations/instances_val.json"
     file.write_bytes(file.read_bytes().replace(b"a.png", "\u00e4.png".encode("latin-1")))
-    with pytest.raises(InputError, match="instances_val.json: byte .*write it as UTF-8"):
+    with pytest.raises(InputError, match=r"instances_val.json: byte .*write it as UTF-8"):
         recognise(tmp_path)["val"].read()
+
+
+def test_several_folders_of_one_split_are_all_there(tmp_path):
+    folders = ("train_a", "train_b", "train_c")
+    for folder in folders:
+        write_json(tmp_path / folder / "_annotations.coco.json")
+        write_image(tmp_path / folder / "a.png")
+    found = recognise(tmp_path)
+    assert sorted(source.images for source in found.values()) == [str(tmp_path / folder) for folder in folders]
 
 
 def test_captions_beside_instances_are_no_data_set(tmp_path):

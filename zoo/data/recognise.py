@@ -107,8 +107,10 @@ def _coco_folder(path: Path) -> dict[str, Source]:
         for file in sorted(file for file in path.glob(pattern) if _is_coco(file, needed)):
             inside = file.parent.name if file.parent not in (path, path / "annotations") else ""
             split = split_name(inside or file.stem)
-            # two files of one split, such as train2014 and train2017: each under its own name
-            found[file.stem if split in found else split] = Coco(str(file), str(_image_folder(file)))
+            # several files of one split, such as train2014 and train2017: each under its own name
+            own = file.relative_to(path).with_suffix("").as_posix()
+            name = next(name for name in (split, file.stem, inside, own) if name and name not in found)
+            found[name] = Coco(str(file), str(_image_folder(file)))
         if found:
             return found
     return {}
