@@ -10,6 +10,7 @@ from zoo.data.findings import Finding
 from zoo.data.image_files import ImageFile, bit_distances, find_twins
 from zoo.data.images import SUFFIXES
 from zoo.data.raw import RawSplit
+from zoo.data.source import printable
 
 QUARTER_TURNS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -82,12 +83,13 @@ def stray_findings(raws: Mapping[str, RawSplit]) -> Iterator[Finding]:
         if path.suffix.lower() in SUFFIXES:
             stems.add(path.stem)
             if path not in listed:
-                yield Finding("unlisted_image", "", str(path), None, "no split names this image")
-    for folder in sorted({file.parent for file in annotations}):
-        suffix = next(file.suffix for file in annotations if file.parent == folder)
-        for path in _files_below(folder):
-            if path.suffix == suffix and path not in annotations and path.stem not in stems | {"classes"}:
-                yield Finding("annotation_without_image", "", str(path), None, "there is no image of this name")
+                yield Finding("unlisted_image", "", printable(path), None, "no split names this image")
+    suffixes = {file.parent: file.suffix for file in annotations}
+    # label folders may lie in each other
+    below = {path for folder, suffix in suffixes.items() for path in _files_below(folder) if path.suffix == suffix}
+    for path in sorted(below - annotations):
+        if path.stem not in stems | {"classes"}:
+            yield Finding("annotation_without_image", "", printable(path), None, "there is no image of this name")
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
 
-from zoo.data.source import Source
+from zoo.data.source import Source, printable
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
@@ -150,15 +150,32 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def require_text(name: Path, listed_in: str | Path | None = None) -> None:
+    """Makes sure that the name of an image can be written down.
+
+    Args:
+        name: as the file system has it.
+        listed_in: the folder in which it was found.
+
+    Raises:
+        InputError: its bytes are not UTF-8.
+    """
+    shown = printable(name)
+    if shown != str(name):
+        raise InputError(f"image name {shown} is not UTF-8; rename the file", listed_in and printable(listed_in))
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """Image files below a folder, at any depth, in order of their paths.
 
     Raises:
-        InputError: no such folder, or no image in it.
+        InputError: no such folder, no image in it, or one whose name is not UTF-8.
     """
     if not Path(folder).is_dir():
         raise InputError("no such folder", file=folder)
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    for path in found:
+        require_text(path.relative_to(folder), folder)
     if not found:
         raise InputError(f"no image in this folder (looked for {' '.join(sorted(SUFFIXES))})", file=folder)
     return found
@@ -181,6 +198,8 @@ class ImageFolder(Source):
             files += list_images(path) if path.is_dir() else [path]
         if not files:
             raise InputError("no image to predict on; name image files or folders")
+        for file in files:
+            require_text(Path(file.name))
         sizes = image_sizes(files)
         folders = sorted({str(file.parent) for file in files})
         numbers = {folder: number for number, folder in enumerate(folders)}
