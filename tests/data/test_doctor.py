@@ -1,7 +1,9 @@
 """Tiny data sets in three formats, sound but for one fault each; what the doctor says of them, and its copy of them."""
 
 import json
+import os
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -418,14 +420,25 @@ def test_a_turned_image_is_upright_in_the_copy(tmp_path):
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(picture(1)))
 
 
-@pytest.mark.parametrize("tag", [0, 9, 77, "x"])
-def test_an_orientation_that_means_nothing_is_upright(tmp_path, tag):
+def exif_orientation(kind, count, value):
+    """EXIF with one tag, the orientation, as its bytes lie in a file; `kind` is 2 for text, 3 for short numbers."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, kind, count, value, 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_orientation(3, 1, b"\0\0\0\0"),
+        exif_orientation(3, 1, b"\x09\0\0\0"),
+        exif_orientation(2, 2, b"x\0\0\0"),
+    ],
+    ids=["0", "9", "text"],
+)
+def test_an_orientation_that_means_nothing_is_upright(tmp_path, exif):
     root = make(tmp_path / "a", "coco")
-    exif = PILImage.Exif()
-    exif[0x0112] = tag
     picture(1).save(image_path(root, "coco", 1), exif=exif)
     with PILImage.open(image_path(root, "coco", 1)) as image:
-        assert image.getexif()[0x0112] == tag
+        assert image.getexif()[0x0112] not in range(1, 9)
     checkup = examine(recognise(root))
     assert checkup.findings == []
     write_cleaned(checkup, tmp_path / "copy")
@@ -444,7 +457,9 @@ def test_classes_are_merged_under_the_commonest_name(tmp_path):
 
 def test_objects_of_an_id_of_two_classes_go_where_another_split_has_other_classes_too(tmp_path):
     root = make(tmp_path / "a", "coco")
-    edit_json(root, lambda c: c.update(categories=[{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))]))
+    edit_json(
+        root, lambda c: c.update(categories=[{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))])
+    )
     checkup = examine(recognise(root))
     assert {finding.kind for finding in checkup.findings} >= {"class_id_twice", "classes_differ"}
     changes = write_cleaned(checkup, tmp_path / "copy")
@@ -493,7 +508,7 @@ def make_voc_root(root, **splits):
 
 
 def pixels_of(checkup):
-    """split -> what its images show, in order."""
+    """What the images of each split show, in order."""
     shown = {}
     for split, raw in checkup.raws.items():
         shown[split] = [np.asarray(PILImage.open(path).convert("RGB")).tolist() for path in raw.paths()]
@@ -546,7 +561,9 @@ def test_images_of_one_stem_have_labels_of_their_own_in_the_copy_of_yolo_files(t
             picture(ord(folder) + len(name)).save(root / "train" / folder / name)
             (root / "train" / folder / name).with_suffix(".txt").write_text(f"{label} .5 .5 .{len(name)} .5\n")
     picture(7).save(root / "train/x/1.bmp")
-    (root / "list.txt").write_text("\n".join(f"train/{name}" for name in ("x/1.png", "x/1.bmp", "x/1_2.png", "y/1.png")))
+    (root / "list.txt").write_text(
+        "\n".join(f"train/{name}" for name in ("x/1.png", "x/1.bmp", "x/1_2.png", "y/1.png"))
+    )
     (root / "data.yaml").write_text("train: list.txt\nnames: [nut, bolt]\n")
     checkup = examine(recognise(root))
     write_cleaned(checkup, tmp_path / "copy")
@@ -559,6 +576,38 @@ def test_images_of_one_stem_have_labels_of_their_own_in_the_copy_of_yolo_files(t
         return sorted((shown, *of_image[image]) for image, shown in enumerate(pixels_of(checkup)["train"]))
 
     assert content(copy) == content(checkup)
+
+
+def test_the_copy_may_be_made_where_one_stands(tmp_path, monkeypatch):
+    root = make(tmp_path / "a", "coco")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["doctor", "../a", "--fix", "."]) == 0
+    assert len(recognise(Path())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]
+    assert counts(root) == {}
+
+
+def test_names_on_disk_that_are_not_utf_8_end_in_one_line(tmp_path, capsys):
+    root = make(tmp_path / "coco", "coco")
+    odd = os.fsencode(root / "train") + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(b"")
+    assert main(["doctor", str(root)]) == 0
+    assert "\\xff.png: no split names this image" in capsys.readouterr().out
+    root = make(tmp_path / "yolo", "yolo")
+    Path(os.fsdecode(os.fsencode(root / "images/train") + b"/\xff.png")).write_bytes(b"")
+    assert main(["doctor", str(root)]) == 2
+    assert "images/train: image name \\xff.png is not UTF-8; rename the file" in capsys.readouterr().err
+
+
+def test_a_stray_label_in_a_folder_of_a_folder_is_named_once(tmp_path):
+    root = make(tmp_path / "a", "yolo")
+    for folder in ("images", "labels"):
+        (root / folder / "train/deep").mkdir()
+    picture(30).save(root / "images/train/deep/30.png")
+    shutil.copyfile(label_path(root), root / "labels/train/deep/30.txt")
+    (root / "labels/train/deep/31.txt").write_text("")
+    assert counts(root) == {"annotation_without_image": 1}
 
 
 def test_names_that_lead_out_of_the_copy_stay_in_it(tmp_path):

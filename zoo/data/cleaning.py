@@ -235,6 +235,7 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
     if unwritable:
         raise InputError(f"a data set of {unwritable[0]} has no files that could be cleaned")
     tables, changes = clean(checkup)
+    out = out.resolve()  # `.` has no name
     partial = out.with_name(f".{out.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -245,9 +246,12 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
             _write_split(checkup.sources[split], table, partial, split.replace("/", "_"), roots, checkup, watch)
     content = msgspec.json.format(msgspec.json.encode(changes), indent=2)
     (partial / "changes.json").write_bytes(content + b"\n")
-    if out.exists():
-        out.rmdir()
-    os.replace(partial, out)
+    if out.exists():  # the folder stays the same one: somebody may stand in it
+        for path in partial.iterdir():
+            os.replace(path, out / path.name)
+        partial.rmdir()
+    else:
+        os.replace(partial, out)
     return changes
 
 
