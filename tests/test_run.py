@@ -1,9 +1,12 @@
 from types import SimpleNamespace
 
 import pytest
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 
+import zoo.run
 from zoo.callbacks.progress import STEPS_BETWEEN_METRICS, UnhurriedBar
+from zoo.errors import InputError, Preempted
 
 
 def test_the_bar_reads_the_loss_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +25,18 @@ def test_the_bar_reads_the_loss_once_in_a_while(monkeypatch: pytest.MonkeyPatch)
     assert shown == [1.0] * STEPS_BETWEEN_METRICS + [STEPS_BETWEEN_METRICS + 1.0] * STEPS_BETWEEN_METRICS
     bar.get_metrics(SimpleNamespace(training=False, global_step=40), None)
     assert readings[-1] == 40
+
+
+@pytest.mark.parametrize(("error", "is_ended"), [(InputError("damaged"), True), (Preempted("told to stop"), False)])
+def test_a_failure_of_one_ends_the_processes_that_it_started(
+    error: Exception, is_ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Trainer] = []
+    monkeypatch.setattr(zoo.run, "end_children", ended.append)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(type(error)), zoo.run.together(trainer):
+        raise error
+    assert ended == ([trainer] if is_ended else [])
+    with zoo.run.together(trainer):
+        pass
+    assert len(ended) == is_ended

@@ -283,7 +283,7 @@ class DetectionDataModule(LightningDataModule):
                 f"{len(dataset)} {split} images for {num_processes} processes; measure and predict with fewer devices"
             )
             raise SharedInputError(words) if rank else InputError(words)
-        sampler = EvalSampler(dataset, *self._processes())
+        sampler = EvalSampler(dataset, num_processes, rank)
         return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
 
     def _loader(
