@@ -111,8 +111,9 @@ def test_numbers_that_no_column_holds_and_texts_that_are_none_are_refused_or_lis
     "".join(f.message for f in findings).encode()
 
 
-def test_a_number_of_thousands_of_digits_does_not_parse(tmp_path):
-    text = json.dumps(content()).replace("77.25", "9" * 5000)
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["a number of thousands of digits", "nested"])
+def test_what_no_parser_takes_is_one_line(tmp_path, value):
+    text = json.dumps(content()).replace("77.25", value)
     with pytest.raises(InputError, match="json does not parse"):
         read_coco(write(tmp_path / "a.json", text))
 

@@ -566,7 +566,9 @@ def test_images_of_one_stem_have_labels_of_their_own_in_the_copy_of_yolo_files(t
     )
     (root / "data.yaml").write_text("train: list.txt\nnames: [nut, bolt]\n")
     checkup = examine(recognise(root))
-    write_cleaned(checkup, tmp_path / "copy")
+    changes = write_cleaned(checkup, tmp_path / "copy")
+    renamed = [Path(change.file).relative_to(root).as_posix() for change in changes if "has its name" in change.what]
+    assert renamed == ["train/x/1.bmp", "train/x/1_2.png", "train/y/1.png"]
     copy = examine(recognise(tmp_path / "copy"))
 
     def content(checkup):

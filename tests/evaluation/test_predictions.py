@@ -82,6 +82,7 @@ def test_file_scores_as_the_predictions_did(case, tmp_path):
     ("text", "message"),
     [
         pytest.param("[\n{", "line 2 column 2: is not json", id="cut off"),
+        pytest.param('[{"x": ' + "[" * 100_000, "is nested too deep", id="nested"),
         pytest.param("{}", "expected `array`, got `object`", id="not a list"),
         pytest.param([GOOD, GOOD | {"image_id": 8}], "entry 1: image_id 8 is not in the data set", id="image"),
         pytest.param([GOOD, GOOD | {"category_id": 2}], "entry 1: category_id 2 is not in the data set", id="category"),

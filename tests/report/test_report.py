@@ -127,6 +127,16 @@ def test_a_failed_run_is_told_and_hides_nothing(page: Page):
     assert ".500" in page.text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "luck"), [((0,), "several seeds would show it"), ((0, 1), "luck in training, whatever the interval says")]
+)
+def test_what_verdicts_do_not_say(tmp_path, seeds, luck):
+    write_report(make_results(3, seeds=seeds), tmp_path, [])
+    for text in (Page((tmp_path / "report.html").read_text()).text, (tmp_path / "report.md").read_text()):
+        assert luck in text
+        assert "about one comes out better or worse by chance" in text
+
+
 def test_hostile_names_stay_text(page: Page, tmp_path):
     assert len(page.all("script")) == 1
     assert not page.all("img")

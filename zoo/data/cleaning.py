@@ -23,7 +23,6 @@ from zoo.data.findings import KINDS, Finding
 from zoo.data.image_files import Watch, unwatched
 from zoo.data.images import load_image
 from zoo.data.raw import RawSplit
-from zoo.data.source import Source
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.data.voc import Voc, write_voc
 from zoo.data.yolo import Yolo, write_yolo
@@ -243,7 +242,7 @@ def write_cleaned(checkup: Checkup, out: Path, watch: Watch = unwatched) -> list
     roots = _voc_roots(tables, checkup)
     for split, table in tables.items():
         if len(table):
-            _write_split(checkup.sources[split], table, partial, split.replace("/", "_"), roots, checkup, watch)
+            changes += _write_split(split, table, partial, roots, checkup, watch)
     content = msgspec.json.format(msgspec.json.encode(changes), indent=2)
     (partial / "changes.json").write_bytes(content + b"\n")
     if out.exists():  # the folder stays the same one: somebody may stand in it
@@ -285,30 +284,41 @@ def _voc_root(folder: str) -> Path:
 
 
 def _write_split(
-    source: Source,
-    table: AnnotationTable,
-    out: Path,
-    split: str,
-    roots: Mapping[Path, Path],
-    checkup: Checkup,
-    watch: Watch,
-) -> None:
-    """Images and annotations of one split, where the format has them."""
-    match source:
+    split: str, table: AnnotationTable, out: Path, roots: Mapping[Path, Path], checkup: Checkup, watch: Watch
+) -> list[Change]:
+    """Writes images and annotations of one split where the format has them, and says which images are renamed."""
+    name = split.replace("/", "_")
+    match checkup.sources[split]:
         case Voc():
+            renamed = []
             owners = [_voc_root(folder) for folder in table.folders]
             for owner in dict.fromkeys(owners):
                 part = table.select([index for index, number in enumerate(table.folder_ids) if owners[number] == owner])
                 if len(part):
                     root = out / roots[owner]
-                    write_voc(_copy_images(part, root / "JPEGImages", checkup, watch), root, split)
+                    copied = _copy_images(part, root / "JPEGImages", checkup, watch)
+                    write_voc(copied, root, name)
+                    renamed += _renamed(split, part, copied)
+            return renamed
         case Coco():
-            write_coco(
-                _copy_images(table, out / split, checkup, watch), out / "annotations" / f"instances_{split}.json"
-            )
+            copied = _copy_images(table, out / name, checkup, watch)
+            write_coco(copied, out / "annotations" / f"instances_{name}.json")
+            return _renamed(split, table, copied)
         case Yolo():
-            images = out / "images" / split
-            write_yolo(_copy_images(table, images, checkup, watch, distinct_stems=True), out, split)
+            copied = _copy_images(table, out / "images" / name, checkup, watch, distinct_stems=True)
+            write_yolo(copied, out, name)
+            return _renamed(split, table, copied)
+        case other:
+            raise AssertionError(f"{type(other).__name__} was refused before")
+
+
+def _renamed(split: str, table: AnnotationTable, copied: AnnotationTable) -> list[Change]:
+    """Images whose file has another name in the copy, since its own was taken."""
+    return [
+        Change(split, str(table.path(index)), None, f"another image has its name: it is {copied.file_name(index)} here")
+        for index in range(len(table))
+        if PurePosixPath(table.file_name(index)).name != PurePosixPath(copied.file_name(index)).name
+    ]
 
 
 def _copy_images(

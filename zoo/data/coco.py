@@ -225,7 +225,7 @@ def _decode(path: str | Path, complain: Complain) -> _File:
         raise InputError(f"annotation file cannot be read: {error.strerror or error}", file=path) from error
     try:
         return msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # slow, but it knows the line, and unlike the standard it lets NaN pass, which json.dump writes
         return _decode_slowly(data, path, complain)
 
@@ -241,6 +241,8 @@ def _decode_slowly(data: bytes, path: str | Path, complain: Complain) -> _File:
         raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, place) from None
     except ValueError as error:  # a number of thousands of digits
         raise InputError(f"json does not parse: {error}", path) from None
+    except RecursionError:
+        raise InputError("json does not parse: lists in lists, too deep; annotations are flat", path) from None
     if not isinstance(content, dict):
         raise InputError("expected an object with `images`, `annotations` and `categories`", path)
     for key in ("images", "annotations", "categories"):

@@ -172,7 +172,7 @@ def read_coco_results(
             file=path,
             place=f"entry {place[1]}" if place else None,
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _explain_malformed(text, path) from error
 
     ids = np.fromiter((entry.image_id for entry in entries), np.int64, len(entries))
@@ -227,6 +227,8 @@ def _explain_malformed(text: bytes, path: str | Path) -> InputError:
         return InputError(f"is not json: {error.msg}", file=path, place=f"line {error.lineno} column {error.colno}")
     except UnicodeDecodeError as error:
         return InputError("is not json: not utf-8 text", file=path, place=f"byte {error.start}")
+    except RecursionError:
+        return InputError("is nested too deep; COCO results are a flat list", file=path)
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
         numbers = {"score": [entry.get("score")], "bbox": entry.get("bbox")} if isinstance(entry, dict) else {}
         for key, values in numbers.items():

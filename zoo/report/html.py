@@ -21,7 +21,7 @@ from zoo.report.plots import learning_curves
 from zoo.report.results import Results, Run
 from zoo.report.standing import standings_table
 from zoo.report.tables import COLUMNS, class_table, contender_table, cost_table, legend, main_table, time_table
-from zoo.report.words import evaluated_images, facts, verdict
+from zoo.report.words import evaluated_images, facts, reading, verdict
 
 
 def render_html(results: Results, examples: list[Example]) -> str:
@@ -43,6 +43,7 @@ def render_html(results: Results, examples: list[Example]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=verdict(results),
         caution=caution(results),
+        reading=reading(contenders),
         images=evaluated_images(results),
         contenders=contenders,
         labels=run_labels(results.runs),

@@ -13,7 +13,7 @@ from zoo.report.pareto import pareto_plot
 from zoo.report.results import Results
 from zoo.report.standing import standings_table
 from zoo.report.tables import COLUMNS, Cell, class_table, contender_table, legend
-from zoo.report.words import evaluated_images, facts, verdict
+from zoo.report.words import evaluated_images, facts, reading, verdict
 
 
 def render_markdown(results: Results) -> str:
@@ -84,7 +84,8 @@ def _pairs(results: Results, contenders: list[Contender]) -> list[str]:
     ]
     head = ["AP of the row less the column", *(_escape(contender.label) for contender in contenders)]
     lines = ["## Is the difference real", "", *_format_table(head, rows), ""]
-    return [*lines, "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference holds 0.", ""]
+    key = "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference holds 0."
+    return [*lines, f"{key} {reading(contenders)}", ""]
 
 
 def _figures(results: Results, contenders: list[Contender]) -> list[str]:

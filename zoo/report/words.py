@@ -26,6 +26,19 @@ def verdict(results: Results) -> str:
     return f"{where} leads with AP\u00a0{_score(leader)}, {_relate(ties, behind, len(others))}; each {under}{failures}"
 
 
+def reading(contenders: list[Contender]) -> str:
+    """What verdicts on pairs do not say."""
+    luck = (
+        "Seeds are averaged; how far they lie apart stands in the first table: a difference smaller than that is one of"
+        " luck in training, whatever the interval says."
+        if any(len(contender.runs) > 1 for contender in contenders)
+        else "Each detector stands here with one training: what luck in training does is not in the intervals, several"
+        " seeds would show it."
+    )
+    chance = "of twenty pairs of equals about one comes out better or worse by chance"
+    return f"{luck} And each verdict stands alone: {chance}."
+
+
 def evaluated_images(results: Results) -> str:
     """Which images the accuracies are of: the test split's, or the validation split's where there is none."""
     return "test images" if "test" in results.data else "validation images" if "val" in results.data else "images"
