@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from zoo.hardware import describe_hardware, list_versions
+from zoo.profiling.hardware import describe_hardware, list_versions
 
 
 def synchronize(device: str) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from zoo.configuration import instantiate, make_parser, parse
+from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
-from zoo.data.shapes import Shapes
 from zoo.detector import Detector, build_optimizer
+from zoo.training.configuration import instantiate, make_parser, parse
 from zoo.types import RawBatch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
@@ -43,7 +43,7 @@ def build_detector(name: str, num_classes: int = 3) -> Detector:
     """The detector of a file in configs/models, with untrained weights: nothing is downloaded."""
     parser = make_parser()
     words = ["--model", str(CONFIGS / f"{name}.yaml"), "--model.init_args.pretrained", "false"]
-    config = parse(parser, [*words, "--data.train", "zoo.data.shapes.Shapes", "--data.train.num_images", "1"])
+    config = parse(parser, [*words, "--data.train", "zoo.data.formats.shapes.Shapes", "--data.train.num_images", "1"])
     return instantiate(parser, config).model
 
 

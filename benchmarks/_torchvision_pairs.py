@@ -14,9 +14,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from zoo.detector import Detector
-from zoo.hardware import list_versions
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
+from zoo.profiling.hardware import list_versions
 from zoo.types import Target
 from zoo.weights import load_weights
 

@@ -19,7 +19,7 @@ import torch
 from _common import Report, spread, time_in_turn
 from torch import Tensor
 
-from zoo.ops.pooling import corner_pool
+from zoo.ops.corner_pooling import corner_pool
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 GOALS = {("loop", "train", "channels_last"): 10.0}

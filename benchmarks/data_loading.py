@@ -35,8 +35,8 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from zoo.data.augment import Augment
-from zoo.data.coco import Coco
 from zoo.data.dataset import DetectionDataset, ImageCache, collate
+from zoo.data.formats.coco import Coco
 
 BATCH_SIZE = 8
 PEER = f"torchvision {torchvision.__version__} reference pipeline"
@@ -53,7 +53,7 @@ seconds = time.perf_counter() - start
 print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 READERS = {
-    "ours": ("from zoo.data.coco import read_coco", "read_coco(sys.argv[1])"),
+    "ours": ("from zoo.data.formats.coco import read_coco", "read_coco(sys.argv[1])"),
     "peer": ("from pycocotools.coco import COCO", "COCO(sys.argv[1])"),
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from _common import Report, spread, time_in_turn
 from data_loading import make_json
 
-OURS = "import sys; from zoo.cli import main; main(['stats', sys.argv[1]])"
+OURS = "import sys; from zoo.cli.main import main; main(['stats', sys.argv[1]])"
 PEER = "import sys; import hotcoco; hotcoco.COCO(sys.argv[1]).stats()"
 
 

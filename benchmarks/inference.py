@@ -107,7 +107,7 @@ def faster_rcnn_post_processing(
     batch = ours.frame(images)
     outputs = ours.encode(batch)
     proposals, mask = ours.propose(outputs, batch, 1000, 1000)
-    class_logits, deltas = ours.read_rois(outputs, proposals, mask)
+    class_logits, deltas = ours.score_rois(outputs, proposals, mask)
 
     frames, _ = theirs.transform([image / 255 for image in images])
     features = theirs.backbone(frames.tensors)

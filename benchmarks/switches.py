@@ -15,12 +15,12 @@ import yaml
 from _common import Report
 from pytorch_lightning import Trainer
 
-from zoo.callbacks import CompiledParts, MeanAveragePrecision
-from zoo.configuration import build_data
+from zoo.callbacks import MeanAveragePrecision, TorchCompile
 from zoo.data.module import DetectionDataModule
+from zoo.experiment.run import final_split
 from zoo.models import load
-from zoo.run import make_plain_trainer, quieten
-from zoo.trial import final_split
+from zoo.training.configuration import build_data
+from zoo.training.trainer import make_inference_trainer, silence_lightning
 
 VARIANTS = {"float32": ("32-true", False), "channels_last": ("32-true", True), "bf16": ("bf16-mixed", True)}
 
@@ -34,7 +34,7 @@ def main() -> None:
     if not options.runs:
         print("no runs given; benchmarks/switches.py RUN...")
         return
-    quieten()
+    silence_lightning()
     names = [*list(VARIANTS)[1:], *(["torch.compile"] if options.compile else [])]
     report = Report("What switches do to AP", "python benchmarks/switches.py RUN...", ["run", "float32 AP", *names])
     largest = 0.0
@@ -60,13 +60,13 @@ def measure(
     detector.channels_last = channels_last
     detector.frame.channels_last = channels_last
     detector.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    ruler = MeanAveragePrecision()
-    trainer: Trainer = make_plain_trainer("cpu", precision)
-    trainer.callbacks += [ruler, *([CompiledParts()] if compiled else [])]  # type: ignore[attr-defined]
+    map_callback = MeanAveragePrecision()
+    trainer: Trainer = make_inference_trainer("cpu", precision)
+    trainer.callbacks += [map_callback, *([TorchCompile()] if compiled else [])]  # type: ignore[attr-defined]
     split = final_split(data)
     run = trainer.test if split == "test" else trainer.validate
     run(detector, datamodule=data, verbose=False)
-    scores = ruler.scores(split)
+    scores = map_callback.scores(split)
     assert scores is not None
     return scores.metrics["AP"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from _common import Report
 from PIL import Image as PILImage
 
-from zoo.data.image_files import MOST_DIFFERENT, bit_distances, fingerprint
 from zoo.data.images import list_images
+from zoo.data.quality.image_files import MOST_DIFFERENT, bit_distances, fingerprint
 
 QUANTILES = (0.5, 0.99, 1.0)
 

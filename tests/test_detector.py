@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from tiny_detector import TinyDetector
 
+from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
-from zoo.data.shapes import Shapes
 from zoo.detector import Recipe, build_optimizer
 from zoo.models import RetinaNet
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 import zoo.proposals
-from zoo.data.shapes import Shapes
+from zoo.data.formats.shapes import Shapes
 from zoo.proposals import CacheWarning, ProposalCache, SelectiveSearch, default_folder, evict, group, order, propose
 
 SEARCH = SelectiveSearch("single", width=None, min_side=8)

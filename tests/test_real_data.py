@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import SHARED_DATA
 from pytorch_lightning import Trainer
 
 from zoo.callbacks import MeanAveragePrecision
-from zoo.data.coco import Coco
+from zoo.data.formats.coco import Coco
+from zoo.data.formats.voc import Voc
 from zoo.data.module import DetectionDataModule
 from zoo.data.source import Source
-from zoo.data.voc import Voc
 from zoo.detector import Recipe
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
@@ -39,11 +40,10 @@ SMALL: dict[str, dict[str, object]] = {
     },
     "cornernet": {"channels": 32, "pooled_channels": 16},
 }
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def sources(name: str) -> tuple[Source, Source]:
-    folder = DATA / name
+    folder = SHARED_DATA / name
     if not folder.is_dir():
         pytest.skip(f"the images of {name} are not at ../shared/data")
     if name == "coco_mini":
@@ -68,13 +68,13 @@ def test_a_step_and_an_evaluation(name: str, num_classes: int, model: str, tmp_p
         arguments["proposals"] = SelectiveSearch("single", width=160, min_side=8, limit=100)
     detector = MODELS[model](num_classes, data.class_names, "resnet10t", **arguments)
     before = next(detector.parameters()).clone()
-    ruler = MeanAveragePrecision(log_classes=False)
+    map_callback = MeanAveragePrecision(log_classes=False)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=1,
         limit_val_batches=2,
         num_sanity_val_steps=0,
-        callbacks=[ruler],
+        callbacks=[map_callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -84,7 +84,7 @@ def test_a_step_and_an_evaluation(name: str, num_classes: int, model: str, tmp_p
     trainer.fit(detector, data)
     assert not torch.equal(before, next(detector.parameters()))
     trainer.validate(detector, data, verbose=False)
-    scores = ruler.scores("val")
+    scores = map_callback.scores("val")
     assert scores is not None
     assert 0 <= scores.metrics["AP"] <= scores.metrics["AP50"] <= 1
     assert len(scores.per_class) == num_classes

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from zoo.data.augment import Augment
-from zoo.data.sampling import seeded
+from zoo.data.sampling import seeded_rng
 
 NOTHING = {"flip": False}
 
@@ -50,7 +50,7 @@ def test_flips_happen_half_of_the_time_and_move_the_boxes(switch):
     image, target = sample()
     flipped = 0
     for seed in range(40):
-        with seeded(seed):
+        with seeded_rng(seed):
             new_image, new_target = Augment(**(NOTHING | {switch: True}))(image, target)
         if torch.equal(new_image, image):
             assert torch.equal(new_target["boxes"], target["boxes"])
@@ -78,7 +78,7 @@ def test_columns_stay_together(augment):
     for seed in range(60):
         image, target = sample(seed, count=seed % 5)
         before = {key: value.clone() for key, value in target.items()}, image.clone()
-        with seeded(seed):
+        with seeded_rng(seed):
             new_image, new = augment(image, target)
         height, width = new_image.shape[1:]
         assert new_image.dtype == torch.uint8
@@ -108,7 +108,7 @@ def test_scale_jitter_uses_its_whole_range_and_keeps_what_can_be_seen():
     image, target = sample()
     factors, counts = [], []
     for seed in range(80):
-        with seeded(seed):
+        with seeded_rng(seed):
             _, new = Augment(flip=False, scale_jitter=(0.5, 2.0))(image, target)
         counts.append(len(new["boxes"]))
         if counts[-1] == 4:
@@ -123,7 +123,7 @@ def test_translate_uses_its_whole_range_and_scales_nothing():
     image, target = sample()
     shifts, grounds = [], []
     for seed in range(80):
-        with seeded(seed):
+        with seeded_rng(seed):
             new_image, new = Augment(flip=False, translate=0.2)(image, target)
         shift = new["boxes"] - target["boxes"][new["labels"]]
         whole = (new["boxes"] > 0).all(1) & (new["boxes"][:, 2] < 60) & (new["boxes"][:, 3] < 40)
@@ -145,9 +145,9 @@ def test_iou_crop_ignores_the_proposals_when_it_chooses():
     image, target = sample()
     without = {key: value for key, value in target.items() if key != "proposals"}
     for seed in range(20):
-        with seeded(seed):
+        with seeded_rng(seed):
             one = Augment(flip=False, iou_crop=True)(image, target)
-        with seeded(seed):
+        with seeded_rng(seed):
             other = Augment(flip=False, iou_crop=True)(image, without)
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1]["boxes"], other[1]["boxes"])
@@ -155,7 +155,7 @@ def test_iou_crop_ignores_the_proposals_when_it_chooses():
 
 def test_photometric_changes_colours_only():
     image, target = sample()
-    with seeded(3):
+    with seeded_rng(3):
         new_image, new = Augment(flip=False, photometric=True)(image, target)
     assert not torch.equal(new_image, image)
     assert torch.equal(new["boxes"], target["boxes"])

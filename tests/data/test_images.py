@@ -1,15 +1,13 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SHARED_DATA
 from PIL import Image as PILImage
 
 from zoo.data.images import ImageFolder, load_image, upright_size
 from zoo.errors import InputError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def photo(width=37, height=21, seed=0) -> PILImage.Image:
@@ -34,7 +32,7 @@ def test_jpeg_pixels_are_those_of_pillow(tmp_path, subsampling, progressive, mod
 
 
 def test_real_jpegs_are_those_of_pillow():
-    files = sorted((SHARED / "coco_mini" / "val2017").glob("*.jpg"))[:12]
+    files = sorted((SHARED_DATA / "coco_mini" / "val2017").glob("*.jpg"))[:12]
     if not files:
         pytest.skip("../shared/data/coco_mini is absent")
     for file in files:

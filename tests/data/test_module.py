@@ -11,14 +11,14 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from zoo.data.augment import Augment
-from zoo.data.coco import Coco, write_coco
 from zoo.data.dataset import DetectionDataset, ImageCache, collate
+from zoo.data.formats.coco import Coco, write_coco
+from zoo.data.formats.shapes import Shapes
+from zoo.data.formats.voc import Voc, write_voc
 from zoo.data.images import write_images
 from zoo.data.module import DetectionDataModule
-from zoo.data.shapes import Shapes
 from zoo.data.source import DataWarning, Source
 from zoo.data.table import AnnotationTable
-from zoo.data.voc import Voc, write_voc
 from zoo.errors import InputError
 from zoo.proposals import CacheWarning, SelectiveSearch, propose
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.sampling import EvalSampler, TrainSampler, group_batches, seeded
+from zoo.data.sampling import EvalSampler, TrainSampler, group_batches, seeded_rng
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -60,7 +60,7 @@ def draws():
 
 def test_seeded_repeats_differs_and_restores():
     def with_seed(*entropy):
-        with seeded(*entropy):
+        with seeded_rng(*entropy):
             return draws()
 
     assert with_seed(1, 2, 3) == with_seed(1, 2, 3)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import HELPERS
 from tiny_data import write_files
 from tiny_detector import TinyDetector
 
 import zoo.models
-from zoo.cli import main
+from zoo.cli.main import main
 
 FILES = ["--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -23,7 +24,7 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     return tmp_path
 
 
@@ -116,7 +117,7 @@ import sys
 
 import zoo.models
 from tiny_detector import TinyDetector
-from zoo.cli import main
+from zoo.cli.main import main
 zoo.models.MODELS["tiny"] = TinyDetector
 sys.exit(main())
 """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from processes import run_group
 
-import zoo.ops.processes
-from zoo.ops.processes import LateMaximum, gather_words, mean_count, on_first_process
+import zoo.ops.distributed
+from zoo.ops.distributed import DelayedMax, all_gather_strings, mean_count, run_on_rank_zero
 
 
 def tell(rank: int) -> dict[str, object]:
@@ -18,8 +18,8 @@ def tell(rank: int) -> dict[str, object]:
     shared = float(mean_count(count))
     with torch.no_grad():
         own = float(mean_count(count))
-    words = gather_words(None if rank == 0 else f"from {rank}")
-    return {"shared": shared, "own": own, "words": words, "largest": LateMaximum(torch.tensor(rank)).read()}
+    words = all_gather_strings(None if rank == 0 else f"from {rank}")
+    return {"shared": shared, "own": own, "words": words, "largest": DelayedMax(torch.tensor(rank)).read()}
 
 
 def test_counts_are_shared_where_gradients_are_and_all_hear_all(tmp_path: Path) -> None:
@@ -30,8 +30,8 @@ def test_counts_are_shared_where_gradients_are_and_all_hear_all(tmp_path: Path) 
 def test_without_others_everything_is_its_own() -> None:
     assert mean_count(torch.tensor(0)) == 1
     assert mean_count(torch.tensor(5)) == 5
-    assert gather_words("alone") == ["alone"]
-    assert LateMaximum(torch.tensor(3)).read() == 3
+    assert all_gather_strings("alone") == ["alone"]
+    assert DelayedMax(torch.tensor(3)).read() == 3
 
 
 def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
@@ -39,7 +39,7 @@ def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
     torch.distributed.init_process_group("gloo")
     torch.distributed.barrier()  # they need not find each other within three seconds
     impatient = torch.distributed.new_group(timeout=timedelta(seconds=3))
-    zoo.ops.processes.SECONDS_BETWEEN_SIGNS = seconds_between_signs
+    zoo.ops.distributed.SECONDS_BETWEEN_SIGNS = seconds_between_signs
 
     def work() -> str:
         time.sleep(7)
@@ -49,11 +49,11 @@ def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
         raise ValueError("not so")
 
     try:
-        result = on_first_process(work, impatient)
+        result = run_on_rank_zero(work, impatient)
     except RuntimeError:
         return None, "timed out"
     with pytest.raises(ValueError, match="not so"):
-        on_first_process(fail, impatient)
+        run_on_rank_zero(fail, impatient)
     return result, ""
 
 

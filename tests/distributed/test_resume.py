@@ -12,16 +12,16 @@ from processes import run_group
 from pytorch_lightning import seed_everything
 from torch.multiprocessing import ProcessExitedException
 
-import zoo.checkpoints
+import zoo.training.checkpoints
 from zoo.callbacks import MovingAverage
 from zoo.callbacks.resumption import describe
 from zoo.data.augment import Augment
+from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
-from zoo.data.shapes import Shapes
 from zoo.detector import Detector, Recipe
 from zoo.errors import Preempted
 from zoo.models import MODELS
-from zoo.run import make_trainer
+from zoo.training.trainer import make_trainer
 from zoo.types import RawBatch
 
 BATCHES, EPOCHS = 3, 3
@@ -117,7 +117,7 @@ def end(detector: Detector, how: str) -> None:
         torch.save(checkpoint, file)
 
     detector.compute_losses = compute_losses  # type: ignore[method-assign]
-    zoo.checkpoints.torch = type("Torch", (), {"save": staticmethod(save)})  # this process is forked for it
+    zoo.training.checkpoints.torch = type("Torch", (), {"save": staticmethod(save)})  # this process is forked for it
 
 
 def read_last(folder: Path) -> dict[str, Any]:

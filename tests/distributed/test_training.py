@@ -15,13 +15,13 @@ from tiny_detector import TinyDetector
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.callbacks import MeanAveragePrecision
-from zoo.data.coco import Coco
 from zoo.data.dataset import collate
+from zoo.data.formats.coco import Coco
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector, Recipe
 from zoo.errors import InputError, SharedInputError
 from zoo.models import MODELS
-from zoo.run import make_trainer, one_callback
+from zoo.training.trainer import find_callback, make_trainer
 from zoo.types import Sample
 
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
@@ -54,11 +54,11 @@ def train_and_measure(rank: int, form: str, folder: Path, world_size: int) -> di
     trainer.fit(detector, data)
     steps = trainer.global_step
     trainer.validate(detector, data, verbose=False)
-    validated = one_callback(trainer, MeanAveragePrecision).scores("val")
+    validated = find_callback(trainer, MeanAveragePrecision).scores("val")
     trainer.test(detector, data, verbose=False)
-    ruler = one_callback(trainer, MeanAveragePrecision)
+    map_callback = find_callback(trainer, MeanAveragePrecision)
     predicted = trainer.predict(detector, data)
-    tested, found = ruler.scores("test"), ruler.predictions("test")
+    tested, found = map_callback.scores("test"), map_callback.predictions("test")
     assert validated is not None
     assert tested is not None
     return {
@@ -90,8 +90,8 @@ def test_processes_train_alike_and_measure_what_one_does(form: str, world_size: 
     alone.load_state_dict(first["weights"])
     trainer = make_group_trainer(data, tmp_path / "alone", 1, enable_checkpointing=False)
     trainer.test(alone, data, verbose=False)
-    ruler = one_callback(trainer, MeanAveragePrecision)
-    scores, found = ruler.scores("test"), ruler.predictions("test")
+    map_callback = find_callback(trainer, MeanAveragePrecision)
+    scores, found = map_callback.scores("test"), map_callback.predictions("test")
     assert scores is not None
     assert found is not None
     assert same_numbers(scores.metrics, first["test"])
@@ -154,7 +154,7 @@ def measure_a_stream(rank: int, folder: Path, world_size: int) -> dict[str, floa
     loader = DataLoader(Stream(data, rank, world_size), batch_size=1, collate_fn=collate)
     trainer = make_group_trainer(data, folder / f"stream{world_size}", world_size, enable_checkpointing=False)
     trainer.test(detector, StreamModule(loader, data.class_names), verbose=False)
-    scores = one_callback(trainer, MeanAveragePrecision).scores("test")
+    scores = find_callback(trainer, MeanAveragePrecision).scores("test")
     assert scores is not None
     return scores.metrics
 

@@ -3,20 +3,19 @@
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from paths import COCOAPI
 
-from zoo.data.coco import read_coco
+from zoo.data.formats.coco import read_coco
 from zoo.evaluation import GroundTruth, Predictions, read_coco_results
 from zoo.evaluation.errors import tide_errors
 from zoo.evaluation.predictions import to_xywh
 
-COCOAPI = Path(__file__).parents[2] / ".." / "shared" / "data" / "cocoapi"
 NAMES = {"FalsePos": "FP", "FalseNeg": "FN"}
 
 arguments = st.fixed_dictionaries(

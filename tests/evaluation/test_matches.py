@@ -11,7 +11,7 @@ from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
 from zoo.evaluation.bootstrap import KEYS
 from zoo.evaluation.coco import load_hotcoco, pack_detections, run_tables
-from zoo.evaluation.ground_truth import take_ragged
+from zoo.evaluation.ground_truth import ragged_indices
 from zoo.evaluation.matches import collect_matches
 from zoo.evaluation.reweighting import average_precisions
 from zoo.evaluation.scores import order_detections
@@ -56,7 +56,7 @@ def drawn_set(
     num_images = len(ground_truth.image_ids)
     drawn = np.repeat(np.arange(num_images), times)
     counts = np.bincount(ground_truth.image_index, minlength=num_images)
-    objects = take_ragged(counts, drawn)
+    objects = ragged_indices(counts, drawn)
     copied = GroundTruth.from_counts(
         classes=ground_truth.classes,
         image_ids=np.arange(len(drawn)),
@@ -68,7 +68,7 @@ def drawn_set(
         difficult=ground_truth.difficult[objects],
     )
     found = np.bincount(index, minlength=num_images)
-    rows = take_ragged(found, drawn)
+    rows = ragged_indices(found, drawn)
     ids = np.repeat(np.arange(len(drawn)), found[drawn])
     return copied, Predictions(ids, boxes[rows], scores[rows], labels[rows])
 

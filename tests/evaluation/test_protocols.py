@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,15 +9,14 @@ import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
 from hypothesis import given, settings
+from paths import COCOAPI
 
-from zoo.data.coco import read_coco
+from zoo.data.formats.coco import read_coco
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, format_scores
 from zoo.evaluation.coco import KEYS
 from zoo.evaluation.scores import check_names
 from zoo.evaluation.voc import average_precisions
-
-COCOAPI = Path(__file__).parents[2] / ".." / "shared" / "data" / "cocoapi"
 
 arguments = st.fixed_dictionaries(
     {
@@ -303,9 +301,9 @@ def test_nothing_to_measure_is_minus_one(engine):
 
 def test_strangers_are_refused(case):
     found = case.predictions
-    stranger = Predictions(found.image_ids + 5000, found.boxes, found.scores, found.labels)
+    other = Predictions(found.image_ids + 5000, found.boxes, found.scores, found.labels)
     with pytest.raises(InputError, match=r"image \d+: has predictions but no ground truth"):
-        evaluate(case.ground_truth, stranger)
+        evaluate(case.ground_truth, other)
     with pytest.raises(InputError, match="label 4, but there are 4 classes"):
         evaluate(case.ground_truth, Predictions(found.image_ids, found.boxes, found.scores, found.labels * 0 + 4))
     with pytest.raises(InputError, match="NaN"):

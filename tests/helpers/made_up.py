@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from zoo.report.examples import Example, Reason, make_example
+from zoo.report.pictures.examples import Example, Reason, make_example
 from zoo.report.results import (
     Analysis,
     Calibration,

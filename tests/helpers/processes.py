@@ -25,7 +25,7 @@ def run_group(work: Callable[..., Any], world_size: int, folder: Path, *argument
         folder: for their results.
         arguments: of `work`.
     """
-    multiprocessing.set_forkserver_preload(["zoo.trial"])
+    multiprocessing.set_forkserver_preload(["zoo.experiment.run"])
     start_method = multiprocessing.get_start_method()
     group = (work, world_size, _free_port(), folder, start_method, arguments)
     context = torch.multiprocessing.start_processes(_work, group, world_size, join=False, start_method="forkserver")

@@ -44,7 +44,7 @@ def write_files(folder: Path, **model: object) -> None:
 def data_config(folder: Path) -> dict[str, object]:
     sources: dict[str, object] = {
         split: {
-            "class_path": "zoo.data.coco.Coco",
+            "class_path": "zoo.data.formats.coco.Coco",
             "init_args": {"annotations": str(folder / f"{split}.json"), "images": str(folder / split)},
         }
         for split in NUM_IMAGES

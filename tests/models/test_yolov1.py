@@ -21,7 +21,7 @@ from zoo.models.yolov1 import (
     count_lost_objects,
     decode_boxes,
     encode_boxes,
-    equation_3,
+    yolo_losses,
 )
 from zoo.nn.darknet import darknet_rows
 from zoo.nn.frame import FrameConfig
@@ -60,7 +60,7 @@ def test_five_numbers_by_hand() -> None:
     box, label = torch.tensor([[[0.28, 0.12, 0.92, 0.48]]]), torch.tensor([[0]])
     owners, _ = assign_cells(box, torch.tensor([[True]]), grid=2)
     assert owners.tolist() == [[-1, 0, -1, -1]]
-    losses = equation_3(outputs, box, label, owners, 2, coord_weight=5.0, no_object_weight=0.5)
+    losses = yolo_losses(outputs, box, label, owners, 2, coord_weight=5.0, no_object_weight=0.5)
     assert values(losses) == pytest.approx(
         {
             "xy": 5 * 0.1**2,  # 0.05
@@ -134,7 +134,7 @@ def test_every_term_equals_a_slow_loop(num_objects: int) -> None:
     )
     owners, lost = assign_cells(boxes, mask, grid)
     assert not lost.any()
-    losses = equation_3(outputs, boxes, labels, owners, grid, coord_weight=5.0, no_object_weight=0.5)
+    losses = yolo_losses(outputs, boxes, labels, owners, grid, coord_weight=5.0, no_object_weight=0.5)
     assert values(losses) == pytest.approx(slow_equation_3(outputs, boxes, labels, mask, grid))
     assert (float(losses["xy"]) > 0) == (num_objects > 0)
 
@@ -158,7 +158,7 @@ def test_no_gradient_flows_through_the_confidences_target() -> None:
     outputs.confidences.requires_grad_()
     box = torch.tensor([[[0.1, 0.1, 0.4, 0.3]]])
     owners, _ = assign_cells(box, torch.tensor([[True]]), grid=2)
-    losses = equation_3(outputs, box, torch.tensor([[1]]), owners, 2, coord_weight=5.0, no_object_weight=0.5)
+    losses = yolo_losses(outputs, box, torch.tensor([[1]]), owners, 2, coord_weight=5.0, no_object_weight=0.5)
     losses["object"].backward()
     assert outputs.boxes.grad is None
     assert outputs.confidences.grad is not None
@@ -169,7 +169,7 @@ def test_where_nothing_overlaps_the_first_box_is_responsible() -> None:
     outputs = Outputs(torch.zeros(1, 1, 1), torch.ones(1, 1, 2), torch.zeros(1, 1, 2, 4))  # boxes without area
     box = torch.tensor([[[0.4, 0.4, 0.6, 0.6]]])
     outputs.boxes[0, 0, 0, :2] = 0.3
-    losses = equation_3(outputs, box, torch.tensor([[0]]), torch.tensor([[0]]), 1, 5.0, 0.5)
+    losses = yolo_losses(outputs, box, torch.tensor([[0]]), torch.tensor([[0]]), 1, 5.0, 0.5)
     assert float(losses["xy"]) == pytest.approx(5 * 2 * 0.2**2)
 
 

@@ -1,7 +1,7 @@
 import torch
 
 from zoo.nn.linear_heads import EASY, HARD, HeadFitter, LinearHeads
-from zoo.ops.processes import gather_rows
+from zoo.ops.distributed import all_gather_rows
 
 Round = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -79,4 +79,4 @@ def test_heads_of_nothing_say_nothing() -> None:
 
 def test_rows_of_one_process_are_its_own() -> None:
     rows = torch.randn(3, 2)
-    assert gather_rows(rows) is rows
+    assert all_gather_rows(rows) is rows

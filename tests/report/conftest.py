@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from zoo.report.examples import Example, make_example
+from zoo.report.pictures.examples import Example, make_example
 from zoo.report.results import Cost, CurvePoint, Results, Run
 from zoo.types import Prediction, Target
 

@@ -6,16 +6,16 @@ import yaml
 from made_up import make_results
 
 from zoo.report.breakdown import ceiling_rows, confusions, slice_groups, threshold_tables
-from zoo.report.contenders import find_contenders, run_labels
+from zoo.report.entries import find_entries, run_labels
 from zoo.report.results import Slice
-from zoo.report.tables import contender_table, cost_table, time_table
+from zoo.report.tables import cost_table, entry_table, time_table
 
 
 def test_confusions_of_several_seeds_are_added():
     results = make_results(1, seeds=(0, 1))
     for run in results.runs:
         run.analysis.confusion = [[6, 1, 1], [0, 4, 0], [2, 0, 0]]
-    (confusion,) = confusions(find_contenders(results), results.classes)
+    (confusion,) = confusions(find_entries(results), results.classes)
     assert confusion.names == ["disc", "ring", "background"]
     assert [[cell.text for cell in row] for row in confusion.rows] == [
         ["12", "2", "2"],
@@ -34,7 +34,7 @@ def test_of_many_classes_only_the_largest_confusions_are_listed():
     matrix = [[0] * 31 for _ in range(31)]
     matrix[3][4], matrix[3][3], matrix[5][30], matrix[30][6] = 5, 15, 99, 99
     results.runs[0].analysis.confusion = matrix
-    (confusion,) = confusions(find_contenders(results), results.classes)
+    (confusion,) = confusions(find_entries(results), results.classes)
     assert confusion.largest == [("c3", "c4", 5, "25.0%")]
     assert confusion.rows == []
 
@@ -42,12 +42,12 @@ def test_of_many_classes_only_the_largest_confusions_are_listed():
 def test_a_matrix_of_another_size_is_left_out():
     results = make_results(1)
     results.runs[0].analysis.confusion = [[1, 2], [3, 4]]
-    assert confusions(find_contenders(results), results.classes) == []
+    assert confusions(find_entries(results), results.classes) == []
 
 
 def test_slices_in_groups_sizes_with_intervals_first():
     results = make_results(2)
-    sizes, aspect, crowding = slice_groups(find_contenders(results))
+    sizes, aspect, crowding = slice_groups(find_entries(results))
     assert [row.name.split(":")[0] for row in sizes] == ["small", "medium", "large"]
     assert sizes[0].cells[0].low == pytest.approx(0.61 - 0.12 - 0.035)
     assert [row.name for row in aspect] == ["wide: above 2", "square: 1/2 to 2"]
@@ -59,21 +59,21 @@ def test_sizes_without_intervals_are_the_runs_own():
     results = make_results(1)
     results.runs[0].analysis.intervals = {}
     results.runs[0].analysis.slices = {"size": [Slice("tiny", 3, math.nan, 0.1)], "aspect": []}
-    (sizes,) = [group for group in slice_groups(find_contenders(results)) if group]
+    (sizes,) = [group for group in slice_groups(find_entries(results)) if group]
     assert [(row.name, row.objects, row.cells[0].text) for row in sizes] == [("tiny", "3", "\u2013")]
 
 
 def test_thresholds_can_be_pasted():
     results = make_results(1, classes=("a: b", "no"))  # names that YAML would read otherwise
-    (table,) = threshold_tables(find_contenders(results), run_labels(results.runs), results.classes)
+    (table,) = threshold_tables(find_entries(results), run_labels(results.runs), results.classes)
     assert yaml.safe_load(table.yaml) == json.loads(table.json) == {"a: b": 0.422, "no": 0.422}
     results.runs[0].analysis.thresholds["no"].score = math.nan
-    (table,) = threshold_tables(find_contenders(results), run_labels(results.runs), results.classes)
+    (table,) = threshold_tables(find_entries(results), run_labels(results.runs), results.classes)
     assert json.loads(table.json) == {"a: b": 0.422}
 
 
 def test_ceilings_stand_beside_results_once_for_all_seeds():
-    (row,) = ceiling_rows(find_contenders(make_results(1, seeds=(0, 1))))
+    (row,) = ceiling_rows(find_entries(make_results(1, seeds=(0, 1))))
     assert (row.share, row.objects, row.ap50.text, row.recall.text) == ("1.2%", 5, ".884", ".690")
     assert row.reach == pytest.approx(0.988)
 
@@ -83,7 +83,7 @@ def test_costs_that_nobody_measured_have_no_column():
     for run in results.runs:
         run.cost.joules_per_image = None
         run.cost.peak_memory_mb = None
-    heads, rows = cost_table(find_contenders(results))
+    heads, rows = cost_table(find_entries(results))
     assert [name for name, _ in heads] == ["Parameters", "FLOPs", "Proposals"]
     assert [cell.text for cell in rows[0]] == ["4.00", "3.00", "300"]
     assert [cell.best for cell in rows[0]] == [True, True, False]
@@ -96,12 +96,12 @@ def test_times_of_seeds_are_averaged():
     for run, ms in zip(results.runs, (10.0, 20.0), strict=True):
         for timing in run.cost.timings:
             timing.median, timing.p95 = ms, 2 * ms
-    assert time_table(find_contenders(results), 8, ["network", "total", "proposals"]) == [
+    assert time_table(find_entries(results), 8, ["network", "total", "proposals"]) == [
         ["15.0 (30.0)", "15.0 (30.0)", "\u2013"]
     ]
 
 
 def test_spread_over_seeds_stands_beside_the_mean():
-    (row,) = contender_table(find_contenders(make_results(1, seeds=(0, 1))))
+    (row,) = entry_table(find_entries(make_results(1, seeds=(0, 1))))
     assert (row[0].text, row[0].spread) == (".610", ".605\u2013.615")
     assert row[8].spread == "", "all seeds have the same number of parameters"

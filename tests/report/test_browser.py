@@ -186,10 +186,8 @@ def test_every_plot_is_drawn(browser: Browser, report: Path):
 
 def test_tables_sort_and_sort_back(browser: Browser, report: Path):
     browser.open(report)
-    column = (
-        "return [...document.querySelectorAll('.standings tbody tr')].map(row => row.cells[arguments[0]].innerText)"
-    )
-    head = "document.querySelectorAll('.standings thead th')[arguments[0]]"
+    column = "return [...document.querySelectorAll('.ranking tbody tr')].map(row => row.cells[arguments[0]].innerText)"
+    head = "document.querySelectorAll('.ranking thead th')[arguments[0]]"
     assert [text.split()[0] for text in browser.run(column, 1)][:3] == [".610", ".600", ".520"]
     browser.run(f"{head}.querySelector('button').click()", 4)  # milliseconds: the least first
     assert browser.run(column, 4) == ["11.0", "29.0", "31.0", "52.0", "88.0", "140.0", "900.0"]
@@ -227,12 +225,12 @@ def test_curves_tell_values_by_pointer_and_by_key(browser: Browser, report: Path
     told = browser.run(point, "#precision-recall .choice:not([hidden]) svg.plot", 0.08, 0.5)
     # At recall 0 the made-up curves begin at .6 + .4 AP.
     assert told.split("\n")[:3] == ["at recall .00", "Faster R-CNN .84", "RetinaNet .84"]
-    browser.run("document.querySelector('#standing .telling').focus()")
+    browser.run("document.querySelector('#ranking .telling').focus()")
     browser.press("\ue014", "\ue014")  # right
-    tip = "return document.querySelector('#standing .tip').textContent"
+    tip = "return document.querySelector('#ranking .tip').textContent"
     assert browser.run(tip).startswith("RetinaNet: AP .600 [.56, .63], 52 ms")
     browser.press("\ue00c")  # escape
-    assert browser.run("return document.querySelector('#standing .tip').hidden") is True
+    assert browser.run("return document.querySelector('#ranking .tip').hidden") is True
 
 
 def test_pictures_switch_by_click_and_by_key(browser: Browser, report: Path):

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from made_up import make_examples, make_results
 
-from zoo.report.axes import nice_ticks
-from zoo.report.contenders import Contender
-from zoo.report.plots import HEIGHT, WIDTH, learning_curves
+from zoo.report.entries import Entry
+from zoo.report.plots.axes import nice_ticks
+from zoo.report.plots.learning_curves import HEIGHT, WIDTH, learning_curves
 from zoo.report.results import Results
 from zoo.report.write import make_report, write_report
 
@@ -245,8 +245,8 @@ def test_ticks(highest: float, most: int, ticks: list[float]):
 def test_curves_keep_order_and_stay_inside(results, make_run):
     runs = [make_run("a", 0.30), make_run("b", 0.31), make_run("c", 0.32), make_run("a", 0.29, seed=1)]
     runs[0].curve[0].AP = math.nan
-    contenders = [Contender(name, name, name, [run for run in runs if run.model == name]) for name in "abc"]
-    by_images, by_minutes = learning_curves(contenders)
+    entries = [Entry(name, name, name, [run for run in runs if run.model == name]) for name in "abc"]
+    by_images, by_minutes = learning_curves(entries)
     assert len(by_images.lines[0].marks) == 2, "a point without AP is left out"
     for panel in (by_images, by_minutes):
         assert [line.series for line in sorted(panel.lines, key=lambda line: line.series)] == [0, 0, 1, 2]

@@ -4,8 +4,8 @@ import math
 import pytest
 
 from zoo.errors import InputError
+from zoo.experiment.run import read_result
 from zoo.report.results import Ceiling, Results, read_results, read_run, write_results, write_run
-from zoo.trial import read_result
 
 
 def test_results_come_back(results: Results, tmp_path):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from zoo.report.contenders import Contender, ranked, run_labels
-from zoo.report.figures import MISSING, format_ap, format_cost
+from zoo.report.entries import Entry, ranked, run_labels
+from zoo.report.number_format import MISSING, format_ap, format_cost
 from zoo.report.results import Run
+from zoo.report.summary_text import verdict as make_verdict
 from zoo.report.tables import COLUMNS, class_table, main_table
-from zoo.report.words import verdict as make_verdict
 
 
 def column(name: str) -> int:
@@ -41,8 +41,8 @@ def test_undefined_figures_are_dashes_and_never_best(make_run):
 
 
 def test_classes_in_rows_runs_in_columns(make_run):
-    contenders = [Contender(name, name, name, [make_run(name, ap)]) for name, ap in (("a", 0.4), ("b", 0.5))]
-    rows = class_table(contenders, ["disc", "absent"])
+    entries = [Entry(name, name, name, [make_run(name, ap)]) for name, ap in (("a", 0.4), ("b", 0.5))]
+    rows = class_table(entries, ["disc", "absent"])
     assert [[cell.text for cell in row] for row in rows] == [[".500", ".600"], [MISSING, MISSING]]
     assert [cell.best for cell in rows[0]] == [False, True]
     assert rows[0][1].share == pytest.approx(0.6)

@@ -1,4 +1,4 @@
-"""What stands around a training: the ruler, guards, the learning curve, and what makes a run one that can be repeated.
+"""What stands around a training: the mean AP callback, guards, the learning curve, and what makes a run one that can be repeated.
 
 Each callback works with every detector, and with any LightningModule whose validation and test steps return
 `{"loss": ..., "predictions": list[Prediction]}` for batches of `(images, targets)`. Lightning runs ModelCheckpoint
@@ -6,18 +6,17 @@ after all other callbacks, and both it and EarlyStopping read what was logged un
 can monitor `val/AP`, on every process.
 """
 
-from zoo.callbacks.compiled_parts import CompiledParts
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
 from zoo.callbacks.learning_curve import LearningCurve
 from zoo.callbacks.mean_average_precision import MeanAveragePrecision
 from zoo.callbacks.moving_average import MovingAverage
 from zoo.callbacks.preemption import Preemption
-from zoo.callbacks.progress import ProgressLines, UnhurriedBar
+from zoo.callbacks.progress import ProgressLines, ThrottledProgressBar
 from zoo.callbacks.resumption import Resumption
 from zoo.callbacks.step_seeds import StepSeeds
+from zoo.callbacks.torch_compile import TorchCompile
 
 __all__ = [
-    "CompiledParts",
     "LearningCurve",
     "MeanAveragePrecision",
     "MovingAverage",
@@ -26,5 +25,6 @@ __all__ = [
     "Resumption",
     "StepSeeds",
     "StopOnNonFiniteLoss",
-    "UnhurriedBar",
+    "ThrottledProgressBar",
+    "TorchCompile",
 ]

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo.errors import InputError, SharedInputError
-from zoo.ops.processes import LateMaximum, gather_words
+from zoo.ops.distributed import DelayedMax, all_gather_strings
 from zoo.types import RawBatch
 
 
@@ -82,7 +82,7 @@ class _Step:
             for name, value in trainer.callback_metrics.items()
             if name.startswith("train/") and name != "train/loss"
         }
-        self.lost = LateMaximum(~torch.isfinite(self.loss).all())
+        self.lost = DelayedMax(~torch.isfinite(self.loss).all())
 
     def is_lost(self) -> bool:
         """Whether the loss of any process is not finite."""
@@ -91,7 +91,7 @@ class _Step:
     def explain(self, trainer: Trainer) -> InputError:
         """What to tell the user; on all processes what the first of them has to say whose own loss is lost."""
         own = None if math.isfinite(float(self.loss)) else self._describe(trainer)
-        words = next(filter(None, gather_words(own)))
+        words = next(filter(None, all_gather_strings(own)))
         return InputError(words) if trainer.is_global_zero else SharedInputError(words)
 
     def _describe(self, trainer: Trainer) -> str:

@@ -1,4 +1,4 @@
-"""The ruler of every validation and test run."""
+"""Mean average precision of every validation and test run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

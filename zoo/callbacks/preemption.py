@@ -15,7 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from zoo.errors import Preempted
-from zoo.ops.processes import LateMaximum, has_others, on_first_process
+from zoo.ops.distributed import DelayedMax, is_distributed, run_on_rank_zero
 
 LAST = "last"  # name of the checkpoint that a run goes on from
 STOP, REQUEUE = 1, 2
@@ -43,7 +43,7 @@ class Preemption(Callback):
         super().__init__()
         self._told = 0  # by a signal to this process
         self._order = 0  # to all
-        self._before: LateMaximum | None = None  # what all were told at the step before
+        self._before: DelayedMax | None = None  # what all were told at the step before
         self._alarm: threading.Timer | None = None
         self._has_time = False  # a validation, or what ends an epoch (checkpoints, fitting): no step is due
 
@@ -92,10 +92,10 @@ class Preemption(Callback):
         self._rest()
 
     def _agree(self, device: torch.device) -> int:
-        if not has_others():
+        if not is_distributed():
             return self._told
         # a fill, since a copy to the device would be waited for
-        now = LateMaximum(torch.full((), self._told, dtype=torch.int32, device=device))
+        now = DelayedMax(torch.full((), self._told, dtype=torch.int32, device=device))
         known, self._before = (now if device.type == "cpu" else self._before), now
         return 0 if known is None else known.read()
 
@@ -106,7 +106,7 @@ class Preemption(Callback):
         job = slurm_job()
         if self._order == REQUEUE and job is not None:
             # The others wait: the first process to leave may take the job, and this order, with it.
-            on_first_process(partial(requeue, job)) if has_others() else requeue(job)
+            run_on_rank_zero(partial(requeue, job)) if is_distributed() else requeue(job)
         words = f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on from there"
         raise Preempted(words if trainer.is_global_zero else "")
 

@@ -11,7 +11,7 @@ STEPS_BETWEEN_METRICS = 20  # of the bar in a terminal
 SHOWN = ("train/loss", "val/AP", "val/AP50")
 
 
-class UnhurriedBar(RichProgressBar):
+class ThrottledProgressBar(RichProgressBar):
     """Lightning's bar, which would read the loss after every step, and so have a GPU waited for at every step."""
 
     def __init__(self) -> None:

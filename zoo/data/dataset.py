@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from zoo.data.sampling import seeded
+from zoo.data.sampling import seeded_rng
 from zoo.data.source import Source
 from zoo.data.table import COLUMNS, AnnotationTable
 from zoo.types import Image, RawBatch, Sample, Target
@@ -104,7 +104,7 @@ class DetectionDataset(Dataset[Sample]):
             target["proposals"] = self.propose(image)
         if self.augment is None:
             return image, target
-        with seeded(self.seed, epoch, index):
+        with seeded_rng(self.seed, epoch, index):
             return self.augment(image, target)
 
     def _image(self, index: int) -> Image:

@@ -259,7 +259,7 @@ class DetectionDataModule(LightningDataModule):
         groups = (dataset.table.widths < dataset.table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
         sampler = TrainSampler(dataset, *self._processes(), self.seed, groups, self.batch_size)
         if self._place is not None:
-            sampler.go_on(**self._place)
+            sampler.resume_at(**self._place)
             self._place = None
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 

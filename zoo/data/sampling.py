@@ -48,7 +48,7 @@ class TrainSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self._skipped = 0
 
-    def go_on(self, epoch: int, num_images: int) -> None:
+    def resume_at(self, epoch: int, num_images: int) -> None:
         """Begin next in this epoch, and leave out what has been seen of it; later epochs are whole.
 
         Args:
@@ -108,7 +108,7 @@ class EvalSampler(DistributedSampler[int]):
 
 
 @contextmanager
-def seeded(*entropy: int) -> Iterator[None]:
+def seeded_rng(*entropy: int) -> Iterator[None]:
     """Seeds torch's, numpy's and Python's global generators for a while; afterwards they go on where they were.
 
     Args:

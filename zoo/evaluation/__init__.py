@@ -1,4 +1,4 @@
-"""The ruler: columns in, numbers out. No Lightning and no models in here."""
+"""Evaluation: columns in, numbers out. No Lightning and no models in here."""
 
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.metric import DetectionMAP

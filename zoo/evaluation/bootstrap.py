@@ -29,7 +29,7 @@ The plain percentile interval misses too often, as measured on simulated detecto
 
 What no interval mends: dozens of classes on a few hundred images, some ten objects each, where AP is too high by
 several times its deviation. Differences are then covered in 8 to 10 of 10 trials, but single figures in 3 to 9 only;
-`zoo.report.caution` has the table, and tells the reader of a report.
+`zoo.report.interval_warning` has the table, and tells the reader of a report.
 
 An interval tells how much other test images would have changed the figure, for the weights that were trained.
 How much another training would have changed it is the spread over seeds, which stands apart.

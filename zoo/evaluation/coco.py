@@ -65,8 +65,8 @@ def evaluate_coco(
     precision, recall = tables(ground_truth, detections)
     return CocoScores(
         metrics=_summarize(precision, recall),
-        ap=np.array([mean_measured(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
-        ap50=np.array([mean_measured(precision[0, :, c, 0, 2]) for c in range(num_classes)]),
+        ap=np.array([mean_defined(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
+        ap50=np.array([mean_defined(precision[0, :, c, 0, 2]) for c in range(num_classes)]),
     )
 
 
@@ -188,10 +188,10 @@ def _summarize(precision: Float[np.ndarray, "10 R C 4 3"], recall: Float[np.ndar
         recall[:, :, 2, 2],
         recall[:, :, 3, 2],
     )
-    return {key: mean_measured(value) for key, value in zip(KEYS, values, strict=True)}
+    return {key: mean_defined(value) for key, value in zip(KEYS, values, strict=True)}
 
 
-def mean_measured(values: Float[np.ndarray, "..."]) -> float:
+def mean_defined(values: Float[np.ndarray, "..."]) -> float:
     """Mean of what was measured; -1 where nothing was."""
     measured = values[values > NOTHING]
     return float(measured.mean()) if measured.size else NOTHING

@@ -64,7 +64,7 @@ class GroundTruth:
         """
         ids, first = np.unique(image_ids, return_index=True)
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
-        take = take_ragged(counts, first)
+        take = ragged_indices(counts, first)
         image_index = np.repeat(np.arange(len(ids)), counts[first])
         labels = labels[take].astype(np.int64, copy=False)
         check_labels(labels, len(names), ids[image_index], "an object")
@@ -99,12 +99,12 @@ class GroundTruth:
         Raises:
             InputError: an id that is not among them.
         """
-        strangers = np.setdiff1d(image_ids, self.image_ids)
-        if len(strangers):
-            raise InputError("is not in the ground truth", place=f"image {strangers[0]}")
+        others = np.setdiff1d(image_ids, self.image_ids)
+        if len(others):
+            raise InputError("is not in the ground truth", place=f"image {others[0]}")
         kept = np.searchsorted(self.image_ids, np.unique(image_ids))
         counts = np.bincount(self.image_index, minlength=len(self.image_ids))
-        take = take_ragged(counts, kept)
+        take = ragged_indices(counts, kept)
         return GroundTruth.from_counts(
             classes=self.classes,
             image_ids=self.image_ids[kept],
@@ -143,7 +143,7 @@ class GroundTruth:
         )
 
 
-def take_ragged(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]) -> Int64[np.ndarray, "Q"]:
+def ragged_indices(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]) -> Int64[np.ndarray, "Q"]:
     """Places of the rows that belong to groups, group after group.
 
     Args:

@@ -1,4 +1,4 @@
-"""The ruler as a torchmetrics `Metric`: exact on any number of processes, and at home in a `MetricCollection`."""
+"""COCO and VOC mAP as a torchmetrics `Metric`: exact on any number of processes, and at home in a `MetricCollection`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from zoo.evaluation.coco import Engine
-from zoo.evaluation.ground_truth import GroundTruth, take_ragged
+from zoo.evaluation.ground_truth import GroundTruth, ragged_indices
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate
-from zoo.ops.processes import on_first_process
+from zoo.ops.distributed import run_on_rank_zero
 from zoo.types import Prediction, Target
 
 
@@ -103,7 +103,7 @@ class DetectionMAP(Metric):
         if not self._is_synced:
             self.scores = self._measure()
         else:
-            self.scores = on_first_process(self._measure, self.process_group)
+            self.scores = run_on_rank_zero(self._measure, self.process_group)
         assert self.scores is not None
         values = dict(self.scores.metrics)
         for name, of_class in self.scores.per_class.items():
@@ -114,7 +114,7 @@ class DetectionMAP(Metric):
         image_ids = _column(self.image_ids, np.int64)
         _, first = np.unique(image_ids, return_index=True)
         pred_counts = _column(self.pred_counts, np.int64)
-        take = take_ragged(pred_counts, first)
+        take = ragged_indices(pred_counts, first)
         self.predictions = Predictions(
             image_ids=np.repeat(image_ids[first], pred_counts[first]),
             boxes=_column(self.pred_boxes, np.float32, 4)[take],

@@ -1,4 +1,4 @@
-"""The ruler: ground truth and predictions in, COCO's and VOC's numbers by name out.
+"""Evaluation: ground truth and predictions in, COCO's and VOC's numbers by name out.
 
     scores = evaluate(GroundTruth.from_table(table), predictions)
     scores.metrics["AP"], scores.metrics["VOC07"], scores.per_class["cat"]["AP50"]
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.errors import InputError
-from zoo.evaluation.coco import Engine, evaluate_coco, mean_measured
+from zoo.evaluation.coco import Engine, evaluate_coco, mean_defined
 from zoo.evaluation.ground_truth import GroundTruth, check_labels
 from zoo.evaluation.predictions import Predictions, read_coco_results
 from zoo.evaluation.voc import evaluate_voc
@@ -76,7 +76,7 @@ def evaluate(
         voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
         for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
             if protocol in protocols:
-                metrics[key] = mean_measured(values)
+                metrics[key] = mean_defined(values)
                 by_class[key] = values
     for key, values in by_class.items():
         for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
@@ -99,8 +99,8 @@ def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Det
     inside = index < len(known)
     inside[inside] = known[index[inside]] == predictions.image_ids[inside]
     if not inside.all():
-        stranger = predictions.image_ids[~inside][0]
-        raise InputError("has predictions but no ground truth; hand in both of one data set", place=f"image {stranger}")
+        other = predictions.image_ids[~inside][0]
+        raise InputError("has predictions but no ground truth; hand in both of one data set", place=f"image {other}")
     check_labels(predictions.labels, len(ground_truth.classes), predictions.image_ids, "a detection")
     finite = np.isfinite(predictions.scores) & np.isfinite(predictions.boxes).all(axis=1)
     if not finite.all():

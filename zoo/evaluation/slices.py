@@ -24,7 +24,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from zoo.evaluation.coco import NOTHING, load_hotcoco, mean_measured, pack_detections, run_tables
+from zoo.evaluation.coco import NOTHING, load_hotcoco, mean_defined, pack_detections, run_tables
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.predictions import Predictions, to_xywh
 from zoo.evaluation.scores import Detections, order_detections
@@ -108,8 +108,8 @@ def _measure(
         SliceScores(
             name=name,
             objects=int(inside[place].sum()),
-            AP=mean_measured(precision[:, :, :, place, 2]),
-            AP50=mean_measured(precision[0, :, :, place, 2]),
+            AP=mean_defined(precision[:, :, :, place, 2]),
+            AP50=mean_defined(precision[0, :, :, place, 2]),
         )
         for place, name in enumerate(ranges)
     ]

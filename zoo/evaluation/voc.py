@@ -57,7 +57,7 @@ def evaluate_voc(
     num_classes = len(ground_truth.classes)
     unmarked = ~(ground_truth.difficult | ground_truth.iscrowd)
     num_objects = np.bincount(ground_truth.labels[unmarked], minlength=num_classes)
-    claimed = claim_objects(ground_truth, image_index, boxes, labels)
+    claimed = match_to_objects(ground_truth, image_index, boxes, labels)
 
     # a detection on an unmarkable object is no event at all
     counts = np.ones(len(scores), dtype=bool)
@@ -85,7 +85,7 @@ def evaluate_voc(
     return VocScores(voc07, voc10)
 
 
-def claim_objects(
+def match_to_objects(
     ground_truth: GroundTruth,
     image_index: Int64[np.ndarray, "D"],
     boxes: Float[np.ndarray, "D 4"],

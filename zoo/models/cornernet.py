@@ -45,10 +45,10 @@ from zoo.nn.frame import FrameConfig
 from zoo.nn.hourglass import ConvNorm, StackedHourglass, UpsampledTrunk
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.boxes import clip_boxes
+from zoo.ops.corner_pooling import Corner, corner_pool
 from zoo.ops.focal import penalty_reduced_focal_loss_per_image
 from zoo.ops.heatmap import gaussian_radius, splat_gaussians, top_peaks
-from zoo.ops.pooling import Corner, corner_pool
-from zoo.ops.precision import widen
+from zoo.ops.precision import upcast
 from zoo.ops.soft_nms import soft_nms
 from zoo.types import Batch, Losses, Prediction
 
@@ -299,7 +299,7 @@ def make_targets(
         min_iou: of the gaussians' radius, which is of whole cells, from box sides rounded up to cells (as in the code).
     """
     height, width = like.shape[-2:]
-    dtype = widen(like[:0]).dtype
+    dtype = upcast(like[:0]).dtype
     boxes = batch.boxes.to(dtype) / STRIDE
     radii = gaussian_radius((boxes[..., 2:] - boxes[..., :2]).ceil(), min_iou).floor().long()
 
@@ -347,7 +347,7 @@ def stack_losses(
 def gather_cells(maps: Float[Tensor, "B D H W"], index: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
     """What stands at some cells of each image, in float32 or wider."""
     found = maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1))
-    return widen(found).transpose(1, 2)
+    return upcast(found).transpose(1, 2)
 
 
 def pull_push_losses(
@@ -384,7 +384,7 @@ def pair_corners(
     the other. Its score is the mean of the two. P = min(num_pairs, K x K).
     """
     width = pair[0].heat.shape[3]
-    found = [top_peaks(widen(corners.heat), num_corners) for corners in pair]
+    found = [top_peaks(upcast(corners.heat), num_corners) for corners in pair]
     points, embeddings = [], []
     for corners, (_, _, cells) in zip(pair, found, strict=True):
         place = torch.stack([cells % width, cells // width], dim=-1)

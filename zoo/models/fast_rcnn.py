@@ -31,7 +31,7 @@ from torch import Tensor
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.nn.fpn import Pyramid
-from zoo.nn.frame import FrameConfig, declared_proposals
+from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.roi import RoIHead, RoIPooling, roi_losses, roi_predictions, sample_rois
 from zoo.nn.trunk import Norm, Trunk
 from zoo.proposals import SelectiveSearch
@@ -124,21 +124,21 @@ class FastRCNN(Detector[Outputs]):
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Equations 1 to 3 on RoIs sampled from proposals and ground truth."""
-        proposals, mask = declared_proposals(batch)
+        proposals, mask = get_proposals(batch)
         rois = sample_rois(
             proposals, mask, batch, self.rois_per_image, POSITIVE_FRACTION, FOREGROUND_IOU, self.background_iou
         )
-        class_logits, deltas = self.read_rois(outputs, rois.boxes, rois.filled)
+        class_logits, deltas = self.score_rois(outputs, rois.boxes, rois.filled)
         return roi_losses(class_logits, deltas, rois, SMOOTH_L1_BETA)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """The head's word on every proposal."""
-        proposals, mask = declared_proposals(batch)
-        class_logits, deltas = self.read_rois(outputs, proposals, mask)
+        proposals, mask = get_proposals(batch)
+        class_logits, deltas = self.score_rois(outputs, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
 
-    def read_rois(
+    def score_rois(
         self, outputs: Outputs, boxes: Float[Tensor, "B R 4"], filled: Bool[Tensor, "B R"]
     ) -> tuple[Tensor, Tensor]:
         """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""

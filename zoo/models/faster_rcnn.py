@@ -39,11 +39,11 @@ from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.anchors import cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
+from zoo.ops.distributed import mean_count
 from zoo.ops.matching import BACKGROUND, gather_matched, match
-from zoo.ops.precision import widen
-from zoo.ops.processes import mean_count
+from zoo.ops.postprocess import nms_in_groups
+from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
-from zoo.ops.select import nms_in_groups
 from zoo.types import Batch, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -191,17 +191,17 @@ class FasterRCNN(Detector[Outputs]):
         """Equation 1 for the RPN, and the RoI head's two losses on sampled proposals."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[0], self.proposals_after_nms[0])
         rois = sample_rois(proposals, mask, batch, self.rois_per_image, positive_fraction=0.25, foreground_iou=0.5)
-        class_logits, deltas = self.read_rois(outputs, rois.boxes, rois.filled)
+        class_logits, deltas = self.score_rois(outputs, rois.boxes, rois.filled)
         return rpn_losses(outputs, batch) | roi_losses(class_logits, deltas, rois)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """The RoI head's word on the best proposals."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[1], self.proposals_after_nms[1])
-        class_logits, deltas = self.read_rois(outputs, proposals, mask)
+        class_logits, deltas = self.score_rois(outputs, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
 
-    def read_rois(
+    def score_rois(
         self, outputs: Outputs, boxes: Float[Tensor, "B R 4"], filled: Bool[Tensor, "B R"]
     ) -> tuple[Tensor, Tensor]:
         """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
@@ -221,8 +221,8 @@ class FasterRCNN(Detector[Outputs]):
         for number, (objectness, deltas, anchors) in enumerate(
             zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True)
         ):
-            best, index = widen(objectness).topk(min(before_nms, objectness.shape[1]), dim=1)
-            best_deltas = widen(deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+            best, index = upcast(objectness).topk(min(before_nms, objectness.shape[1]), dim=1)
+            best_deltas = upcast(deltas.gather(1, index[..., None].expand(-1, -1, 4)))
             boxes.append(clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes))
             scores.append(best)
             levels.append(torch.full_like(index, number))
@@ -248,9 +248,9 @@ def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
     matched = matched.gather(1, chosen)
     positive = (matched >= 0) & filled
 
-    objectness = widen(torch.cat(outputs.objectness, dim=1).gather(1, chosen))
+    objectness = upcast(torch.cat(outputs.objectness, dim=1).gather(1, chosen))
     log_loss = F.binary_cross_entropy_with_logits(objectness, positive.to(objectness.dtype), reduction="none")
-    deltas = widen(torch.cat(outputs.deltas, dim=1).gather(1, chosen[..., None].expand(-1, -1, 4)))
+    deltas = upcast(torch.cat(outputs.deltas, dim=1).gather(1, chosen[..., None].expand(-1, -1, 4)))
     targets = encode_boxes(gather_matched(batch.boxes, matched), anchors[chosen])
     smooth_l1 = F.smooth_l1_loss(deltas, targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=-1)
     return {

@@ -51,16 +51,16 @@ from torch.utils.data import DataLoader
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.errors import InputError
-from zoo.nn.frame import FrameConfig, declared_proposals
+from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.linear_heads import HeadFitter, LinearHeads
 from zoo.nn.trunk import CropTrunk, Norm
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
+from zoo.ops.distributed import broadcast_buffers, mean_count
 from zoo.ops.matching import BACKGROUND, gather_matched, match
-from zoo.ops.precision import widen
-from zoo.ops.processes import mean_count, share_buffers
+from zoo.ops.postprocess import nms_by_class
+from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
-from zoo.ops.select import nms_by_class
 from zoo.ops.warp import warp_windows
 from zoo.proposals import SelectiveSearch
 from zoo.types import Batch, Losses, Prediction, RawBatch
@@ -179,12 +179,12 @@ class RCNN(Detector[Tensor]):
         if not len(labels):  # the network runs all the same, so that it has its gradients, of zero
             windows = Windows(labels.new_zeros(1), batch.sizes.new_tensor([[0, 0, *batch.images.shape[:1:-1]]]))
         logits = self.softmax(self.trunk(self._cut(outputs, batch.sizes, windows.image, windows.boxes)))
-        losses = F.cross_entropy(widen(logits)[: len(labels)], labels + 1, reduction="sum")
+        losses = F.cross_entropy(upcast(logits)[: len(labels)], labels + 1, reduction="sum")
         return {"window_class": losses / num_windows}
 
     def compute_predictions(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """The heads' word on every proposal."""
-        proposals, mask = declared_proposals(batch)
+        proposals, mask = get_proposals(batch)
         windows = Windows(mask.nonzero()[:, 0], proposals[mask])
         features = self.read_windows(outputs, batch, windows)
         scores, deltas = self.read_features(features)
@@ -215,7 +215,7 @@ class RCNN(Detector[Tensor]):
         if fitted and self.head == "svm":
             scores = torch.sigmoid(SCORE_SLOPE * self.linear_heads.decide(features))
         else:
-            scores = widen(self.softmax(features)).softmax(dim=1)[:, 1:]
+            scores = upcast(self.softmax(features)).softmax(dim=1)[:, 1:]
         return scores, self.linear_heads.regress(features) if fitted and self.regress_boxes else None
 
     # Fitting. Lightning calls a module's on_validation_start before the first batch is predicted, and its
@@ -272,7 +272,7 @@ class RCNN(Detector[Tensor]):
             num_rounds: the same number on every process.
             report: takes lines of progress.
         """
-        share_buffers(self.trunk.buffers())  # as a training shares them before each pass
+        broadcast_buffers(self.trunk.buffers())  # as a training shares them before each pass
         modes = {module: module.training for module in self.modules()}
         self.eval()
         fitter = HeadFitter(
@@ -354,7 +354,7 @@ def _fit_loader(trainer: Any, num_images: int) -> tuple[DataLoader, int]:
 
 def all_candidates(batch: Batch) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
     """Proposals and then objects of each image, and which are windows to learn from."""
-    proposals, mask = declared_proposals(batch)
+    proposals, mask = get_proposals(batch)
     return torch.cat((proposals, batch.boxes), dim=1), torch.cat((mask, batch.mask), dim=1)
 
 

@@ -37,8 +37,8 @@ from zoo.ops.boxes import clip_boxes, paired_giou, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.focal import focal_loss_per_image
 from zoo.ops.matching import IGNORED, gather_matched, match
-from zoo.ops.precision import widen
-from zoo.ops.select import nms_by_class, split_by_image, top_candidates
+from zoo.ops.postprocess import nms_by_class, split_by_image, top_candidates
+from zoo.ops.precision import upcast
 from zoo.types import Batch, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -182,7 +182,7 @@ class RetinaNet(Detector[Outputs]):
         num_positive = positive.sum(dim=1).clamp(min=1)
 
         class_loss = focal_losses(outputs.logits, matched, batch, self.alpha, self.gamma) / num_positive
-        deltas = widen(torch.cat(outputs.deltas, dim=1))
+        deltas = upcast(torch.cat(outputs.deltas, dim=1))
         gt_boxes = gather_matched(batch.boxes, matched)
         losses = box_losses(deltas, gt_boxes, anchors, self.box_loss)
         box_loss = torch.where(positive, losses, 0.0).sum(dim=1) / num_positive
@@ -193,7 +193,7 @@ class RetinaNet(Detector[Outputs]):
         boxes, found = [], []
         for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
             level = top_candidates(logits, self.score_threshold, self.candidates_per_level)
-            decoded = decode_boxes(widen(deltas[level.image, level.anchor]), anchors[level.anchor])
+            decoded = decode_boxes(upcast(deltas[level.image, level.anchor]), anchors[level.anchor])
             boxes.append(clip_boxes(decoded[:, None], batch.sizes[level.image])[:, 0])
             found.append(level)
         image = torch.cat([level.image for level in found])

@@ -55,9 +55,9 @@ from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.anchors import grid_anchors
 from zoo.ops.boxes import pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, encode_boxes
+from zoo.ops.distributed import mean_count
 from zoo.ops.matching import BACKGROUND, gather_matched, match
-from zoo.ops.precision import widen
-from zoo.ops.processes import mean_count
+from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
 
@@ -88,7 +88,7 @@ def resize_for_window(images: Float[Tensor, "B 3 H W"], shape: tuple[float, floa
         return images
     scales = (side / shape[1], side / shape[0])
     # Scales, not sizes: a pixel of the level then lies at the same place whatever the frame's size.
-    return F.interpolate(widen(images), scale_factor=scales, mode="bilinear", antialias=True).to(images.dtype)
+    return F.interpolate(upcast(images), scale_factor=scales, mode="bilinear", antialias=True).to(images.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------- network
@@ -325,7 +325,7 @@ class SlidingWindow(Detector[Outputs]):
         chosen, filled = sample_windows(
             matched,
             is_inside(outputs.boxes, batch.sizes),
-            1 - widen(windows.logits.detach()).softmax(dim=-1)[..., 0],
+            1 - upcast(windows.logits.detach()).softmax(dim=-1)[..., 0],
             self.windows_per_image,
             self.positive_fraction,
             self.hard_negative_fraction,
@@ -422,9 +422,9 @@ def window_losses(
     matched = matched.gather(1, chosen)
     positive = (matched >= 0) & filled
     slots = torch.where(positive, gather_matched(batch.labels, matched) + 1, 0)
-    logits = widen(windows.logits.gather(1, chosen[..., None].expand(-1, -1, windows.logits.shape[2])))
+    logits = upcast(windows.logits.gather(1, chosen[..., None].expand(-1, -1, windows.logits.shape[2])))
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), slots.flatten(), reduction="none")
-    deltas = widen(windows.deltas.gather(1, chosen[..., None].expand(-1, -1, 4)))
+    deltas = upcast(windows.deltas.gather(1, chosen[..., None].expand(-1, -1, 4)))
     targets = encode_boxes(gather_matched(batch.boxes, matched), boxes[chosen], ROI_WEIGHTS)
     squared = (deltas - targets).square().sum(dim=-1) / 2
     return {

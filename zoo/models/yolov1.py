@@ -51,8 +51,8 @@ from zoo.nn.frame import FrameConfig
 from zoo.nn.trunk import Trunk
 from zoo.ops.boxes import box_area, pairwise_iou
 from zoo.ops.matching import BACKGROUND, gather_matched
-from zoo.ops.precision import widen
-from zoo.ops.select import nms_by_class
+from zoo.ops.postprocess import nms_by_class
+from zoo.ops.precision import upcast
 from zoo.types import Batch, Losses, Prediction, RawBatch
 
 HeadKind = Literal["fc", "local", "conv"]
@@ -251,12 +251,12 @@ class YOLOv1(Detector[Outputs]):
         """Equation 3."""
         boxes = batch.boxes / batch.images.shape[3]
         owners, _ = assign_cells(boxes, batch.mask, self.grid)
-        return equation_3(outputs, boxes, batch.labels, owners, self.grid, self.coord_weight, self.no_object_weight)
+        return yolo_losses(outputs, boxes, batch.labels, owners, self.grid, self.coord_weight, self.no_object_weight)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Equation 1 for every box and class, then NMS by class."""
-        scores = class_scores(widen(outputs.classes), widen(outputs.confidences))
-        boxes = decode_boxes(widen(outputs.boxes), self.grid).clamp(0, 1) * batch.images.shape[3]
+        scores = class_scores(upcast(outputs.classes), upcast(outputs.confidences))
+        boxes = decode_boxes(upcast(outputs.boxes), self.grid).clamp(0, 1) * batch.images.shape[3]
         num_classes = scores.shape[3]
         sorted_scores, order = scores.flatten(1).sort(dim=1, descending=True)
         counts = (sorted_scores > self.score_threshold).sum(dim=1).tolist()
@@ -370,7 +370,7 @@ def class_scores(classes: Float[Tensor, "B G C"], confidences: Float[Tensor, "B 
     return confidences.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]
 
 
-def equation_3(
+def yolo_losses(
     outputs: Outputs,
     gt_boxes: Float[Tensor, "B M 4"],
     gt_labels: Int64[Tensor, "B M"],
@@ -390,7 +390,7 @@ def equation_3(
         coord_weight: of terms 1 and 2.
         no_object_weight: of term 4.
     """
-    classes, confidences, boxes = widen(outputs.classes), widen(outputs.confidences), widen(outputs.boxes)
+    classes, confidences, boxes = upcast(outputs.classes), upcast(outputs.confidences), upcast(outputs.boxes)
     num_images, _, num_boxes = confidences.shape
     has_object = owners != BACKGROUND
     cell_boxes = gather_matched(gt_boxes, owners)

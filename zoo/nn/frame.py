@@ -170,7 +170,7 @@ def _trace_frame(
     return F.pad((_resize(image[None], size) - mean) / std, (0, right, 0, bottom))
 
 
-def declared_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
+def get_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
     """The proposals of a batch, which has them wherever a detector declares them, and which of them are real."""
     if batch.proposals is None or batch.proposal_mask is None:
         raise ValueError("this batch has no region proposals; frame it with Detector.frame_batch")

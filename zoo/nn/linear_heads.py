@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor, distributed, nn
 
-from zoo.ops.precision import widen
-from zoo.ops.processes import add_up, gather_rows, has_others
+from zoo.ops.distributed import all_gather_rows, all_reduce_sum, is_distributed
+from zoo.ops.precision import upcast
 from zoo.ops.ridge import RidgeSums, solve_ridge
 from zoo.ops.svm import fit_linear_svms
 
@@ -55,13 +55,13 @@ class LinearHeads(nn.Module):
         """Decision values: 0 is the border, +1 and -1 the margins."""
         # Under autocast the product would be rounded to bf16, and neighbours in the ranking would change places.
         with torch.autocast(features.device.type, enabled=False):
-            features = widen(features)
+            features = upcast(features)
             return features @ self.svm_weight.to(features.dtype).T + self.svm_bias.to(features.dtype)
 
     def regress(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n C 4"]:
         """Deltas t_x, t_y, t_w, t_h (`zoo.ops.coding`, unit weights) for each class."""
         with torch.autocast(features.device.type, enabled=False):
-            features = widen(features)
+            features = upcast(features)
             deltas = features @ self.box_weight.to(features.dtype).flatten(0, 1).T
             return deltas.unflatten(1, (-1, 4)) + self.box_bias.to(features.dtype)
 
@@ -112,10 +112,10 @@ class HeadFitter:
             labels: class whose regressor a window is an example of, read where `regressed`.
             regressed: windows near enough to an object.
         """
-        features = widen(features)
+        features = upcast(features)
         if self.scale is None:
             lengths = torch.stack((features.norm(dim=1).sum(), features.new_tensor(float(len(features)))))
-            total, count = add_up(lengths)
+            total, count = all_reduce_sum(lengths)
             self.scale = MEAN_LENGTH * count / total.clamp(min=1e-12)
         features = features * self.scale
         self.ridge.add(features[regressed], deltas[regressed], labels[regressed])
@@ -124,7 +124,7 @@ class HeadFitter:
             wrong = self._values(features) > HARD
             signs = torch.where((signs > 0) | wrong, signs, 0)
         used = (signs != 0).any(dim=1)
-        new_features, new_signs = gather_rows(features[used]), gather_rows(signs[used])
+        new_features, new_signs = all_gather_rows(features[used]), all_gather_rows(signs[used])
         self.features = torch.cat((self.features.to(features.dtype), new_features))
         self.signs = torch.cat((self.signs, new_signs))
         self.num_new += len(new_signs)
@@ -153,8 +153,8 @@ class HeadFitter:
         """Fit for the last time and write everything into the heads, the same on every process."""
         if self.num_new:
             self.refit()
-        add_up(self.ridge.gram)
-        add_up(self.ridge.moments)
+        all_reduce_sum(self.ridge.gram)
+        all_reduce_sum(self.ridge.moments)
         box_weight, box_bias = solve_ridge(self.ridge, self.penalty)
         scale = self.scale if self.scale is not None else torch.ones((), device=self.bias.device)
         fitted = {
@@ -166,6 +166,6 @@ class HeadFitter:
         for name, values in fitted.items():
             buffer = heads.get_buffer(name)
             buffer.copy_(values)
-            if has_others():
+            if is_distributed():
                 distributed.broadcast(buffer, src=0)
         heads.fitted.fill_(True)

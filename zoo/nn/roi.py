@@ -19,11 +19,11 @@ from torchvision.ops import roi_pool
 
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
+from zoo.ops.distributed import mean_count
 from zoo.ops.matching import BACKGROUND, IGNORED, gather_matched, match
-from zoo.ops.precision import widen
-from zoo.ops.processes import mean_count
+from zoo.ops.postprocess import count_per_image, nms_by_class
+from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
-from zoo.ops.select import count_per_image, nms_by_class
 from zoo.types import Batch, Losses, Prediction
 
 SMOOTH_L1_BETA = 1 / 9
@@ -145,7 +145,7 @@ class RoIPooling(nn.Module):
         """Pool every region; `features` are the levels of `strides`."""
         if self.kind == "align":
             return pyramid_roi_align(features, boxes, self.strides, self.side, samples=2)
-        return roi_pool(widen(features[0]), list(boxes), self.side, 1 / self.strides[0])
+        return roi_pool(upcast(features[0]), list(boxes), self.side, 1 / self.strides[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ head
@@ -261,12 +261,12 @@ def roi_losses(
     """
     num_sampled = mean_count(rois.filled.sum())
     slots = torch.where(rois.filled, rois.labels + 1, 0)
-    cross_entropy = F.cross_entropy(widen(class_logits).flatten(0, 1), slots.flatten(), reduction="none")
+    cross_entropy = F.cross_entropy(upcast(class_logits).flatten(0, 1), slots.flatten(), reduction="none")
     class_loss = (cross_entropy * rois.filled.flatten()).sum() / num_sampled
 
     positive = (rois.labels >= 0) & rois.filled
     own = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
-    own_deltas = widen(deltas).gather(2, own)[:, :, 0]
+    own_deltas = upcast(deltas).gather(2, own)[:, :, 0]
     # An empty slot's region has no area and infinite targets: they must go before they meet a gradient.
     targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
     smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=beta, reduction="none").sum(dim=-1)
@@ -290,10 +290,10 @@ def roi_predictions(
 
     Only the (region, class) pairs above the threshold are decoded.
     """
-    scores = widen(class_logits).softmax(dim=-1)[..., 1:]
+    scores = upcast(class_logits).softmax(dim=-1)[..., 1:]
     image, region, label = ((scores > score_threshold) & roi_mask[..., None]).nonzero(as_tuple=True)
     counts = count_per_image(image, len(rois))
-    boxes = decode_boxes(widen(deltas[image, region, label]), rois[image, region], ROI_WEIGHTS)
+    boxes = decode_boxes(upcast(deltas[image, region, label]), rois[image, region], ROI_WEIGHTS)
     boxes = clip_boxes(boxes[:, None], sizes[image])[:, 0]
     scores = scores[image, region, label]
     return nms_by_class(boxes.split(counts), scores.split(counts), label.split(counts), nms_threshold, limit)

@@ -19,7 +19,7 @@ Norm = Literal["batch", "frozen"]
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with fixed statistics and fixed affine parameters: x * scale + shift.
 
-    torchvision's and timm's multiply in float32 and so widen bf16 activations; this keeps the input's dtype.
+    torchvision's and timm's multiply in float32 and so upcast bf16 activations; this keeps the input's dtype.
     """
 
     weight: Tensor

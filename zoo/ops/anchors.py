@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.ops.precision import widen
+from zoo.ops.precision import upcast
 
 
 def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]) -> Float[Tensor, "A 4"]:
@@ -30,7 +30,7 @@ def grid_anchors(
 ) -> Float[Tensor, "N 4"]:
     """A cell's anchors at each place of a grid of (rows, columns), `stride` = pixels down, pixels across."""
     (rows, columns), (down, across) = grid_size, stride
-    cell = widen(cell)  # the buffers of a bf16 detector
+    cell = upcast(cell)  # the buffers of a bf16 detector
     y = torch.arange(rows, device=cell.device, dtype=cell.dtype) * down
     x = torch.arange(columns, device=cell.device, dtype=cell.dtype) * across
     shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from zoo.ops.precision import widen
+from zoo.ops.precision import upcast
 
 CPU_CHUNK = 2**17
 """Elements that a CPU works on at once: five float32 of each stay within a core's second-level cache."""
@@ -36,7 +36,7 @@ class _NegativeFocal(torch.autograd.Function):
         loss = weights.new_zeros(num_images)
         for start in range(0, num_anchors, max(step, 1)):
             rows = slice(start, start + step)
-            x = widen(logits[:, rows])
+            x = upcast(logits[:, rows])
             p = torch.sigmoid(x)
             softplus = F.softplus(x)
             modulation = (p.square() if gamma == 2 else p.pow(gamma)).mul_(weights[:, rows])
@@ -71,10 +71,10 @@ def focal_loss_per_image(
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: how strongly easy examples are turned down.
     """
-    counted = (~ignored).to(widen(logits[:0]).dtype)
+    counted = (~ignored).to(upcast(logits[:0]).dtype)
     negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted[..., None], gamma)
     positive = (labels >= 0) & ~ignored
-    own = widen(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
+    own = upcast(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
     p = torch.sigmoid(own)
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-own)
     as_negative = (1 - alpha) * p**gamma * F.softplus(own)

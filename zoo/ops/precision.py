@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def widen(values: Tensor) -> Tensor:
+def upcast(values: Tensor) -> Tensor:
     """At least float32: what an autocast network gave in bf16 is computed with in float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.precision import widen
+from zoo.ops.precision import upcast
 
 
 def warp_windows(
@@ -37,7 +37,7 @@ def warp_windows(
         side: S.
         context: pixels of the crop.
     """
-    wide = widen(images)  # bf16 has no places between the pixels of a large image
+    wide = upcast(images)  # bf16 has no places between the pixels of a large image
     height, width = images.shape[2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * (side / (side - 2 * context))

@@ -1,4 +1,4 @@
-"""What each contender gets wrong and cannot get right, as tables: confusions, slices, thresholds, ceilings."""
+"""What each entry gets wrong and cannot get right, as tables: confusions, slices, thresholds, ceilings."""
 
 import json
 from collections import Counter
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from zoo.report.contenders import Contender
-from zoo.report.figures import MISSING, Value, defined, format_ap, format_or_missing, format_share
+from zoo.report.entries import Entry
+from zoo.report.number_format import MISSING, Value, defined, format_ap, format_or_missing, format_share
 from zoo.report.results import Ceiling, Threshold
 from zoo.report.tables import Cell, mark_best
 
@@ -33,7 +33,7 @@ class ConfusionCell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A contender's confusion matrix, or its largest entries where there are many classes."""
+    """An entry's confusion matrix, or its largest entries where there are many classes."""
 
     label: str
     names: list[str]  # of rows and columns; empty where only the largest entries are given
@@ -43,7 +43,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """One part of the objects, a cell for each contender."""
+    """One part of the objects, a cell for each entry."""
 
     name: str
     objects: str
@@ -62,7 +62,7 @@ class ThresholdTable:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """What a contender cannot give, beside what it gives."""
+    """What an entry cannot give, beside what it gives."""
 
     label: str
     limit: str
@@ -74,19 +74,19 @@ class CeilingRow:
     ap50: Cell
 
 
-def confusions(contenders: list[Contender], classes: list[str]) -> list[Confusion]:
-    """Confusion matrices at IoU .50, counts of all seeds together; contenders without one are left out."""
+def confusions(entries: list[Entry], classes: list[str]) -> list[Confusion]:
+    """Confusion matrices at IoU .50, counts of all seeds together; entries without one are left out."""
     names = [*classes, BACKGROUND]
     found = []
-    for contender in contenders:
-        matrices = [m for run in contender.runs if len(m := run.analysis.confusion) == len(names)]
+    for entry in entries:
+        matrices = [m for run in entry.runs if len(m := run.analysis.confusion) == len(names)]
         if not matrices or any(len(row) != len(names) for matrix in matrices for row in matrix):
             continue
         counts = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
         small = len(classes) <= _MAX_MATRIX
         found.append(
             Confusion(
-                contender.label,
+                entry.label,
                 names if small else [],
                 [_confusion_row(row, true, names) for true, row in enumerate(counts)] if small else [],
                 [] if small else _largest_confusions(counts, names),
@@ -95,51 +95,51 @@ def confusions(contenders: list[Contender], classes: list[str]) -> list[Confusio
     return found
 
 
-def slice_groups(contenders: list[Contender]) -> list[list[SliceRow]]:
-    """AP by size, aspect and crowding: groups of rows, one for each part that any run has, its best contender marked.
+def slice_groups(entries: list[Entry]) -> list[list[SliceRow]]:
+    """AP by size, aspect and crowding: groups of rows, one for each part that any run has, its best entry marked.
 
     Sizes are COCO's, from the metrics, where these have intervals; a run's own slices by size where not.
     """
     groups: dict[str, dict[str, int]] = {}  # group -> part -> objects, in the order of the first run that has it
-    for run in (run for contender in contenders for run in contender.runs):
+    for run in (run for entry in entries for run in entry.runs):
         for group, parts in run.analysis.slices.items():
             for part in parts:
                 groups.setdefault(group, {}).setdefault(part.name, part.objects)
-    sizes = _size_rows(contenders, list(groups.get("size", {}).items()))
+    sizes = _size_rows(entries, list(groups.get("size", {}).items()))
     found = [sizes] if sizes else []
     for group, names in groups.items():
         if group == "size" and sizes:
             continue
         found.append(
             [
-                SliceRow(name, f"{objects:,}", mark_best([_slice_ap(c, group, name) for c in contenders], format_ap))
+                SliceRow(name, f"{objects:,}", mark_best([_slice_ap(c, group, name) for c in entries], format_ap))
                 for name, objects in names.items()
             ]
         )
     return found
 
 
-def _size_rows(contenders: list[Contender], parts: list[tuple[str, int]]) -> list[SliceRow]:
+def _size_rows(entries: list[Entry], parts: list[tuple[str, int]]) -> list[SliceRow]:
     rows = []
     for metric, size, meaning in SIZES:
-        intervals = [contender.interval(metric) for contender in contenders]
+        intervals = [entry.interval(metric) for entry in entries]
         if any(intervals):
             objects = next((f"{count:,}" for name, count in parts if name.startswith(size)), MISSING)
-            cells = mark_best([contender.metric(metric) for contender in contenders], format_ap, intervals=intervals)
+            cells = mark_best([entry.metric(metric) for entry in entries], format_ap, intervals=intervals)
             rows.append(SliceRow(f"{size}: {meaning}", objects, cells))
     return rows
 
 
-def _slice_ap(contender: Contender, group: str, name: str) -> Value:
-    return contender.mean(
+def _slice_ap(entry: Entry, group: str, name: str) -> Value:
+    return entry.mean(
         lambda run: next((defined(part.AP) for part in run.analysis.slices.get(group, []) if part.name == name), None)
     )
 
 
-def threshold_tables(contenders: list[Contender], labels: dict[str, str], classes: list[str]) -> list[ThresholdTable]:
+def threshold_tables(entries: list[Entry], labels: dict[str, str], classes: list[str]) -> list[ThresholdTable]:
     """A table for each run, for weights of another seed have other scores; `labels` are those of the runs' folders."""
     tables = []
-    for run in (run for contender in contenders for run in contender.runs):
+    for run in (run for entry in entries for run in entry.runs):
         known = run.analysis.thresholds
         rows = [(name, known[name]) for name in classes if name in known and defined(known[name].score) is not None]
         if rows:
@@ -149,23 +149,23 @@ def threshold_tables(contenders: list[Contender], labels: dict[str, str], classe
     return tables
 
 
-def ceiling_rows(contenders: list[Contender]) -> list[CeilingRow]:
+def ceiling_rows(entries: list[Entry]) -> list[CeilingRow]:
     """What each representation cannot give on this data, beside the recall and AP50 that its detector reaches."""
     rows = []
-    for contender in contenders:
+    for entry in entries:
         seen: dict[str, Ceiling] = {}
-        for run in contender.runs:  # the same for every seed
+        for run in entry.runs:  # the same for every seed
             for ceiling in run.analysis.ceilings:
                 seen.setdefault(ceiling.limit, ceiling)
         for ceiling in seen.values():
             share = defined(ceiling.share)
             if share is None:
                 continue
-            recall, ap50 = (mark_best([contender.metric(name)], format_ap)[0] for name in ("AR100", "AP50"))
+            recall, ap50 = (mark_best([entry.metric(name)], format_ap)[0] for name in ("AR100", "AP50"))
             reach = max(0.0, 1.0 - share)
             rows.append(
                 CeilingRow(
-                    contender.label,
+                    entry.label,
                     ceiling.limit,
                     ceiling.meaning,
                     format_share(share),

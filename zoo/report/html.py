@@ -5,23 +5,23 @@ import hashlib
 
 from markupsafe import Markup
 
-from zoo.report.bars import ERRORS, PARTS, SIDES, error_plot, time_plots
 from zoo.report.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
-from zoo.report.caution import caution
-from zoo.report.contenders import Contender, find_contenders, find_timing, first_runs, model_name, run_labels
-from zoo.report.curves import precision_recall_plots, reliability_plots
-from zoo.report.draw import class_color, format_score
-from zoo.report.environment import make_environment
-from zoo.report.examples import Example
-from zoo.report.figures import format_ap
-from zoo.report.pairs import duel, pair_matrices
-from zoo.report.pareto import pareto_plot
-from zoo.report.pictures import DEFAULT_SHOWN_SCORE, list_categories, make_picture
-from zoo.report.plots import learning_curves
+from zoo.report.entries import Entry, find_entries, find_timing, first_runs, model_name, run_labels
+from zoo.report.interval_warning import caution
+from zoo.report.jinja import make_environment
+from zoo.report.number_format import format_ap
+from zoo.report.pairwise import head_to_head, pair_matrices
+from zoo.report.pictures.draw import class_color, format_score
+from zoo.report.pictures.examples import Example
+from zoo.report.pictures.views import DEFAULT_SHOWN_SCORE, list_categories, make_picture
+from zoo.report.plots.bars import ERRORS, PARTS, SIDES, error_plot, time_plots
+from zoo.report.plots.curves import precision_recall_plots, reliability_plots
+from zoo.report.plots.learning_curves import learning_curves
+from zoo.report.plots.pareto import pareto_plot
+from zoo.report.ranking import ranking_table
 from zoo.report.results import Results, Run
-from zoo.report.standing import standings_table
-from zoo.report.tables import COLUMNS, class_table, contender_table, cost_table, legend, main_table, time_table
-from zoo.report.words import evaluated_images, facts, reading, verdict
+from zoo.report.summary_text import evaluated_images, facts, reading, verdict
+from zoo.report.tables import COLUMNS, class_table, cost_table, entry_table, legend, main_table, time_table
 
 
 def render_html(results: Results, examples: list[Example]) -> str:
@@ -30,9 +30,9 @@ def render_html(results: Results, examples: list[Example]) -> str:
     Pictures are embedded once each; boxes are vectors on top, so that a picture costs the same for any number of runs.
     The page's own script is let in by its hash, and nothing else is.
     """
-    contenders = find_contenders(results)
-    runs = [run for contender in contenders for run in contender.runs]
-    shown = first_runs(contenders)  # in pictures: several seeds of one detector would crowd the others out
+    entries = find_entries(results)
+    runs = [run for entry in entries for run in entry.runs]
+    shown = first_runs(entries)  # in pictures: several seeds of one detector would crowd the others out
     environment = make_environment()
     loader = environment.loader
     assert loader is not None
@@ -43,63 +43,63 @@ def render_html(results: Results, examples: list[Example]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=verdict(results),
         caution=caution(results),
-        reading=reading(contenders),
+        reading=reading(entries),
         images=evaluated_images(results),
-        contenders=contenders,
+        entries=entries,
         labels=run_labels(results.runs),
         names={run.folder: model_name(run.model) for run in results.runs},
         failed=[run for run in results.runs if run.status == "failed"],
         class_colors=[class_color(index) for index in range(len(results.classes))],
         facts=facts(results),
-        **_accuracy(results, contenders, runs),
-        **_errors(results, contenders, run_labels(results.runs)),
-        **_costs(contenders),
+        **_accuracy(results, entries, runs),
+        **_errors(results, entries, run_labels(results.runs)),
+        **_costs(entries),
         **_pictures(results, examples, shown),
     )
 
 
-def _accuracy(results: Results, contenders: list[Contender], runs: list[Run]) -> dict[str, object]:
+def _accuracy(results: Results, entries: list[Entry], runs: list[Run]) -> dict[str, object]:
     return {
-        "standings": standings_table(results.pairs, contenders),
-        "pareto": pareto_plot(contenders),
-        "matrices": pair_matrices(results.pairs, contenders, results.classes) if len(contenders) > 2 else [],
-        "duel": duel(results.pairs, contenders, results.classes),
+        "ranking": ranking_table(results.pairs, entries),
+        "pareto": pareto_plot(entries),
+        "matrices": pair_matrices(results.pairs, entries, results.classes) if len(entries) > 2 else [],
+        "head_to_head": head_to_head(results.pairs, entries, results.classes),
         "columns": COLUMNS,
         "groups": _group_columns(),
-        "rows": contender_table(contenders),
-        "run_rows": main_table(runs) if len(runs) > len(contenders) else [],
+        "rows": entry_table(entries),
+        "run_rows": main_table(runs) if len(runs) > len(entries) else [],
         "runs": runs,
         "legend": legend(runs),
-        "class_rows": class_table(contenders, results.classes) if contenders else [],
+        "class_rows": class_table(entries, results.classes) if entries else [],
     }
 
 
-def _errors(results: Results, contenders: list[Contender], labels: dict[str, str]) -> dict[str, object]:
+def _errors(results: Results, entries: list[Entry], labels: dict[str, str]) -> dict[str, object]:
     return {
-        "error_plot": error_plot(contenders),
+        "error_plot": error_plot(entries),
         "error_kinds": [*ERRORS.values(), *SIDES.values()],
-        "confusions": confusions(contenders, results.classes),
-        "precision_recall": precision_recall_plots(contenders, results.classes),
-        "slices": slice_groups(contenders),
+        "confusions": confusions(entries, results.classes),
+        "precision_recall": precision_recall_plots(entries, results.classes),
+        "slices": slice_groups(entries),
         "format_ap": format_ap,
-        "reliability": reliability_plots(contenders),
-        "thresholds": threshold_tables(contenders, labels, results.classes),
+        "reliability": reliability_plots(entries),
+        "thresholds": threshold_tables(entries, labels, results.classes),
         "format_threshold": format_threshold,
-        "ceilings": ceiling_rows(contenders),
+        "ceilings": ceiling_rows(entries),
     }
 
 
-def _costs(contenders: list[Contender]) -> dict[str, object]:
-    plots = time_plots(contenders)
+def _costs(entries: list[Entry]) -> dict[str, object]:
+    plots = time_plots(entries)
     parts = [
-        part for part in PARTS if any(find_timing(c, batch, part)[0] is not None for c in contenders for batch in plots)
+        part for part in PARTS if any(find_timing(c, batch, part)[0] is not None for c in entries for batch in plots)
     ]
     return {
         "time_plots": plots,
-        "time_tables": {batch: time_table(contenders, batch, [*parts, "total"]) for batch in plots},
+        "time_tables": {batch: time_table(entries, batch, [*parts, "total"]) for batch in plots},
         "time_parts": parts,
-        "costs": cost_table(contenders),
-        "learning": learning_curves(contenders),
+        "costs": cost_table(entries),
+        "learning": learning_curves(entries),
     }
 
 

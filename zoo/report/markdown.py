@@ -3,35 +3,35 @@
 import html
 from collections.abc import Iterable
 
-from zoo.report.bars import ERRORS, SIDES, error_share
 from zoo.report.breakdown import ceiling_rows
-from zoo.report.caution import caution
-from zoo.report.contenders import Contender, find_contenders, run_labels
-from zoo.report.figures import format_or_missing
-from zoo.report.pairs import pair_matrices
-from zoo.report.pareto import pareto_plot
+from zoo.report.entries import Entry, find_entries, run_labels
+from zoo.report.interval_warning import caution
+from zoo.report.number_format import format_or_missing
+from zoo.report.pairwise import pair_matrices
+from zoo.report.plots.bars import ERRORS, SIDES, error_share
+from zoo.report.plots.pareto import pareto_plot
+from zoo.report.ranking import ranking_table
 from zoo.report.results import Results
-from zoo.report.standing import standings_table
-from zoo.report.tables import COLUMNS, Cell, class_table, contender_table, legend
-from zoo.report.words import evaluated_images, facts, reading, verdict
+from zoo.report.summary_text import evaluated_images, facts, reading, verdict
+from zoo.report.tables import COLUMNS, Cell, class_table, entry_table, legend
 
 
 def render_markdown(results: Results) -> str:
     """Render verdict, tables and the reproduction block; curves and pictures are in the HTML page beside it."""
-    contenders = find_contenders(results)
+    entries = find_entries(results)
     name = results.data.get("name", "one data set")
     lines = [f"# Object detectors on {_escape(str(name))}", "", _escape(verdict(results)), ""]
     warning = caution(results)
     lines += [f"> {_escape(warning)}", ""] if warning else []
-    if contenders:
-        lines += _standings(results, contenders)
-        lines += _pairs(results, contenders)
-        lines += _figures(results, contenders)
+    if entries:
+        lines += _ranking(results, entries)
+        lines += _pairs(results, entries)
+        lines += _figures(results, entries)
     lines += _failures(results)
-    if contenders:
-        lines += _classes(results, contenders)
-        lines += _errors(contenders)
-        lines += _ceilings(contenders)
+    if entries:
+        lines += _classes(results, entries)
+        lines += _errors(entries)
+        lines += _ceilings(entries)
     lines += [
         "Learning curves, precision and recall, confusions, calibration with thresholds to paste, and images with every"
         " detector's boxes are in [report.html](report.html); its plots are in [plots](plots).",
@@ -45,8 +45,8 @@ def render_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _standings(results: Results, contenders: list[Contender]) -> list[str]:
-    rows = standings_table(results.pairs, contenders)
+def _ranking(results: Results, entries: list[Entry]) -> list[str]:
+    rows = ranking_table(results.pairs, entries)
     has_interval, has_seeds, has_verdict = (
         any(getattr(row, key) for row in rows) for key in ("interval", "spread", "against")
     )
@@ -66,37 +66,37 @@ def _standings(results: Results, contenders: list[Contender]) -> list[str]:
         for row in rows
     ]
     lines = [*_format_table(head, body), ""]
-    if pareto_plot(contenders):
+    if pareto_plot(entries):
         lines += ["![Accuracy against latency](plots/pareto.svg)", ""]
     return lines
 
 
-def _pairs(results: Results, contenders: list[Contender]) -> list[str]:
-    matrices = [m for m in pair_matrices(results.pairs, contenders, []) if m.name == "AP"]
+def _pairs(results: Results, entries: list[Entry]) -> list[str]:
+    matrices = [m for m in pair_matrices(results.pairs, entries, []) if m.name == "AP"]
     if not matrices:
         return []
     rows = [
         [
-            _escape(contender.label),
+            _escape(entry.label),
             *(f"{cell.sign} {cell.difference} {_escape(cell.interval)}" if cell else "" for cell in row),
         ]
-        for contender, row in zip(contenders, matrices[0].cells, strict=True)
+        for entry, row in zip(entries, matrices[0].cells, strict=True)
     ]
-    head = ["AP of the row less the column", *(_escape(contender.label) for contender in contenders)]
+    head = ["AP of the row less the column", *(_escape(entry.label) for entry in entries)]
     lines = ["## Is the difference real", "", *_format_table(head, rows), ""]
     key = "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference holds 0."
-    return [*lines, f"{key} {reading(contenders)}", ""]
+    return [*lines, f"{key} {reading(entries)}", ""]
 
 
-def _figures(results: Results, contenders: list[Contender]) -> list[str]:
+def _figures(results: Results, entries: list[Entry]) -> list[str]:
     head = ["Detector", "Seeds", *(f"{c.name} ({c.unit})" if c.unit else c.name for c in COLUMNS)]
     rows = [
-        [_escape(contender.label), " ".join(str(run.seed) for run in contender.runs), *_format_cells(cells)]
-        for contender, cells in zip(contenders, contender_table(contenders), strict=True)
+        [_escape(entry.label), " ".join(str(run.seed) for run in entry.runs), *_format_cells(cells)]
+        for entry, cells in zip(entries, entry_table(entries), strict=True)
     ]
     lines = ["## All figures", "", *_format_table(head, rows), ""]
     lines += [f"On the {evaluated_images(results)}. Accuracies from 0 to 1. **Bold**: best of the column.", ""]
-    runs = [run for contender in contenders for run in contender.runs]
+    runs = [run for entry in entries for run in entry.runs]
     return [*lines, *(f"- {_escape(term)}: {_escape(meaning)}" for term, meaning in legend(runs)), ""]
 
 
@@ -107,32 +107,32 @@ def _failures(results: Results) -> list[str]:
     return ["## Failed", "", *lines, ""] if lines else []
 
 
-def _classes(results: Results, contenders: list[Contender]) -> list[str]:
+def _classes(results: Results, entries: list[Entry]) -> list[str]:
     rows = [
         [_escape(class_name), *_format_cells(cells)]
-        for class_name, cells in zip(results.classes, class_table(contenders, results.classes), strict=True)
+        for class_name, cells in zip(results.classes, class_table(entries, results.classes), strict=True)
     ]
-    head = ["Class", *(_escape(contender.label) for contender in contenders)]
+    head = ["Class", *(_escape(entry.label) for entry in entries)]
     return ["## AP by class", "", *_format_table(head, rows), ""]
 
 
-def _errors(contenders: list[Contender]) -> list[str]:
+def _errors(entries: list[Entry]) -> list[str]:
     kinds = {**ERRORS, **SIDES}
-    shares = [[error_share(contender, kind) for kind in kinds] for contender in contenders]
+    shares = [[error_share(entry, kind) for kind in kinds] for entry in entries]
     if all(share is None for row in shares for share in row):
         return []
     rows = [
-        [_escape(contender.label), *(format_or_missing(share) for share in row)]
-        for contender, row in zip(contenders, shares, strict=True)
+        [_escape(entry.label), *(format_or_missing(share) for share in row)]
+        for entry, row in zip(entries, shares, strict=True)
     ]
     lines = _format_table(["Detector", *(name for name, _ in kinds.values())], rows)
     return ["## What each gets wrong", "", *lines, "", "AP50 lost to each kind of error (TIDE).", ""]
 
 
-def _ceilings(contenders: list[Contender]) -> list[str]:
+def _ceilings(entries: list[Entry]) -> list[str]:
     rows = [
         [_escape(row.label), _escape(row.limit), row.share, f"{row.objects:,}", row.recall.text, row.ap50.text]
-        for row in ceiling_rows(contenders)
+        for row in ceiling_rows(entries)
     ]
     head = ["Detector", "Limit", "Out of reach", "Objects", "AR100", "AP50"]
     return ["## Ceilings", "", *_format_table(head, rows), ""] if rows else []
@@ -143,8 +143,8 @@ def _format_cells(cells: Iterable[Cell]) -> list[str]:
 
 
 def _format_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    ruler = ["---"] + ["---:"] * (len(head) - 1)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows)]
+    separator = ["---"] + ["---:"] * (len(head) - 1)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, separator, *rows)]
 
 
 def _format_code(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from zoo.errors import InputError
-from zoo.report.files import convert_json, decode_json, encode_json, write_atomically
+from zoo.io.files import convert_json, decode_json, encode_json, write_atomically
 
 _ADVICE = "expected a file that `zoo compare` wrote"
 

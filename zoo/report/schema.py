@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from zoo.report.files import encode_json
+from zoo.io.files import encode_json
 from zoo.report.results import Results
 
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")

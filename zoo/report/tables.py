@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zoo.report.contenders import Contender, class_metric, find_timing, metric
-from zoo.report.figures import MISSING, Value, defined, format_ap, format_cost, mean
-from zoo.report.pareto import find_latency
+from zoo.report.entries import Entry, class_metric, find_timing, metric
+from zoo.report.number_format import MISSING, Value, defined, format_ap, format_cost, mean
+from zoo.report.plots.pareto import find_latency
 from zoo.report.results import Interval, Run
 
 
@@ -107,18 +107,18 @@ def main_table(runs: Sequence[Run]) -> list[list[Cell]]:
     return _table([[run] for run in runs])
 
 
-def contender_table(contenders: Sequence[Contender]) -> list[list[Cell]]:
-    """The same with a row for each contender, seeds averaged."""
-    return _table([contender.runs for contender in contenders])
+def entry_table(entries: Sequence[Entry]) -> list[list[Cell]]:
+    """The same with a row for each entry, seeds averaged."""
+    return _table([entry.runs for entry in entries])
 
 
-def class_table(contenders: Sequence[Contender], classes: list[str]) -> list[list[Cell]]:
-    """AP by class, a row for each class, a column for each contender; the best of a row is marked."""
+def class_table(entries: Sequence[Entry], classes: list[str]) -> list[list[Cell]]:
+    """AP by class, a row for each class, a column for each entry; the best of a row is marked."""
     return [
         mark_best(
-            [mean(class_metric(run, name, "AP") for run in contender.runs) for contender in contenders],
+            [mean(class_metric(run, name, "AP") for run in entry.runs) for entry in entries],
             format_ap,
-            intervals=[contender.class_interval(name) for contender in contenders],
+            intervals=[entry.class_interval(name) for entry in entries],
         )
         for name in classes
     ]
@@ -146,11 +146,11 @@ def mark_best(
     return cells
 
 
-def cost_table(contenders: Sequence[Contender]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
-    """Costs beside time: (name, unit) of each column that anything is known of, and a row for each contender."""
+def cost_table(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Costs beside time: (name, unit) of each column that anything is known of, and a row for each entry."""
     columns, heads = [], []
     for name, unit, value in _COSTS:
-        values = [contender.mean(value) for contender in contenders]
+        values = [entry.mean(value) for entry in entries]
         if any(v is not None for v in values):
             heads.append((name, unit))
             if name == "Proposals":  # more or fewer are no merit
@@ -160,11 +160,11 @@ def cost_table(contenders: Sequence[Contender]) -> tuple[list[tuple[str, str]], 
     return heads, [list(row) for row in zip(*columns, strict=True)]
 
 
-def time_table(contenders: Sequence[Contender], batch: int, parts: Sequence[str]) -> list[list[str]]:
-    """`median (95th percentile)` in milliseconds an image, a row for each contender, a column for each part."""
+def time_table(entries: Sequence[Entry], batch: int, parts: Sequence[str]) -> list[list[str]]:
+    """`median (95th percentile)` in milliseconds an image, a row for each entry, a column for each part."""
     columns = []
     for part in parts:
-        timings = [find_timing(contender, batch, part) for contender in contenders]
+        timings = [find_timing(entry, batch, part) for entry in entries]
         text = format_cost([median for median, _ in timings])
         columns.append(
             [

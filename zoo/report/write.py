@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from zoo.report.examples import Example, read_examples, write_examples
-from zoo.report.files import write_atomically
+from zoo.io.files import write_atomically
 from zoo.report.html import render_html
 from zoo.report.markdown import render_markdown
-from zoo.report.plot_files import render_plots
+from zoo.report.pictures.examples import Example, read_examples, write_examples
+from zoo.report.plots.files import render_plots
 from zoo.report.results import Results, read_results, write_results
 
 

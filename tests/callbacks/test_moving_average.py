@@ -1,0 +1,89 @@
+"""The moving average against a loop by hand, and what of it is validated, saved and gone on from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from tiny_detector import TinyDetector
+
+from zoo.callbacks import MovingAverage
+from zoo.data.formats.shapes import Shapes
+from zoo.data.module import DetectionDataModule
+from zoo.detector import Recipe
+from zoo.training.trainer import make_trainer
+
+DECAY = 0.6
+
+
+class Witness(Callback):
+    """Keeps the weights after each step, and those that a validation and a test see."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
+        self.tested: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.weights.append(pl_module.head.weight.detach().clone())
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.validated.append(pl_module.head.weight.detach().clone())
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.tested.append(pl_module.head.weight.detach().clone())
+
+
+def make_data() -> DetectionDataModule:
+    """Two steps an epoch, one batch of validation and of test."""
+    return DetectionDataModule(
+        train=Shapes(8), val=Shapes(4, seed=1), test=Shapes(4, seed=2), batch_size=4, num_workers=0
+    )
+
+
+def fit(folder: Path, epochs: int, checkpoint: str | None = None) -> tuple[Witness, Trainer, TinyDetector]:
+    data = make_data()
+    torch.manual_seed(0)
+    detector = TinyDetector(data.num_classes, recipe=Recipe(lr=0.5, warmup_steps=0, schedule="constant"))
+    witness = Witness()
+    arguments = {"accelerator": "cpu", "max_epochs": epochs, "num_sanity_val_steps": 0, "enable_progress_bar": False}
+    arguments |= {"logger": False, "use_distributed_sampler": False, "callbacks": [MovingAverage(DECAY), witness]}
+    trainer = make_trainer(arguments, data, folder, "run")
+    trainer.fit(detector, data, ckpt_path=checkpoint, weights_only=True)
+    return witness, trainer, detector
+
+
+def averages(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    found, average = [], weights[0]
+    for number, weight in enumerate(weights, start=1):
+        decay = min(DECAY, number / (9 + number)) if number > 1 else 0.0
+        average = decay * average + (1 - decay) * weight
+        found.append(average)
+    return found
+
+
+def test_the_average_is_validated_saved_and_tested_and_the_weights_are_trained(tmp_path: Path) -> None:
+    witness, trainer, detector = fit(tmp_path, 10)
+    expected = averages(witness.weights)
+    torch.testing.assert_close(witness.validated, expected[1::2])
+    assert not torch.allclose(expected[-1], witness.weights[-1])
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    torch.testing.assert_close(saved["state_dict"]["head.weight"], expected[-1])
+    torch.testing.assert_close(saved["current_model_state"]["head.weight"], witness.weights[-1])
+    torch.testing.assert_close(detector.head.weight.detach(), expected[-1])
+    trainer.test(detector, make_data(), ckpt_path=tmp_path / "checkpoints/last.ckpt", verbose=False, weights_only=True)
+    torch.testing.assert_close(witness.tested, expected[-1:])
+
+
+def test_a_training_that_goes_on_has_both(tmp_path: Path) -> None:
+    in_one_go, _, _ = fit(tmp_path / "one", 4)
+    fit(tmp_path / "two", 2)
+    second, _, _ = fit(tmp_path / "two", 4, str(tmp_path / "two/checkpoints/last.ckpt"))
+    assert all(map(torch.equal, second.weights, in_one_go.weights[4:]))
+    assert all(map(torch.equal, second.validated, in_one_go.validated[2:]))
+
+
+def test_an_average_of_everything_or_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"decay is 1\.0"):
+        MovingAverage(1.0)

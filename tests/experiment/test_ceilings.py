@@ -1,0 +1,290 @@
+"""Ceilings: hand-made scenes whose answer is known, and slow loops over everything."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forms import FORMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_detector import TinyDetector
+from torch import Tensor
+
+from zoo.data.formats.shapes import Shapes
+from zoo.data.table import AnnotationTable
+from zoo.detector import Detector
+from zoo.experiment.ceilings import ceilings, corner_ceilings, hidden_objects, match_anchors
+from zoo.models import MODELS
+from zoo.models.cornernet import CornerNet
+from zoo.nn.frame import FrameConfig
+from zoo.ops.boxes import pairwise_iou
+from zoo.ops.matching import match
+from zoo.proposals import ProposalCache, propose
+from zoo.report.results import Ceiling
+
+FRAME = FrameConfig(min_size=64, max_size=128)
+
+
+def build(form: str, **changes: object) -> Detector:
+    torch.manual_seed(0)
+    name, arguments = FORMS[form]
+    return MODELS[name](num_classes=3, **{"frame": FRAME, **arguments, **changes})
+
+
+def make_table(
+    images: Sequence[Sequence[Sequence[float]]],
+    labels: Sequence[int] | None = None,
+    size: tuple[int, int] = (128, 64),
+    crowds: Sequence[int] = (),
+    difficult: Sequence[int] = (),
+) -> AnnotationTable:
+    """A table of images of one (width, height), from their boxes."""
+    boxes = [box for image in images for box in image]
+    index = [number for number, image in enumerate(images) for _ in image]
+    flags = {"iscrowd": crowds, "difficult": difficult}
+    return AnnotationTable.from_rows(
+        classes=("a", "b", "c"),
+        image_ids=np.arange(len(images)),
+        widths=np.full(len(images), size[0]),
+        heights=np.full(len(images), size[1]),
+        file_names=[f"{number}.png" for number in range(len(images))],
+        image_index=np.array(index, np.int64),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        labels=np.array(labels if labels is not None else [0] * len(boxes), np.int64),
+        **{name: np.isin(np.arange(len(boxes)), rows) for name, rows in flags.items()},
+    )
+
+
+SOURCE = Shapes(1, seed=0)  # of which nothing is read, but by selective search
+
+
+def objects_of(detector: Detector, table: AnnotationTable) -> list[int]:
+    return [ceiling.objects for ceiling in ceilings(detector, table, SOURCE)]
+
+
+# ---------------------------------------------------------------------------------------------------- what all share
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_to_count(name: str) -> None:
+    nothing = make_table([[], [[4, 4, 40, 40]]], crowds=[0])
+    source = Shapes(2, seed=0)
+    table = nothing if name not in ("rcnn", "fast_rcnn") else source.read().select([])
+    found = ceilings(build(name), table, source)
+    assert found
+    assert all(math.isnan(ceiling.share) and ceiling.objects == 0 for ceiling in found)
+
+
+def test_a_detector_of_another_house_has_none() -> None:
+    assert ceilings(TinyDetector(num_classes=3), make_table([[[4, 4, 40, 40]]]), SOURCE) == []
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "sliding_window", "yolov1", "cornernet"])
+def test_the_detector_stays_as_it_was(name: str) -> None:
+    detector = build(name)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    watched: list[int] = []
+    table = make_table([[[4, 4, 40, 40]], [], [[1, 2, 60, 50], [30, 30, 34, 35]]])
+    found = ceilings(detector, table, SOURCE, watch=lambda images: (watched.append(i) or i for i in images))
+    assert len(watched) == 3
+    assert all(isinstance(ceiling, Ceiling) and 0 <= ceiling.share <= 1 for ceiling in found)
+    assert detector.training
+    assert {value.device.type for value in (*detector.parameters(), *detector.buffers())} == {"cpu"}
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------------------ anchors
+
+
+def all_anchors(detector: Detector, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Anchors of a blank image by the network itself, and how much larger its frame is."""
+    batch = detector.frame([torch.zeros(3, height, width, dtype=torch.uint8)])
+    with torch.no_grad():
+        return torch.cat(detector.encode(batch).anchors), batch.scales[0].repeat(2)
+
+
+def iou_of(one: Sequence[float], other: Sequence[float]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    inside = max(width, 0) * max(height, 0)
+    return inside / ((one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - inside)
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("retinanet", 0.5), ("faster_rcnn", 0.7)])
+def test_anchors_against_a_slow_loop(name: str, threshold: float) -> None:
+    """Images of two shapes, of which one is framed to another size than it has."""
+    detector = build(name).eval()
+    generator = np.random.default_rng(3)
+    shares: list[float] = []
+    for size in ((128, 64), (100, 150)):
+        start = generator.uniform(0, 20, (8, 2))
+        boxes = np.concatenate([start, start + generator.uniform(4, 44, (8, 2))], axis=1)
+        table = make_table([boxes[:5].tolist(), boxes[5:].tolist()], size=size, crowds=[1], difficult=[6])
+        anchors, scale = all_anchors(detector, *size)
+        lost, unanswered = 0, 0
+        for rows in ([0, 2, 3, 4], [5, 7]):
+            framed = [(torch.tensor(boxes[row]).float() * scale).tolist() for row in rows]
+            overlaps = [[iou_of(box, anchor) for anchor in anchors.tolist()] for box in framed]
+            lost += sum(max(overlap) < threshold for overlap in overlaps)
+            matched = match(
+                pairwise_iou(torch.tensor(framed)[None], anchors), torch.ones(1, len(rows)) > 0, 0.3, threshold, True
+            )
+            unanswered += sum(number not in matched[0].tolist() for number in range(len(rows)))
+        assert lost > 0
+        assert objects_of(detector, table) == [lost, unanswered]
+        shares.append(ceilings(detector, table, SOURCE)[0].share)
+        assert shares[-1] == pytest.approx(lost / 6)
+    assert min(shares) < 1
+
+
+def test_an_anchor_itself_and_a_speck() -> None:
+    detector = build("retinanet").eval()
+    anchors, _ = all_anchors(detector, 128, 64)
+    inside = anchors[((anchors[:, :2] >= 0).all(1)) & (anchors[:, 2] <= 128) & (anchors[:, 3] <= 64)]
+    assert objects_of(detector, make_table([[inside[7].tolist()]])) == [0, 0]
+    assert objects_of(detector, make_table([[[50, 30, 52, 32]]])) == [1, 0]  # its best anchor learns it
+    twins = [[50.0, 30.0, 52.0, 32.0]] * 2
+    assert objects_of(detector, make_table([twins])) == [2, 1]  # the first has the anchors of both
+    assert objects_of(detector, make_table([twins[:1], twins[:1]])) == [2, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([0.5, 0.7]), st.booleans())
+def test_pruned_matching_is_matching(seed: int, num_objects: int, high: float, tiny: bool) -> None:
+    """Objects of any size among anchors with gaps between them, so that some centres lie in no anchor."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(40, 2, generator=generator) * 100
+    anchors = torch.cat([corners, corners + 4 + 30 * torch.rand(40, 2, generator=generator)], dim=1)
+    corners = torch.rand(num_objects, 2, generator=generator) * 110
+    sides = 0.5 + (3 if tiny else 50) * torch.rand(num_objects, 2, generator=generator)
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    iou = pairwise_iou(boxes, anchors)
+    matched = match(iou[None], torch.ones(1, num_objects, dtype=torch.bool), 0.3, high, True)[0].tolist()
+    overlap, answered = match_anchors(boxes, anchors, 0.3, high)
+    assert torch.equal(overlap, iou.amax(dim=1))
+    assert answered.tolist() == [number in matched for number in range(num_objects)]
+
+
+# ------------------------------------------------------------------------------------------------ windows, proposals
+
+
+def test_windows_by_hand() -> None:
+    """Square windows of 40 pixels every 8 pixels, in a frame of the image's own size."""
+    detector = build(
+        "sliding_window", window_side=40, window_shapes=((40.0, 40.0),), frame=FrameConfig(64, 128, divisor=8)
+    ).eval()
+    batch = detector.frame([torch.zeros(3, 64, 128, dtype=torch.uint8)])
+    with torch.no_grad():
+        windows = detector.encode(batch).boxes.tolist()
+    on_image = [w for w in windows if (w[0] + w[2]) / 2 < 128 and (w[1] + w[3]) / 2 < 64]
+    window = next(w for w in on_image if min(w) >= 0 and w[2] <= 128 and w[3] <= 64)
+    x1, y1, _, _ = window
+    assert objects_of(detector, make_table([[window]])) == [0]
+    assert objects_of(detector, make_table([[[x1, y1, x1 + 40, y1 + 20.5]]])) == [0]  # IoU just above a half
+    assert objects_of(detector, make_table([[[x1, y1, x1 + 40, y1 + 19.5]]])) == [1]
+    many = [[float(x), 5.0, x + side, 5 + side] for x, side in ((0, 12), (3, 31), (70, 55), (90, 38), (20, 26))]
+    missed = sum(max(iou_of(box, window) for window in on_image) < 0.5 for box in many)
+    assert 0 < missed < 5
+    assert objects_of(detector, make_table([many])) == [missed]
+
+
+def test_windows_on_padding_do_not_count() -> None:
+    """A frame is padded to 128 x 96 for an image of 128 x 64: windows below the image are never read."""
+    arguments = {"window_side": 28, "window_shapes": ((28.0, 28.0),)}
+    padded = build("sliding_window", **arguments, frame=FrameConfig(64, 128, divisor=96)).eval()
+    plain = build("sliding_window", **arguments, frame=FrameConfig(64, 128, divisor=8)).eval()
+    table = make_table([[[x, y, x + 20.0, y + 20.0] for x in (0, 33, 107) for y in (0, 21, 44)]])
+    assert objects_of(padded, table) == objects_of(plain, table)
+
+
+def test_selective_search_against_a_slow_loop(tmp_path: Path) -> None:
+    source = Shapes(6, seed=5)
+    table = source.read()
+    detector = build("fast_rcnn")
+    detector.proposal_cache = ProposalCache(tmp_path)
+    assert detector.proposals is not None
+    missed = 0
+    for index in range(len(table)):
+        proposals = propose(source.load_image(table, index), detector.proposals).tolist()
+        for box in table.target(index)["boxes"].tolist():
+            missed += max(iou_of(box, proposal) for proposal in proposals) < 0.5
+    (found,) = ceilings(detector, table, source)
+    assert (found.objects, found.share) == (missed, pytest.approx(missed / table.num_objects))
+    assert any(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------------- cells
+
+
+def test_yolo_cells_by_hand() -> None:
+    """8 x 8 cells over images of 128x64, so that a cell is 16 pixels wide and 8 high."""
+    detector = build("yolov1")
+    first = [
+        [0, 0, 15, 7],  # centre in cell (0, 0)
+        [1, 1, 5, 5],  # a smaller one in the same: lost
+        [0, 8, 15, 15],  # the cell below
+        [2, 2, 4, 4],  # a third one in (0, 0): lost
+    ]
+    second = [[0, 0, 15, 7]]  # of another image
+    third = [[40, 20, 60, 30], [40, 20, 60, 30], [40, 20, 60, 30]]  # equal: the first wins
+    found = ceilings(detector, make_table([first, second, [], third]), SOURCE)
+    assert [ceiling.objects for ceiling in found] == [4]
+    assert found[0].share == pytest.approx(4 / 8)
+    assert objects_of(detector, make_table([first], crowds=[0])) == [1]  # the next largest gets the cell
+
+
+def test_yolo_images_are_many() -> None:
+    """More images than are put into cells together: none is left out."""
+    detector = build("yolov1")
+    assert objects_of(detector, make_table([[[0, 0, 15, 7], [1, 1, 5, 5]]] * 131)) == [131]
+
+
+def test_corners_by_hand() -> None:
+    """Cells are 4 pixels; frames have the size of the images."""
+    detector = build("cornernet")
+    assert isinstance(detector, CornerNet)
+    one = [8.5, 8.5, 30, 30]  # cells (2, 2) and (7, 7)
+    cases: list[tuple[list[float], int, list[int]]] = [
+        ([11.0, 9.0, 31.0, 32.0], 0, [1, 1]),  # the same cells: 32 is the end of cell 7
+        ([11.0, 9.0, 31.0, 32.0], 1, [0, 0]),  # of another class
+        ([11.0, 9.0, 31.0, 33.0], 0, [0, 1]),  # cells (2, 2) and (7, 8)
+        ([12.0, 12.0, 33.0, 33.0], 0, [0, 1]),  # (3, 3) and (8, 8)
+        ([11.0, 9.0, 37.0, 33.0], 0, [0, 0]),  # the bottom-right corner two cells away
+        ([4.0, 4.0, 27.0, 40.0], 0, [0, 0]),
+    ]
+    for other, label, expected in cases:
+        table = make_table([[one, other]], labels=[0, label])
+        assert [ceiling.objects for ceiling in corner_ceilings(detector, table)] == expected, other
+    apart = make_table([[one], [one]])
+    assert objects_of(detector, apart) == [0, 0]
+
+
+def test_corners_are_of_framed_images() -> None:
+    """Of an image of 256x128, framed to half: boxes that are 8 pixels apart are one cell apart there."""
+    detector = build("cornernet")
+    boxes = [[16.5, 16.5, 60.0, 60.0], [22.0, 18.0, 62.0, 62.0]]
+    assert objects_of(detector, make_table([boxes], size=(256, 128))) == [1, 1]
+    assert objects_of(detector, make_table([boxes], size=(128, 64))) == [0, 1]
+
+
+def test_of_those_that_come_out_as_one_the_first_is_given() -> None:
+    chain = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
+    assert hidden_objects(chain).tolist() == [False, True, False, True]
+    assert hidden_objects(torch.ones(3, 3, dtype=torch.bool)).tolist() == [False, True, True]
+    assert hidden_objects(torch.eye(2, dtype=torch.bool)).tolist() == [False, False]
+    assert hidden_objects(torch.zeros(0, 0, dtype=torch.bool)).tolist() == []
+
+
+@pytest.mark.parametrize("name", ["retinanet", "cornernet", "yolov1"])
+def test_boxes_are_framed_as_the_detector_does(name: str) -> None:
+    from zoo.experiment.ceilings import _frame
+
+    detector = build(name)
+    table = make_table([[[3, 4, 50, 61.5], [20, 8, 97, 110]]], size=(97, 113))
+    framed = detector.frame([torch.zeros(3, 113, 97, dtype=torch.uint8)], [table.target(0)])
+    ours = _frame(detector, table, 0)
+    assert torch.equal(ours.boxes, framed.boxes[0])
+    assert torch.equal(ours.size, framed.sizes[0])

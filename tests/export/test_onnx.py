@@ -1,0 +1,285 @@
+"""ONNX files of small detectors against PyTorch, the check itself, and what is refused in one line."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import onnxruntime
+import pytest
+import torch
+from forms import FORMS as CONTRACT
+from forms import FRAME
+from torch import Tensor
+
+from zoo.cli.main import BAD_INPUT, OK, main
+from zoo.detector import Detector
+from zoo.errors import InputError
+from zoo.export import onnx as module
+from zoo.export.onnx import check_file, compare, example_inputs, unsupported_reason, write_onnx
+from zoo.models import MODELS
+from zoo.nn.frame import FrameConfig
+from zoo.types import Prediction
+
+LARGE = FrameConfig(min_size=320, max_size=400)
+SIZES = ((100, 130), (64, 200), (160, 96))  # resized a little, by the longer side, and not at all
+
+FAST: dict[str, tuple[str, dict[str, object]]] = {
+    "retinanet": ("retinanet", {"trunk": "resnet10t", "channels": 64, "head_depth": 1}),
+    "yolov1": CONTRACT["yolov1"],
+}
+SLOW: dict[str, tuple[str, dict[str, object]]] = {
+    "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
+    # Not RoIPool: on small frames it gives near proposals the very same features, and rounding says which is kept.
+    "faster_rcnn of one level": (
+        "faster_rcnn",
+        {
+            "trunk": "vgg11",
+            "pyramid": False,
+            "anchor_scales": (2.0, 4.0, 8.0),
+            "head_width": 64,
+            "frame": LARGE,
+        },
+    ),
+    "faster_rcnn with convolutions in the head": (
+        "faster_rcnn",
+        {"trunk": "resnet10t", "pyramid_norm": True, "head_convs": 1, "head_fcs": 1, "channels": 64, "head_width": 64},
+    ),
+    "retinanet with frozen and group norm": (
+        "retinanet",
+        {"trunk": "resnet10t", "norm": "frozen", "group_norm": True, "channels": 64, "head_depth": 1},
+    ),
+    "fast_rcnn": ("fast_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
+    "fast_rcnn of the paper": (
+        "fast_rcnn",
+        {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
+    ),
+    **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights", "sliding_window")},
+    **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
+}
+FORMS = FAST | SLOW
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_shape_checks() -> Iterator[None]:
+    """Sizes are symbols while torch.export runs, and none may be asked for."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def build(form: str) -> Detector:
+    """An untrained detector with scores far apart: else rounding alone decides what NMS keeps."""
+    torch.manual_seed(0)
+    name, arguments = FORMS[form]
+    arguments = {"frame": FRAME, "class_names": ["red", "green", "blue"]} | arguments
+    detector = MODELS[name](num_classes=3, **arguments).eval()
+    detector.score_threshold = 1e-3  # type: ignore[assignment]
+    with torch.no_grad():
+        for name, parameter in detector.named_parameters():
+            says_class = "class" in name or "heat" in name
+            parameter.add_(torch.randn_like(parameter) * (0.1 if says_class else 0.02))
+    return detector
+
+
+def save(detector: Detector, file: Path) -> Path:
+    description = {"class": type(detector).__name__, "arguments": detector.arguments}
+    torch.save({"state_dict": detector.state_dict(), "detector": description}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def retinanet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
+    """A detector and its file."""
+    file = tmp_path_factory.mktemp("export") / "retinanet.onnx"
+    detector = build("retinanet")
+    write_onnx(detector, file, {"checkpoint": "last.ckpt"})
+    return detector, file
+
+
+# ------------------------------------------------------------------------------------------------- files and PyTorch
+
+
+def assert_same(detector: Detector, file: Path) -> None:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    num_detections = 0
+    for height, width in SIZES:
+        inputs = example_inputs(detector, height, width)
+        targets = [{"proposals": inputs["proposals"]} | EMPTY] if "proposals" in inputs else None
+        (expected,) = detector([inputs["image"]], targets)
+        boxes, scores, labels = session.run(None, {name: values.numpy() for name, values in inputs.items()})
+        assert len(scores) == len(expected["scores"])
+        assert (boxes <= [width, height, width, height]).all()
+        num_detections += len(scores)
+        torch.testing.assert_close(torch.from_numpy(scores), expected["scores"], atol=1e-4, rtol=0)
+        for box, score, label in zip(boxes, scores, labels, strict=True):
+            same = (expected["labels"] == label) & ((expected["scores"] - score).abs() <= 1e-4)
+            assert (expected["boxes"][same] - torch.from_numpy(box)).abs().amax(dim=1).min() <= 1e-3
+    assert num_detections >= 5
+
+
+EMPTY: dict[str, Tensor] = {
+    "boxes": torch.zeros(0, 4),
+    "labels": torch.zeros(0, dtype=torch.int64),
+    "iscrowd": torch.zeros(0, dtype=torch.bool),
+    "difficult": torch.zeros(0, dtype=torch.bool),
+    "image_id": torch.tensor(0),
+}
+
+
+def test_the_file_finds_what_pytorch_finds(retinanet: tuple[Detector, Path]) -> None:
+    detector, file = retinanet
+    assert_same(detector, file)
+    agreement = check_file(file, detector)
+    assert agreement.num_detections >= 30
+    assert 0 < agreement.box_difference <= 1e-3
+    assert agreement.score_difference <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "form", [*(set(FAST) - {"retinanet"}), *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW)]
+)
+def test_every_form_finds_what_pytorch_finds(form: str, tmp_path: Path) -> None:
+    detector = build(form)
+    write_onnx(detector, tmp_path / "m.onnx", {})
+    # Not `check_file`: its large images multiply what rounding does to boxes in these small frames.
+    assert_same(detector, tmp_path / "m.onnx")
+
+
+def test_the_file_says_what_it_is(retinanet: tuple[Detector, Path]) -> None:
+    detector, file = retinanet
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["class_names"]) == ["red", "green", "blue"]
+    assert (notes["detector"], notes["checkpoint"]) == ("RetinaNet", "last.ckpt")
+    assert json.loads(notes["arguments"]) == json.loads(json.dumps(detector.arguments))
+    assert torch.__version__.startswith(json.loads(notes["versions"])["torch"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("image", "tensor(uint8)", [3, "height", "width"])
+    ]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("boxes", "tensor(float)", ["detections", 4]),
+        ("scores", "tensor(float)", ["detections"]),
+        ("labels", "tensor(int64)", ["detections"]),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- the check
+
+
+def test_one_wrong_weight_is_found(retinanet: tuple[Detector, Path]) -> None:
+    detector, file = retinanet
+    other = copy.deepcopy(detector)
+    with torch.no_grad():
+        other.get_parameter("regression.output.bias")[0] += 1e-3
+    with pytest.raises(InputError, match=r"do not agree on an image of 500 x 375 pixels: .* detections"):
+        check_file(file, other)
+
+
+def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
+    return Prediction(boxes=torch.tensor(boxes).view(-1, 4), scores=torch.tensor(scores), labels=torch.tensor(labels))
+
+
+def test_comparing() -> None:
+    a, b = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 40.0]
+    expected = prediction([a, b], [0.9, 0.9], [1, 2])
+    assert compare(expected, expected) == (0.0, 0.0)
+    assert compare(expected, prediction([b, a], [0.9, 0.9], [2, 1])) == (0.0, 0.0)
+    boxes, scores = compare(expected, prediction([a, [20.0, 20.0, 30.0, 40.0005]], [0.90005, 0.9], [1, 2]))
+    assert boxes == pytest.approx(5e-4, rel=0.02)
+    assert scores == pytest.approx(5e-5, rel=0.02)
+    assert compare(expected, prediction([a], [0.9], [1])) == "1 detections instead of 2"
+    assert compare(expected, prediction([a, [20.0, 20.0, 30.0, 40.002]], [0.9, 0.9], [1, 2])).startswith("1 of 2")
+    assert compare(expected, prediction([a, b], [0.9, 0.8998], [1, 2])).startswith("1 of 2")
+    assert compare(expected, prediction([a, b], [0.9, 0.9], [1, 1])).startswith("1 of 2")
+    assert compare(expected, prediction([a, a], [0.9, 0.9], [1, 1])).startswith("1 of 2")
+    nothing = prediction([], [], [])
+    assert compare(nothing, nothing) == (0.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def call(checkpoint: Path, out: Path) -> int:
+    return main(["export", "--checkpoint", str(checkpoint), "--out", str(out)])
+
+
+def test_a_checked_file_is_put_in_place_and_another_is_not(
+    retinanet: tuple[Detector, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    detector, file = retinanet
+    out, checkpoint = tmp_path / "out" / "model.onnx", save(detector, tmp_path / "last.ckpt")
+    out.parent.mkdir()
+
+    def write_ready(detector: Detector, to: Path, notes: dict[str, str]) -> None:
+        assert to != out
+        to.write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(module, "write_onnx", write_ready)
+    monkeypatch.setattr(module, "load", lambda _: copy.deepcopy(detector))
+    assert call(checkpoint, out) == OK
+    assert "detections of three images as in PyTorch" in capsys.readouterr().out
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    assert out.read_bytes() == file.read_bytes()
+
+    out.write_text("an older file")
+    detector = copy.deepcopy(detector)
+    with torch.no_grad():
+        detector.get_parameter("classification.output.weight")[0] *= 1.1
+    assert call(checkpoint, out) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ONNX and PyTorch do not agree" in line
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    assert out.read_text() == "an older file"
+
+
+def test_what_cannot_be_exported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.onnx"
+
+    def refused(checkpoint: Path, out: Path = out) -> str:
+        before = sorted(tmp_path.iterdir())
+        assert call(checkpoint, out) == BAD_INPUT
+        assert sorted(tmp_path.iterdir()) == before
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    detector = build("retinanet")
+    checkpoint = save(detector, tmp_path / "last.ckpt")
+    assert "no such checkpoint" in refused(tmp_path / "other.ckpt")
+    assert "no such folder" in refused(checkpoint, tmp_path / "folder" / "model.onnx")
+    assert "give --out a file" in refused(checkpoint, tmp_path)
+    detector = build("sliding_window")
+    detector.arguments["evaluation"] = "crops"
+    assert "evaluation: dense" in refused(save(detector, tmp_path / "crops.ckpt"))
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the cause") from ValueError("of it\nand more")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    assert "this RetinaNet cannot be translated to ONNX (ValueError: of it)" in refused(checkpoint)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    assert "zoo export needs onnxruntime: pip install detection-zoo[export]" in refused(checkpoint)
+
+
+def test_r_cnn_and_files_too_large_are_refused() -> None:
+    assert "Fast R-CNN" in (unsupported_reason(MODELS["rcnn"](num_classes=3, trunk="resnet10t")) or "")
+    detector = build("retinanet")
+    assert unsupported_reason(detector) is None
+    detector.register_buffer("large", torch.empty(2**29, device="meta"))
+    assert "2 GB" in (unsupported_reason(detector) or "")
+
+
+@pytest.mark.slow
+def test_where_nothing_is_found_a_lower_threshold_is_checked(tmp_path: Path) -> None:
+    detector = build("retinanet")
+    detector.arguments["score_threshold"] = 0.9999
+    checkpoint = save(detector, tmp_path / "last.ckpt")
+    agreement = module.export(checkpoint, tmp_path / "model.onnx")
+    assert agreement.num_detections > 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.onnx"]

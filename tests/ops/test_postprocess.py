@@ -1,0 +1,86 @@
+"""Which candidates survive threshold, top-k and NMS, by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from zoo.ops import postprocess
+from zoo.ops.postprocess import nms_by_class, nms_in_groups, split_by_image, top_candidates
+
+
+def logit(p: float) -> float:
+    return torch.logit(torch.tensor(p)).item()
+
+
+def test_candidates_above_the_threshold_surest_of_each_image() -> None:
+    logits = torch.tensor(
+        [
+            [[logit(0.9), logit(0.04)], [logit(0.06), logit(0.7)]],
+            [[logit(0.01)] * 2] * 2,
+            [[logit(0.1), logit(0.2)], [logit(0.01), logit(0.3)]],
+        ]
+    )
+    found = top_candidates(logits, 0.05, 10)
+    assert found.image.tolist() == [0, 0, 0, 2, 2, 2]
+    assert found.anchor.tolist() == [0, 1, 1, 0, 0, 1]
+    assert found.label.tolist() == [0, 0, 1, 0, 1, 1]
+    torch.testing.assert_close(found.logit.sigmoid(), torch.tensor([0.9, 0.06, 0.7, 0.1, 0.2, 0.3]))
+    surest = top_candidates(logits, 0.05, 2)
+    assert surest.image.tolist() == [0, 0, 2, 2]
+    torch.testing.assert_close(surest.logit.sigmoid(), torch.tensor([0.9, 0.7, 0.3, 0.2]))
+    assert surest.anchor.tolist() == [0, 1, 1, 0]
+    assert len(top_candidates(logits, 0.95, 2).image) == 0
+
+
+def test_nms_within_classes_only() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [30, 30, 40, 40], [5, 5, 5, 9]])
+    scores = torch.tensor([0.8, 0.9, 0.7, 0.6, 0.99])
+    labels = torch.tensor([0, 0, 1, 0, 0])
+    (found,) = nms_by_class([boxes], [scores], [labels], 0.5, 10)
+    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.7, 0.6]))  # the last box has no area
+    assert found["labels"].tolist() == [0, 1, 0]
+    assert nms_by_class([boxes], [scores], [labels], 0.5, 1)[0]["labels"].tolist() == [0]
+
+
+def test_nothing_in_nothing_out() -> None:
+    (found,) = nms_by_class([torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)], 0.5, 10)
+    assert found["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("num_groups", [3, 90])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nms_of_a_batch_is_greedy_nms_of_each_image_on_any_number_of_threads(
+    num_groups: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(3, 200, 2, generator=generator) * 20
+    boxes = torch.cat((corners, corners + torch.rand(3, 200, 2, generator=generator) * 20), dim=2)
+    scores = torch.rand(3, 200, generator=generator)
+    groups = torch.randint(0, num_groups, (3, 200), generator=generator)
+    monkeypatch.setattr(postprocess, "WORTH_SHARING", 100)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kept = nms_in_groups(list(boxes), list(scores), list(groups), 0.5)
+    finally:
+        torch.set_num_threads(before)
+    for image, index in enumerate(kept):
+        assert index.tolist() == greedy_nms(boxes[image], scores[image], groups[image], 0.5)
+
+
+def greedy_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> list[int]:
+    kept: list[int] = []
+    for index in scores.argsort(descending=True).tolist():
+        others = [other for other in kept if groups[other] == groups[index]]
+        if not others or float(box_iou(boxes[[index]], boxes[others]).max()) <= iou_threshold:
+            kept.append(index)
+    return kept
+
+
+def test_rows_go_to_their_images_in_the_order_they_had() -> None:
+    image, rows = torch.tensor([2, 0, 2, 0, 2]), torch.arange(5)
+    for tables in split_by_image((rows, 10 * rows, rows[:, None]), image, 3):
+        assert [len(part) for part in tables] == [2, 0, 3]
+    assert [part.tolist() for part in split_by_image((rows, rows, rows), image, 3)[0]] == [[1, 3], [], [0, 2, 4]]
+    assert split_by_image((rows, rows, rows), torch.zeros(5, dtype=torch.int64), 1)[2][0].tolist() == rows.tolist()

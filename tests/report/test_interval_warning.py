@@ -1,0 +1,65 @@
+"""Where a report says that its intervals are too narrow, and where it does not."""
+
+import pytest
+from made_up import make_examples, make_results
+
+from zoo.report.interval_warning import caution
+from zoo.report.results import Results, read_results, write_results
+from zoo.report.write import write_report
+
+
+def make(class_images: list[int], resamples: int = 1000) -> Results:
+    results = make_results(2, classes=tuple(f"class {at}" for at in range(len(class_images))))
+    results.class_images = dict(zip(results.classes, class_images, strict=True))
+    results.resamples = resamples
+    return results
+
+
+@pytest.mark.parametrize(
+    ("class_images", "told"),
+    [
+        ([20] * 80, ("half of the 80 classes are in at most 20 of the 72 test images", "29%", "77%")),
+        ([27] * 80, ("51%", "75%")),  # 80 / 27 is just below 3
+        ([81] * 80, ("78%", "88%")),
+        ([19] * 20, ("51%", "75%")),
+        ([2, 3, 3, 6, 30, 900], ("half of the 6 classes are in at most 4.5 of", "51%", "75%")),
+        ([5, 5, 5, 0, 0], ("half of the 3 classes are in at most 5 of", "78%")),  # what is not there is not averaged
+    ],
+)
+def test_the_fewer_images_a_class_the_graver(class_images: list[int], told: tuple[str, ...]):
+    sentence = caution(make(class_images))
+    assert sentence.startswith("Intervals are probably too narrow: ")
+    for words in told:
+        assert words in sentence
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        pytest.param(make([40] * 10), id="four images a class for each class"),
+        pytest.param(make([8, 8]), id="two classes are not many"),
+        pytest.param(make([5] * 40, resamples=0), id="no intervals"),
+        pytest.param(make([0, 0]), id="no objects"),
+        pytest.param(make_results(3), id="a report of before"),
+    ],
+)
+def test_nothing_is_said_where_intervals_hold(results: Results, tmp_path):
+    assert caution(results) == ""
+    write_report(results, tmp_path, [])
+    assert "too narrow" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.md").read_text()
+
+
+def test_the_report_says_it_after_the_verdict(tmp_path):
+    results = make([7] * 80)
+    write_report(results, tmp_path, make_examples(results, 1, side=64))
+    for name, verdict, following in (
+        ("report.html", '<p class="verdict">', '<table class="ranking'),
+        ("report.md", "leads with AP", "| Detector | AP |"),
+    ):
+        text = (tmp_path / name).read_text()
+        assert text.index(verdict) < text.index("Intervals are probably too narrow: half of") < text.index(following)
+
+
+def test_images_of_classes_are_kept(tmp_path):
+    write_results(make([7, 9]), tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json").class_images == {"class 0": 7, "class 1": 9}

@@ -1,0 +1,1 @@
+"""What is wrong with a data set, its cleaned copy, and its statistics."""

@@ -1,0 +1,1 @@
+"""A comparison: plan the runs, start them, gather what they leave, analyse it."""

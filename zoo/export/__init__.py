@@ -1,0 +1,1 @@
+"""A detector as a deployable file, checked against PyTorch."""

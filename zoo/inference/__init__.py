@@ -1,0 +1,1 @@
+"""Detections of image files, without annotations."""

@@ -1,0 +1,1 @@
+"""Files written atomically, and JSON with errors that name file and place."""

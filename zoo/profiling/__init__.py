@@ -1,0 +1,1 @@
+"""What a detector costs: latency, FLOPs, memory, energy, and the hardware it was measured on."""

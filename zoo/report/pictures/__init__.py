@@ -1,0 +1,1 @@
+"""The test images of a report: chosen, kept, and drawn with their boxes."""

@@ -1,0 +1,30 @@
+"""The page's plots as files of their own, for a README, a paper or a talk."""
+
+from zoo.report.entries import find_entries
+from zoo.report.jinja import make_environment
+from zoo.report.plots.axes import Plot
+from zoo.report.plots.bars import error_plot, time_plots
+from zoo.report.plots.curves import precision_recall_plots, reliability_plots
+from zoo.report.plots.learning_curves import learning_curves
+from zoo.report.plots.pareto import pareto_plot
+from zoo.report.results import Results
+
+
+def collect_plots(results: Results) -> list[Plot]:
+    """All plots that the results have figures for."""
+    entries = find_entries(results)
+    found = [
+        pareto_plot(entries),
+        error_plot(entries),
+        *(plot for _, plot in precision_recall_plots(entries, results.classes)),
+        *reliability_plots(entries),
+        *time_plots(entries).values(),
+        *learning_curves(entries),
+    ]
+    return [plot for plot in found if plot is not None]
+
+
+def render_plots(results: Results) -> dict[str, str]:
+    """Name of a file without `.svg` -> its text: drawn as in the page, with a title, light or dark as the viewer is."""
+    template = make_environment().get_template("plot_file.svg.j2")
+    return {plot.name: template.render(plot=plot).strip() + "\n" for plot in collect_plots(results)}

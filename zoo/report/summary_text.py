@@ -1,0 +1,125 @@
+"""What the report says in sentences: one source for the page and the Markdown."""
+
+from zoo.report.entries import Entry, find_entries
+from zoo.report.number_format import format_ap, format_interval, format_signed
+from zoo.report.pairwise import find_difference
+from zoo.report.results import Difference, Pair, Results
+
+
+def verdict(results: Results) -> str:
+    """Who leads by how much, on which data, under which budget, and whether the difference is real."""
+    entries = [entry for entry in find_entries(results) if entry.metric("AP") is not None]
+    num_failed = sum(run.status == "failed" for run in results.runs)
+    failures = f" Failed: {num_failed} of {len(results.runs)} runs." if num_failed else ""
+    if not entries:
+        return f"No run on {_name_data(results)} has an AP to compare.{failures}"
+    seeds = sorted({run.seed for entry in entries for run in entry.runs})
+    under = f"trained for {results.budget}, " if results.budget else ""
+    under += f"seed {seeds[0]}." if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}."
+    leader, *others = entries
+    where = f"On {_name_data(results)}, {leader.label}"
+    if not others:
+        return f"{where} reaches AP\u00a0{_score(leader)}, {under}{failures}"
+    ties, behind = _sort_by_verdict(results.pairs, leader, others)
+    if not ties and not behind:
+        return f"{where} {_lead_without_intervals(leader, others)}; each {under}{failures}"
+    return f"{where} leads with AP\u00a0{_score(leader)}, {_relate(ties, behind, len(others))}; each {under}{failures}"
+
+
+def reading(entries: list[Entry]) -> str:
+    """What verdicts on pairs do not say."""
+    luck = (
+        "Seeds are averaged; how far they lie apart stands in the first table: a difference smaller than that is one of"
+        " luck in training, whatever the interval says."
+        if any(len(entry.runs) > 1 for entry in entries)
+        else "Each detector stands here with one training: what luck in training does is not in the intervals, several"
+        " seeds would show it."
+    )
+    chance = "of twenty pairs of equals about one comes out better or worse by chance"
+    return f"{luck} And each verdict stands alone: {chance}."
+
+
+def evaluated_images(results: Results) -> str:
+    """Which images the accuracies are of: the test split's, or the validation split's where there is none."""
+    return "test images" if "test" in results.data else "validation images" if "val" in results.data else "images"
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """What it takes to do it again, besides command and configurations: (name, fact)."""
+    order = ["name", "train", "val", "test"]  # then the rest, as the file has it
+    keys = sorted(results.data, key=lambda key: order.index(key) if key in order else len(order))
+    seeds = sorted({run.seed for run in results.runs})
+    resamples = [("Intervals", f"{results.resamples:,} resamples of the {evaluated_images(results)}, the same for all")]
+    return [
+        ("Data", ", ".join(f"{key} {results.data[key]}" if key != "name" else f"{results.data[key]}" for key in keys)),
+        *((f"Fingerprint, {split}", fingerprint) for split, fingerprint in results.fingerprints.items()),
+        ("Budget", results.budget),
+        ("Seeds" if len(seeds) > 1 else "Seed", ", ".join(map(str, seeds))),
+        *(resamples if results.resamples else []),
+        ("Hardware", results.hardware),
+        ("Versions", ", ".join(f"{package} {version}" for package, version in results.versions.items())),
+        ("Made", results.created),
+    ]
+
+
+def join_words(words: list[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _sort_by_verdict(
+    pairs: list[Pair], leader: Entry, others: list[Entry]
+) -> tuple[list[tuple[Entry, Difference]], list[tuple[Entry, Difference]]]:
+    """Those that the leader ties with, and those that it is better than, each in their order."""
+    ties: list[tuple[Entry, Difference]] = []
+    behind: list[tuple[Entry, Difference]] = []
+    for other in others:
+        difference = find_difference(pairs, leader, other, "AP")
+        if difference is not None:
+            (behind if difference.verdict == "better" else ties).append((other, difference))
+    return ties, behind
+
+
+def _relate(ties: list[tuple[Entry, Difference]], behind: list[tuple[Entry, Difference]], num_others: int) -> str:
+    told = [f"{other.label} ({format_ap(other.metric('AP') or 0.0)}, behind by {_by(d)})" for other, d in ties]
+    sentences = [f"a tie with {join_words(told)}"] if told else []
+    if behind:
+        nearest, difference = behind[0]
+        if len(behind) == num_others == 1:
+            whom = nearest.label
+        elif len(behind) == 1:
+            whom = f"{nearest.label} alone"
+        else:
+            all_of = "all others" if len(behind) == num_others else f"the other {len(behind)}"
+            whom = f"{all_of}, the nearest of them {nearest.label}"
+        sentences.append(f"better than {whom}{',' if len(behind) > 1 else ''} by {_by(difference)}")
+    return ", and ".join(sentences)
+
+
+def _by(difference: Difference) -> str:
+    low, high = (format_signed(end).removeprefix("+") for end in (difference.low, difference.high))
+    return f"{format_signed(difference.value).removeprefix('+')}\u00a0[{low},\u00a0{high}]"  # kept on one line
+
+
+def _lead_without_intervals(leader: Entry, others: list[Entry]) -> str:
+    score = format_ap(leader.metric("AP") or 0.0)
+    level = [other.label for other in others if format_ap(other.metric("AP") or 0.0) == score]
+    if level:
+        return f"and {join_words(level)} lead level with AP {score}"
+    second = others[0]
+    second_score = second.metric("AP") or 0.0
+    # The difference of the rounded figures, so that a reader who subtracts them finds the same.
+    lead = format_ap(float(score) - round(second_score, 3))
+    return f"leads with AP {score}, {lead} ahead of {second.label} ({format_ap(second_score)})"
+
+
+def _score(entry: Entry) -> str:
+    interval = entry.interval("AP")
+    score = format_ap(entry.metric("AP") or 0.0)
+    return f"{score}\u00a0{format_interval(interval)}".replace(", ", ",\u00a0") if interval else score
+
+
+def _name_data(results: Results) -> str:
+    name = results.data.get("name", "the data")
+    number = results.data.get("test", results.data.get("val"))
+    return f"{name}" if number is None else f"the {number} {evaluated_images(results)} of {name}"
