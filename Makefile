@@ -31,10 +31,11 @@ test: $(STAMP) ## run the tests, without the slow ones (ARGS="-k boxes")
 test-all: $(STAMP) ## run all tests
 	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "slow or not slow" $(ARGS)
 
-lint: $(STAMP) ## formatting, lint rules and types; changes nothing
+lint: $(STAMP) ## formatting, lint rules, types and layers; changes nothing
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy zoo
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## format the code and fix what can be fixed
 	$(RUN) -m ruff format .

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock that waits for the device, and a table with the json lines behind it."""
+"""Shared by the benchmarks: timing with device synchronisation, and a report of a table and json lines."""
 
 import json
 import platform
@@ -14,13 +14,13 @@ from zoo.profiling.hardware import describe_hardware, list_versions
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device, so that a clock shows what was done and not what was asked for."""
+    """Wait until the device has finished its work; CUDA calls return before it has."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
-    """How long a call takes, the device waited for before and after."""
+    """Seconds of a call, with the device synchronised before and after it."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -30,19 +30,19 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
 
 @dataclass
 class Timing:
-    """Seconds a call of both sides, one a round."""
+    """Seconds per call of both sides, one value for each round."""
 
     ours: list[float]
     peer: list[float]
 
     @property
     def ratio(self) -> float:
-        """How many times as fast we are: the median over rounds, each of which had both sides."""
+        """Median over the rounds of peer / ours; above 1 where ours is faster."""
         return median(peer / ours for ours, peer in zip(self.ours, self.peer, strict=True))
 
 
 def time_in_turn(ours: Callable[[], object], peer: Callable[[], object], rounds: int, device: str) -> Timing:
-    """Both sides in each round, the one that goes first changing; one call each before, not counted."""
+    """Time both sides in each round, in alternating order, after one untimed call of each."""
     ours(), peer()
     timing = Timing([], [])
     for number in range(rounds):
@@ -61,7 +61,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 class Report:
-    """A table and the json lines behind it, printed as they come and written to a file at the end."""
+    """A Markdown table followed by json lines; printed line by line, and written to a file at the end."""
 
     def __init__(self, title: str, command: str, columns: Sequence[str], device: str = "cpu") -> None:
         hardware = torch.cuda.get_device_name() if device == "cuda" else describe_hardware()
@@ -75,21 +75,21 @@ class Report:
         self.say("|" + "---|" * len(columns))
 
     def row(self, cells: Sequence[str]) -> None:
-        """A line of the table."""
+        """Add a row to the table."""
         self.say(f"| {' | '.join(cells)} |")
 
     def case(self, case: str, ours: float, peer: float, peer_name: str, unit: str, ratio: float) -> None:
-        """A json line; the ratio is above 1 where ours is better."""
+        """Add a json line; the ratio is above 1 where ours is better."""
         record = {"case": case, "ours": round(ours, 4), "peer": round(peer, 4), "peer_name": peer_name}
         self._cases.append(json.dumps(record | {"unit": unit, "ratio": round(ratio, 3)}))
 
     def say(self, line: str) -> None:
-        """A line as it is."""
+        """Add a line of text."""
         print(line, flush=True)
         self._lines.append(line)
 
     def finish(self, out: Path | None) -> None:
-        """The json lines, and everything into a file."""
+        """Add the json lines, and write everything to a file."""
         for line in ("\n```json", *self._cases, "```"):
             self.say(line)
         if out is not None:

@@ -1,15 +1,15 @@
-"""What exchanging gradients costs on clusters that are not at hand: a model, worked by hand in its tests."""
+"""A model of the cost of gradient exchange in data-parallel training; tests/test_scaling.py checks it by hand."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Links:
-    """What connects GPUs.
+    """Bandwidth and latency between GPUs.
 
     Args:
-        intra_gbps: gigabits a second and direction between two GPUs of a node.
-        inter_gbps: between two nodes, all their adapters together.
+        intra_gbps: gigabits per second, in each direction, between two GPUs of a node.
+        inter_gbps: the same between two nodes, all their adapters together.
         latency_us: microseconds for one hop from GPU to GPU.
         per_node: GPUs in a node.
     """
@@ -20,7 +20,7 @@ class Links:
     per_node: int = 8
 
     def gbps(self, processes: int) -> float:
-        """Of the slowest link of a ring through this many GPUs, which all of it waits for."""
+        """Bandwidth of the slowest link of a ring of this many GPUs, which limits the ring."""
         return self.intra_gbps if processes <= self.per_node else min(self.intra_gbps, self.inter_gbps)
 
 
@@ -30,9 +30,9 @@ class Work:
 
     Args:
         gradient_bytes: bytes of all gradients.
-        buckets: all-reduces that they are exchanged in.
-        step_s: seconds of the step without any exchange.
-        backward_s: seconds of its backward pass, which an exchange can run beside.
+        buckets: number of all-reduces that exchange them.
+        step_s: seconds of the step without the exchange.
+        backward_s: seconds of its backward pass, with which an exchange can overlap.
     """
 
     gradient_bytes: int
@@ -43,12 +43,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a number of processes make of it."""
+    """Predicted cost of the exchange and efficiency for a number of processes."""
 
-    bandwidth_s: float  # of the exchange: bytes on their way ...
-    latency_s: float  # ... and hops
-    exposed_s: float  # what a step is longer for it
-    efficiency: float  # images a second, as a fraction of those of as many processes that exchange nothing
+    bandwidth_s: float  # seconds of the exchange for transferring bytes ...
+    latency_s: float  # ... and for hops
+    exposed_s: float  # seconds that it adds to a step
+    efficiency: float  # images per second relative to as many processes without exchange
 
     @property
     def exchange_s(self) -> float:
@@ -56,32 +56,32 @@ class Prediction:
 
 
 def ring_bytes(gradient_bytes: int, processes: int) -> float:
-    """Bytes that each process of a ring all-reduce sends: 2 (N - 1) / N times what is summed up."""
+    """Bytes that each process of a ring all-reduce sends: 2 (N - 1) / N times the size of the tensor."""
     return 2 * (processes - 1) / processes * gradient_bytes
 
 
 def predict(work: Work, links: Links, processes: int, hidden: float) -> Prediction:
-    """Efficiency of data-parallel training, of the same batch on each of more processes.
+    """Efficiency of data-parallel training with the same batch size on each process.
 
     A ring all-reduce of S bytes over N processes takes 2 (N - 1) steps, in each of which every process sends S / N
     bytes to the next one:
 
         exchange = 2 (N - 1) / N * S / bandwidth + buckets * 2 (N - 1) * latency
 
-    with the bandwidth of the slowest link. A share `hidden` of it runs beside the backward pass, but no more than that
-    pass is long; the rest makes the step longer:
+    with the bandwidth of the slowest link. A share `hidden` of it overlaps with the backward pass, limited by the
+    duration of that pass; the rest adds to the step:
 
         exposed    = exchange - min(hidden * exchange, backward)
         efficiency = step / (step + exposed)
 
-    Rings make the latency of many nodes look worse than it is: NCCL takes trees there, with 2 log2(N) hops. Left out
-    are loading, stragglers, and other traffic on the links, which make things worse.
+    The ring overestimates the latency of many nodes, where NCCL uses trees with 2 log2(N) hops. Data loading,
+    stragglers and other traffic on the links are not modelled and lower the efficiency.
 
     Args:
         work: of each process.
         links: between them.
         processes: N.
-        hidden: share of the exchange that runs beside the backward pass where that is long enough, 0..1.
+        hidden: share of the exchange that overlaps with the backward pass where that is long enough, 0..1.
     """
     bandwidth_s = ring_bytes(work.gradient_bytes, processes) * 8 / (links.gbps(processes) * 1e9)
     latency_s = work.buckets * 2 * (processes - 1) * links.latency_us * 1e-6
@@ -91,31 +91,31 @@ def predict(work: Work, links: Links, processes: int, hidden: float) -> Predicti
 
 
 def hidden_share(with_s: float, without_s: float, exchange_s: float) -> float:
-    """Share of the exchange that a step does not get longer by: 1 - (with - without) / exchange.
+    """Share of the exchange that does not add to the step: 1 - (with - without) / exchange.
 
-    Clipped to 0..1: noise, and what exchange and computing take from each other, can bring it outside.
+    Clipped to 0..1: noise and competition for the cores can lead to values outside.
     """
     return min(1.0, max(0.0, 1 - (with_s - without_s) / exchange_s))
 
 
 def needed_step(exchange_s: float, hidden: float, backward: float, efficiency: float) -> float:
-    """Seconds that a step takes at least where an exchange leaves this efficiency; `predict` solved for the step.
+    """Shortest step in seconds with which an exchange allows this efficiency: `predict`, solved for the step.
 
-    The step may get longer by (1 / efficiency - 1) of itself, and exposed is the larger one of (1 - hidden) * exchange
-    and exchange - backward.
+    The exposed time may be (1 / efficiency - 1) of the step, and it is the larger one of (1 - hidden) * exchange and
+    exchange - backward.
 
     Args:
         exchange_s: seconds of the exchange.
-        hidden: share that runs beside the backward pass where that is long enough, 0..1.
-        backward: that pass as a fraction of the step.
-        efficiency: to keep, below 1.
+        hidden: share of it that overlaps with the backward pass where that is long enough, 0..1.
+        backward: duration of the backward pass as a fraction of the step.
+        efficiency: required, below 1.
     """
     allowed = 1 / efficiency - 1
     return max((1 - hidden) * exchange_s / allowed, exchange_s / (allowed + backward))
 
 
 def first_below(work: Work, links: Links, hidden: float, efficiency: float, most: int = 4096) -> int | None:
-    """The smallest power of two processes with less than this efficiency; None where there is none up to `most`."""
+    """The smallest power of two of processes with an efficiency below this; None if there is none up to `most`."""
     processes = 2
     while processes <= most:
         if predict(work, links, processes, hidden).efficiency < efficiency:

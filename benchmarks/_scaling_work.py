@@ -1,4 +1,4 @@
-"""The processes of the scaling benchmark: one that trains alone, and a group that exchanges gradients."""
+"""Training processes of the scaling benchmark: a single one, and a group that exchanges gradients."""
 
 import gc
 import os
@@ -26,29 +26,29 @@ from zoo.training.configuration import instantiate, make_parser, parse
 from zoo.types import RawBatch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
-BATCHES = 2  # that every process has, and goes through in turn
+BATCHES = 2  # of each process, used in turn
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all processes have in common."""
+    """Settings of all processes."""
 
     device: str
-    batch: int  # images of a process and step
+    batch: int  # images per process and step
     bf16: bool
-    threads: int  # of a process
+    threads: int  # per process
 
 
 def build_detector(name: str, num_classes: int = 3) -> Detector:
-    """The detector of a file in configs/models, with untrained weights: nothing is downloaded."""
+    """The detector of a file in configs/models with untrained weights, so that nothing is downloaded."""
     parser = make_parser()
-    words = ["--model", str(CONFIGS / f"{name}.yaml"), "--model.init_args.pretrained", "false"]
-    config = parse(parser, [*words, "--data.train", "zoo.data.formats.shapes.Shapes", "--data.train.num_images", "1"])
+    args = ["--model", str(CONFIGS / f"{name}.yaml"), "--model.init_args.pretrained", "false"]
+    config = parse(parser, [*args, "--data.train", "Shapes", "--data.train.num_images", "1"])
     return instantiate(parser, config).model
 
 
 class TotalLoss(nn.Module):
-    """What DistributedDataParallel wraps, as Lightning does: the losses of a raw batch."""
+    """Total loss of a raw batch, as the module that DistributedDataParallel wraps (Lightning does the same)."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class TotalLoss(nn.Module):
         return torch.stack(list(self.detector.compute_raw_losses((images, targets)).values())).sum()
 
 
-class Trainee:
-    """One detector in one process. All processes have the same batches: who waits for whom is not the question."""
+class TrainingProcess:
+    """One detector in one process. All processes have the same batches, so none waits for a slower batch."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         torch.manual_seed(0)
@@ -76,28 +76,28 @@ class Trainee:
         if distributed.is_initialized():
             self._count_bytes()
             self.wrapped = self._wrap()
-        self.run(BATCHES, exchange=True)  # warms up, and lets the wrapper rebuild its buckets
+        self.run(BATCHES, exchange=True)  # warms up, and the wrapper rebuilds its buckets
 
     def sizes(self) -> dict[str, Any]:
-        """Trained parameters, bytes of their gradients, and those of each all-reduce that the hook saw."""
+        """Number of trained parameters, bytes of their gradients, and bytes of each all-reduce counted by the hook."""
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.trained)
         return {"parameters": sum(map(Tensor.numel, self.trained)), "bytes": num_bytes, "seen": self.bucket_bytes}
 
     def run(self, steps: int, exchange: bool) -> float:
-        """Seconds a training step, with or without the exchange of gradients."""
+        """Seconds per training step, with or without the exchange of gradients."""
         if distributed.is_initialized():
             distributed.barrier()
         return seconds_of(lambda: [self._step(exchange) for _ in range(steps)], self.settings.device) / steps
 
     def backward(self, steps: int) -> float:
-        """Seconds of the backward pass in a step without exchange."""
+        """Seconds of the backward pass of a step without exchange."""
         seconds: list[float] = []
         for _ in range(steps):
             self._step(False, lambda loss: seconds.append(seconds_of(loss.backward, self.settings.device)))
         return mean(seconds)
 
     def exchange(self, steps: int) -> float:
-        """Seconds of the all-reduces of a step, of the same sizes, while nothing else is done."""
+        """Seconds of all-reduces of the same sizes as those of a step, with no other work."""
         buffers = [torch.zeros(size // 4, device=self.device) for size in self.bucket_bytes]
 
         def all_reduce() -> None:
@@ -121,7 +121,7 @@ class Trainee:
         return DistributedDataParallel(self.model, [self.device] if self.device.type == "cuda" else None)
 
     def _count_bytes(self) -> None:
-        """Two steps with a hook at each all-reduce; buckets have their final sizes from the second on."""
+        """Count the bytes of each all-reduce with a hook, in the second of two steps: the first changes the buckets."""
 
         def count(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
             self.bucket_bytes.append(bucket.buffer().nbytes)
@@ -134,10 +134,10 @@ class Trainee:
             self._step(exchange=True)
         synchronize(self.settings.device)
         self.wrapped = None
-        gc.collect()  # its hooks are gone before the next wrapper sets its own
+        gc.collect()  # removes its hooks before the next wrapper registers its own
 
     def _make_batches(self, detector: Detector) -> Iterator[RawBatch]:
-        """Of the built-in shapes, with proposals where the detector wants them."""
+        """Batches of the built-in shapes, with proposals if the detector declares them."""
         size = self.settings.batch
         module = DetectionDataModule(Shapes(BATCHES * size), batch_size=size, num_workers=0, proposal_cache_mb=0)
         module.proposals = detector.proposals
@@ -149,7 +149,7 @@ class Trainee:
 
 
 class Group:
-    """Processes that train together, or one alone. They wait, without using a core, until they are asked."""
+    """Processes that train together, or a single one. They block until `ask` is called."""
 
     def __init__(self, size: int, settings: Settings) -> None:
         context = torch.multiprocessing.get_context("spawn")
@@ -168,14 +168,14 @@ class Group:
             theirs.close()
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of the Trainee in all processes; "build" makes a new one. Raises what one of them raised."""
+        """Results of a TrainingProcess method in all processes; "build" makes a new object. Raises an error of any."""
         for pipe in self.pipes:
             pipe.send((method, arguments))
         answers: dict[Connection, Any] = {}
         while len(answers) < len(self.pipes):
             for pipe in wait([pipe for pipe in self.pipes if pipe not in answers]):
                 answers[pipe] = pipe.recv()
-                if isinstance(answers[pipe], Exception):  # the others may wait for this one
+                if isinstance(answers[pipe], Exception):  # the others may block on this one
                     raise answers[pipe]
         return [answers[pipe] for pipe in self.pipes]
 
@@ -195,16 +195,16 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, settings: Settings
     if size > 1:
         backend = "nccl" if settings.device == "cuda" else "gloo"
         distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    trainee: Trainee | None = None
+    training: TrainingProcess | None = None
     while (order := pipe.recv()) is not None:
         method, arguments = order
         try:
             if method == "build":
-                trainee = None  # the former one's memory is free before
-                trainee = Trainee(*arguments, settings)
-                pipe.send(trainee.sizes())
+                training = None  # frees the memory of the previous detector first
+                training = TrainingProcess(*arguments, settings)
+                pipe.send(training.sizes())
             else:
-                pipe.send(getattr(trainee, method)(*arguments))
+                pipe.send(getattr(training, method)(*arguments))
         except Exception as error:
             pipe.send(RuntimeError(f"process {rank} of {size}, {method}: {type(error).__name__}: {error}"))
     if size > 1:

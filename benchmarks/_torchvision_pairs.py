@@ -1,7 +1,4 @@
-"""Detectors in pairs, ours and torchvision's, with the same weights.
-
-Used by train_step.py and inference.py; measures nothing by itself.
-"""
+"""Pairs of detectors, ours and torchvision's, with the same weights; used by train_step.py and inference.py."""
 
 from statistics import median
 from typing import Any
@@ -26,7 +23,7 @@ MODEL_NAMES = ("retinanet", "faster_rcnn")
 
 
 def make_images(count: int, height: int, width: int, device: str) -> list[Tensor]:
-    """Smooth random blobs as uint8 [3, H, W]; noise would look the same everywhere to a network."""
+    """Smooth random blobs as uint8 [3, H, W]; the features of white noise would be nearly uniform."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 12, 16, generator=generator)
     images = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1) * 255
@@ -34,7 +31,7 @@ def make_images(count: int, height: int, width: int, device: str) -> list[Tensor
 
 
 def make_targets(count: int, height: int, width: int, device: str) -> list[Target]:
-    """7 objects an image (COCO's mean), sides from a fiftieth to two thirds of the image."""
+    """7 objects per image (COCO's mean) with sides of 1/50 to 2/3 of the image's."""
     generator = torch.Generator().manual_seed(1)
     targets = []
     for index in range(count):
@@ -55,7 +52,7 @@ def make_targets(count: int, height: int, width: int, device: str) -> list[Targe
 
 
 def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn.Module, Detector]:
-    """A detector of torchvision's and ours, the same weights in both; batch norm is trained on both sides."""
+    """A torchvision detector and ours, with the same weights; batch norm is trained in both."""
     torch.manual_seed(0)
     is_retinanet = name == "retinanet"
     backbone = resnet_fpn_backbone(
@@ -83,7 +80,7 @@ def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn
 
 
 def start_report(title: str, command: str, device: str) -> Report:
-    """A table for `add_rates`."""
+    """A report with the columns of `add_rates`."""
     columns = ["case", "ours, median (min to max)", "peer, median (min to max)", "unit", "ratio", "goal"]
     return Report(title, command, columns, device)
 
@@ -91,7 +88,7 @@ def start_report(title: str, command: str, device: str) -> Report:
 def add_rates(
     report: Report, case: str, timing: Timing, images: int, goal: float | None, peer_name: str | None = None
 ) -> None:
-    """A case in images a second, `images` a call; the peer is torchvision, if not said otherwise."""
+    """Add a case in images per second, with `images` images per call; the peer is torchvision unless named."""
     ours, peer = ([images / seconds for seconds in side] for side in (timing.ours, timing.peer))
     report.row([case, spread(ours), spread(peer), "images/s", f"{timing.ratio:.2f}", str(goal or "")])
     peer_name = peer_name or f"torchvision {list_versions()['torchvision']}"

@@ -1,15 +1,16 @@
-"""How long intervals and the verdict on a pair of detectors take, ours and hotcoco's `compare`, matching included.
+"""Time of bootstrap intervals for a pair of detectors, ours and hotcoco's `compare`, including matching.
 
     python benchmarks/bootstrap.py                     # COCO val2017's size: 5,000 images; hotcoco takes minutes
-    python benchmarks/bootstrap.py --images 500        # a tenth, to look around
+    python benchmarks/bootstrap.py --images 500        # a tenth, for a quick look
     python benchmarks/bootstrap.py --out benchmarks/results/bootstrap.md
 
-Both sides get the same columns, 80 classes and 100 detections an image (see benchmarks/evaluation.py), and the same
-number of resamples. The second detector's boxes and scores are the first one's, a little off. hotcoco resamples
-twelve figures; ours are six and the AP of each class. That ours are right is in tests/evaluation/test_matches.py; here
-both sides' difference of AP and its interval stand beside each other, each from draws of its own.
+Both sides get the same predictions, 80 classes and 100 detections per image (see benchmarks/evaluation.py), and the
+same number of resamples. The second detector's boxes and scores are the first one's with noise. hotcoco resamples
+twelve metrics; ours are six and the AP of each class. Correctness is tested in tests/evaluation/test_matches.py; here
+the difference of AP and its interval are printed for both sides, which draw different resamples.
 
-Then a report's size: seven configurations of three seeds each on 300 images, which hotcoco's `compare` does not take.
+A second case has the size of a report: seven configurations with three seeds each on 300 images, which hotcoco's
+`compare` does not support.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def make_set(num_images: int, seed: int) -> tuple[GroundTruth, Predictions]:
 
 
 def disturb(predictions: Predictions, seed: int) -> Predictions:
-    """Boxes off by some 4% of their size, scores by some 0.05."""
+    """The predictions with noise of 4% of the box size on box edges, and of 0.05 on scores (standard deviations)."""
     rng = np.random.default_rng(seed)
     boxes, scores = predictions.boxes, predictions.scores
     size = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
@@ -60,15 +61,15 @@ def run_hotcoco(truth: GroundTruth, pair: list[Predictions], resamples: int) -> 
     runs = [load_hotcoco(truth, pack_detections(*order_detections(truth, predictions))) for predictions in pair]
     for run in runs:
         run.evaluate()
-    return hotcoco.compare(runs[1], runs[0], n_bootstrap=resamples)  # its delta is the second less the first
+    return hotcoco.compare(runs[1], runs[0], n_bootstrap=resamples)  # its delta is second minus first
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1, help="counted; each side is called once before")
-    parser.add_argument("--out", type=Path, help="write what is printed to this file, too")
+    parser.add_argument("--rounds", type=int, default=1, help="timed rounds, after one untimed call of each side")
+    parser.add_argument("--out", type=Path, help="also write the output to this file")
     options = parser.parse_args()
 
     report = Report(

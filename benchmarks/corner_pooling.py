@@ -1,12 +1,12 @@
-"""How long corner pooling takes, ours against a plain loop over rows and columns and against `torch.cummax`, in turn.
+"""Time of corner pooling: ours, a loop over rows and columns, and `torch.cummax`, in alternating order.
 
-    python benchmarks/corner_pooling.py                 # the maps of the paper's network, on the CPU
+    python benchmarks/corner_pooling.py                 # feature maps of the paper's network, on the CPU
     python benchmarks/corner_pooling.py --device cuda
 
-One call pools two maps of 128 channels and 128x128 cells as a top-left corner does: one along its columns, one along
-its rows, and adds them. "train" is a call and its backward pass. The loop is what one writes first:
-`rows[i] = torch.maximum(maps[:, :, i], rows[i + 1])`, stacked at the end, its backward pass left to autograd. Before
-anything is timed, all three are compared, gradients included.
+One call is top-left corner pooling of two maps of 128 channels and 128x128 cells: one is pooled along its columns, the
+other along its rows, and the results are added. "train" is a call and its backward pass. The loop computes
+`rows[i] = torch.maximum(maps[:, :, i], rows[i + 1])` and stacks the rows; autograd does its backward pass. Outputs and
+gradients of all three are compared before timing.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     device = arguments.device
     report = Report(
@@ -73,7 +73,7 @@ def main() -> None:
             maps = [torch.randn(1, 128, 128, 128, device=device) for _ in range(3)]
             *maps, grad = (part.to(dtype).to(memory_format=memory_format) for part in maps)
             maps = [part.requires_grad_() for part in maps]
-            if dtype == torch.float32:  # bf16 has ties, whose gradients the three treat differently
+            if dtype == torch.float32:  # bf16 has ties, whose gradients differ between the three
                 for other in (loop, cummax):
                     pairs = zip(*(make_call(pool, maps, grad, True)() for pool in (ours, other)), strict=True)
                     for one, two in pairs:

@@ -1,13 +1,14 @@
-"""Loading data: our loaders against torchvision's reference pipeline, and our COCO reader against pycocotools.
+"""Data loading: our loaders and torchvision's reference pipeline; our COCO reader and pycocotools.
 
     python benchmarks/data_loading.py [--images FOLDER --annotations FILE] [--rounds 5] [--workers 2] [--skip-json]
 
-Both sides decode the same JPEGs with the same number of workers, flip half of them, and hand batches of eight to the
-main process; they take turns. Without --images, photo-like JPEGs of 640x480 are made. The peer is what torchvision's
-detection references build: CocoDetection wrapped for transforms v2, horizontal flip, to tensor, to float, sanitize.
+Both sides decode the same JPEGs with the same number of workers, flip half of them, and send batches of eight to the
+main process, in alternating order. Without --images, photo-like JPEGs of 640x480 are made. The peer is the pipeline of
+torchvision's detection references: CocoDetection wrapped for transforms v2, horizontal flip, to tensor, to float,
+sanitize.
 
 The json has the size of COCO's instances_train2017.json (118,287 images, 860,001 boxes with polygons, about 440 MB).
-Each reading runs in a fresh process that has torch imported; memory is the peak above that.
+Each read runs in a new process that has imported torch; memory is the peak above that.
 """
 
 import argparse
@@ -59,7 +60,7 @@ READERS = {
 
 
 def make_photos(folder: Path, count: int = 64) -> tuple[Path, Path]:
-    """JPEGs with detail at every scale, about 110 kB each, and an annotation file."""
+    """JPEGs with detail at every scale, about 110 kB each, and their annotation file."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     images, annotations = [], []
@@ -86,7 +87,7 @@ def make_photos(folder: Path, count: int = 64) -> tuple[Path, Path]:
 
 
 def make_json(path: Path, num_images: int = 118_287, num_boxes: int = 860_001) -> None:
-    """A file like instances_train2017.json; polygons come from a pool, since only their length matters."""
+    """A file like instances_train2017.json. Polygons are drawn from a pool, since only their length matters."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(2.9, 0.6, 2000), 4, 400).astype(int)
     pool = ["[[" + ", ".join(f"{value:.2f}" for value in rng.uniform(0, 640, 2 * length)) + "]]" for length in lengths]
@@ -115,7 +116,7 @@ def make_json(path: Path, num_images: int = 118_287, num_boxes: int = 860_001) -
 
 
 def peer_loader(images: Path, annotations: Path, repeats: int, workers: int) -> DataLoader:
-    """What the references of torchvision build for training."""
+    """The training loader of torchvision's references."""
     transforms = v2.Compose(
         [
             v2.RandomHorizontalFlip(p=0.5),
@@ -149,7 +150,7 @@ def _loader(dataset: torch.utils.data.Dataset, collate_fn: Callable, workers: in
 
 
 def images_per_second(loader: DataLoader) -> float:
-    """One epoch, from asking for the first batch to having the last."""
+    """Images per second of one epoch, from requesting the first batch to receiving the last."""
     start = time.perf_counter()
     count = sum(len(images) for images, _ in loader)
     return count / (time.perf_counter() - start)
@@ -176,7 +177,7 @@ def measure_json(rounds: int) -> Iterator[dict]:
         file = Path(folder, "instances.json")
         make_json(file)
         print(f"json of {file.stat().st_size / 1e6:.0f} MB")
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in READERS}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in READERS}
         for _ in range(rounds):
             for name, (imports, call) in READERS.items():
                 script = READ_JSON.format(imports=imports, call=call)
@@ -184,18 +185,18 @@ def measure_json(rounds: int) -> Iterator[dict]:
                     [sys.executable, "-c", script, str(file)], check=True, capture_output=True, text=True
                 )
                 seconds, megabytes = output.stdout.split()
-                figures[name].append((float(seconds), float(megabytes)))
+                measured[name].append((float(seconds), float(megabytes)))
     for position, (case, unit) in enumerate((("coco_json/time", "s"), ("coco_json/peak_memory", "MB"))):
-        ours, peer = ([figure[position] for figure in figures[name]] for name in ("ours", "peer"))
+        ours, peer = ([values[position] for values in measured[name]] for name in ("ours", "peer"))
         yield _case(case, ours, peer, "pycocotools COCO()", unit, larger_is_better=False)
 
 
 def measure_worker_memory(images: Path, annotations: Path) -> dict:
-    """Memory of a loader's worker that nobody shares with it, in the middle of an epoch."""
+    """Unshared memory of a loader's worker in the middle of an epoch."""
     loader = our_loader(images, annotations, 4, 2, cached=False)
     batches = iter(loader)
     next(batches)
-    # forked workers bear the name of this process, and there are no other such children yet
+    # forked workers have the command line of this process; there are no other such children yet
     workers = [child for child in psutil.Process().children() if child.cmdline() == psutil.Process().cmdline()]
     megabytes = statistics.median(worker.memory_full_info().uss / 1e6 for worker in workers)
     print(f"{'worker_memory':26} {len(workers)} workers of {megabytes:.1f} MB each")
@@ -227,7 +228,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=8, help="epochs are this many times the images")
+    parser.add_argument("--repeats", type=int, default=8, help="passes over the images per epoch")
     parser.add_argument("--skip-json", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -1,10 +1,10 @@
-"""`zoo stats` of a file like COCO's instances_train2017.json, against hotcoco's counts of the same file.
+"""Time of `zoo stats` and of hotcoco's statistics on a file like COCO's instances_train2017.json.
 
     python benchmarks/data_statistics.py [--annotations FILE] [--rounds 3] [--out FILE]
 
 The file has 118,287 images and 860,001 boxes with polygons, about 440 MB; without --annotations it is made first. Each
-side is a fresh process that reads the file and counts, its imports included. hotcoco counts boxes by class and takes
-the median of sizes; we also take overlaps of all pairs, quantiles and positions.
+side is a new process that imports its packages, reads the file and computes statistics. hotcoco counts boxes by class
+and takes the median of sizes; `zoo stats` also computes overlaps of all pairs, quantiles and positions.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""How long it takes to measure a detector on a set of COCO val2017's size: update and compute, ours and torchmetrics'.
+"""Time of a detection metric at COCO val2017's size: update and compute, ours and torchmetrics'.
 
-    python benchmarks/evaluation.py                     # 5,000 images; torchmetrics as it comes takes minutes
-    python benchmarks/evaluation.py --images 500        # a tenth, to look around
+    python benchmarks/evaluation.py                     # 5,000 images; torchmetrics with its defaults takes minutes
+    python benchmarks/evaluation.py --images 500        # a tenth, for a quick look
     python benchmarks/evaluation.py --out benchmarks/results/evaluation.md
 
-Images, objects and detections are drawn from a seed: sizes over a decade and more, a few classes an image, some
-detections near objects at many degrees of overlap, most of them not. Every side gets the same tensors in batches of 8,
-in turn, and its numbers are compared with ours.
+Objects and detections are drawn from a seed: object sizes from 8 to 300 pixels, up to three classes per image, 40% of
+the detections near objects with various overlaps. All sides get the same tensors in batches of 8, in alternating order,
+and their values are compared with ours.
 """
 
 import argparse
@@ -58,7 +58,7 @@ TORCHMETRICS_KEYS = {
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """[count, 4] xyxy, sides from 8 to 300 pixels, even on a log scale."""
+    """[count, 4] xyxy, sides from 8 to 300 pixels, uniform on a log scale."""
     side = np.exp(rng.uniform(np.log(8), np.log(300), count))
     aspect = np.exp(rng.normal(0, 0.4, count))
     width, height = np.minimum(side * aspect, WIDTH - 1), np.minimum(side / aspect, HEIGHT - 1)
@@ -67,11 +67,11 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def make_batches(num_images: int, seed: int) -> Batches:
-    """The same data set and detector from the same seed."""
+    """Random predictions and targets in batches; the same for the same seed."""
     rng = np.random.default_rng(seed)
     images: list[tuple[Prediction, Target]] = []
     for image_id in range(num_images):
-        # geometric: many images with few objects, some without, a few crowded ones
+        # geometric: many images with few objects, some with none, a few crowded ones
         num_objects = min(int(rng.geometric(1 / (OBJECTS_PER_IMAGE + 1))) - 1, 60)
         palette = rng.integers(0, NUM_CLASSES, 3)
         boxes, labels = random_boxes(rng, num_objects), rng.choice(palette, num_objects)
@@ -127,7 +127,7 @@ def run_torchmetrics(batches: Batches, metric: MeanAveragePrecision) -> dict[str
 
 
 def exact_torchmetrics() -> MeanAveragePrecision:
-    """COCO's thresholds given in f64: torchmetrics rounds them to f32, so that a recall of just 1 / 10 misses 0.1."""
+    """The metric with COCO's thresholds in f64. By default they are f32, so that a recall of 1 / 10 is below 0.1."""
     thresholds = {
         "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
         "rec_thresholds": np.linspace(0, 1, 101).tolist(),
@@ -155,10 +155,10 @@ def hardware() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=5, help="of all but torchmetrics as it comes")
-    parser.add_argument("--slow-rounds", type=int, default=1, help="of torchmetrics as it comes")
+    parser.add_argument("--rounds", type=int, default=5, help="of all sides but torchmetrics with its defaults")
+    parser.add_argument("--slow-rounds", type=int, default=1, help="of torchmetrics with its defaults")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write what is printed to this file, too")
+    parser.add_argument("--out", type=Path, help="also write the output to this file")
     options = parser.parse_args()
 
     batches = make_batches(options.images, options.seed)
@@ -169,7 +169,7 @@ def main() -> None:
         "torchmetrics, faster_coco_eval": lambda: run_torchmetrics(
             batches, MeanAveragePrecision(backend="faster_coco_eval")
         ),
-        "torchmetrics as it comes (pycocotools)": lambda: run_torchmetrics(batches, MeanAveragePrecision()),
+        "torchmetrics, defaults (pycocotools)": lambda: run_torchmetrics(batches, MeanAveragePrecision()),
     }
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -200,7 +200,7 @@ def main() -> None:
         f"- command: `python benchmarks/evaluation.py --images {options.images} --rounds {options.rounds} "
         f"--slow-rounds {options.slow_rounds} --seed {options.seed}`",
         "",
-        "| side | rounds | median s | least s | most s | largest difference from zoo's twelve numbers |",
+        "| side | rounds | median, s | min, s | max, s | largest difference from zoo's twelve numbers |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in values.items():
@@ -208,10 +208,10 @@ def main() -> None:
         rounds = seconds.get(name, [])
         times = f"{median(rounds):.3f} | {min(rounds):.3f} | {max(rounds):.3f}" if rounds else "- | - | -"
         lines.append(f"| {name} | {len(rounds) or 'check only'} | {times} | {difference:.1e} |")
-    lines += ["", "torchmetrics as it comes differs by rounding COCO's thresholds to f32 (see `exact_torchmetrics`)."]
+    lines += ["", "The defaults of torchmetrics round COCO's thresholds to f32 (see `exact_torchmetrics`)."]
     ours = values[names[1]]
     lines += ["", "  ".join(f"{key} {ours[key]:.4f}" for key in (*TORCHMETRICS_KEYS, "VOC07", "VOC10")), "", "```json"]
-    comparisons = [("coco/as_it_comes", names[0], names[3]), ("coco/faster_coco_eval", names[0], names[2])]
+    comparisons = [("coco/defaults", names[0], names[3]), ("coco/faster_coco_eval", names[0], names[2])]
     comparisons.append(("all_three_protocols", names[1], names[0]))
     for case, our_name, peer in comparisons:
         if peer in medians:

@@ -1,16 +1,17 @@
-"""How long inference takes, ours and torchvision's: the same weights and images, in turn.
+"""Time of inference, ours and torchvision's, with the same weights and images, in alternating order.
 
     python benchmarks/inference.py                          # ResNet-18 FPN, images of 427x320, on the CPU
     python benchmarks/inference.py --device cuda --size 800
 
-Whole inference is everything between raw images and detections in their pixels. Post-processing is what follows the
-last layer: for RetinaNet from logits and deltas of all anchors; for Faster R-CNN the RPN's choice of proposals and the
-reading of RoI logits, each apart. Untrained logits are stretched and shifted until as much scores above the threshold
-as a trained detector has there: about 1,000 pairs of anchor and class an image (RetinaNet), 300 of RoI and class.
-Memory is channels_last on our side, as our configurations have it, and contiguous on torchvision's, as it comes.
+"inference" is everything from raw images to detections in their pixels. Post-processing is what follows the last layer:
+for RetinaNet, from logits and deltas of all anchors; for Faster R-CNN, the RPN's selection of proposals and the
+predictions from RoI logits, measured separately. Untrained logits are scaled and shifted so that as many scores are
+above the threshold as those of a trained detector: about 1,000 pairs of anchor and class per image (RetinaNet), 300 of
+RoI and class (Faster R-CNN). Memory is channels_last in ours, as in our configurations, and contiguous, the default, in
+torchvision's.
 
-The sliding-window CNN has no peer but itself: its dense evaluation against its crops, the same windows at the same
-stride, on one image of 213x160.
+The sliding-window CNN is compared with itself: dense evaluation and evaluation of crops, with the same windows at the
+same stride, on one image of 213x160.
 """
 
 import argparse
@@ -30,15 +31,16 @@ from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.models.sliding_window import SlidingWindow
 from zoo.nn.frame import FrameConfig
-from zoo.nn.roi import roi_predictions
+from zoo.nn.roi import roi_predictions, score_rois
 from zoo.weights import load_weights
 
+# Scores above the threshold, per image.
 CANDIDATES = {"retinanet": 1000, "faster_rcnn": 300}
 
 
 @torch.no_grad()
-def liven(theirs: nn.Module, ours: Detector, name: str, images: list[Tensor]) -> None:
-    """Give both sides as many candidates above the threshold as CANDIDATES says."""
+def scale_scores(theirs: nn.Module, ours: Detector, name: str, images: list[Tensor]) -> None:
+    """Change the classification weights of both sides so that CANDIDATES scores per image are above the threshold."""
     theirs.eval()
     frames, _ = theirs.transform([image / 255 for image in images])
     features = theirs.backbone(frames.tensors)
@@ -107,7 +109,7 @@ def faster_rcnn_post_processing(
     batch = ours.frame(images)
     outputs = ours.encode(batch)
     proposals, mask = ours.propose(outputs, batch, 1000, 1000)
-    class_logits, deltas = ours.score_rois(outputs, proposals, mask)
+    class_logits, deltas = score_rois(ours.roi_head, ours.roi_pooling, outputs.features, proposals, mask)
 
     frames, _ = theirs.transform([image / 255 for image in images])
     features = theirs.backbone(frames.tensors)
@@ -120,13 +122,13 @@ def faster_rcnn_post_processing(
     pooled = theirs.roi_heads.box_roi_pool(features, their_proposals, frames.image_sizes)
     their_logits, their_deltas = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
 
-    def their_proposing() -> object:
+    def their_proposals_from_rpn() -> object:
         boxes = theirs.rpn.box_coder.decode(rpn_deltas, anchors).view(len(images), -1, 4)
         return theirs.rpn.filter_proposals(boxes, objectness, frames.image_sizes, counts)
 
     limits = (ours.score_threshold, ours.nms_threshold, ours.detections_per_image)
     return {
-        "proposals": (lambda: ours.propose(outputs, batch, 1000, 1000), their_proposing),
+        "proposals": (lambda: ours.propose(outputs, batch, 1000, 1000), their_proposals_from_rpn),
         "post-processing": (
             lambda: roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits),
             lambda: theirs.roi_heads.postprocess_detections(
@@ -137,7 +139,7 @@ def faster_rcnn_post_processing(
 
 
 def build_sliding_windows(device: str) -> list[SlidingWindow]:
-    """One network twice, evaluated densely and crop by crop."""
+    """The same network twice, for dense evaluation and for evaluation of crops."""
     torch.manual_seed(0)
     pair = [
         SlidingWindow(
@@ -165,9 +167,9 @@ def build_sliding_windows(device: str) -> list[SlidingWindow]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", type=int, default=320, help="shorter side of the images, the longer is 4/3 of it")
+    parser.add_argument("--size", type=int, default=320, help="shorter side of the images; the longer is 4/3 of it")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
     device, rounds = arguments.device, arguments.rounds
@@ -181,7 +183,7 @@ def main() -> None:
     floats = [image / 255 for image in images]
     for name in MODEL_NAMES:
         theirs, ours = build_pair(name, height, 2 * width, device)
-        liven(theirs, ours, name, images)
+        scale_scores(theirs, ours, name, images)
         theirs.eval(), ours.eval()
         for count in (1, 8):
             for precision, bf16, goal in (("fp32", False, 1.0), ("default", True, None)):

@@ -1,9 +1,9 @@
-"""What switches do to AP: the same weights with and without channels_last, bf16 and torch.compile.
+"""Effect of channels_last, bf16 and torch.compile on AP, with the same weights.
 
     python benchmarks/switches.py RUN... [--compile] [--out FILE]
 
-RUN is a folder of a run of `zoo compare`; the split is the one that its numbers are for. Without RUN there is nothing
-to measure. Each line has the AP of float32 without channels_last, and by how much each switch changes it.
+RUN is the folder of a run of `zoo compare`, which is evaluated on the split of its reported metrics; without RUN
+nothing is measured. Each row has the AP of float32 without channels_last, and the change of AP by each switch.
 """
 
 import argparse
@@ -28,15 +28,15 @@ VARIANTS = {"float32": ("32-true", False), "channels_last": ("32-true", True), "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes a run on a CPU")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile (minutes per run on a CPU)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not options.runs:
-        print("no runs given; benchmarks/switches.py RUN...")
+        print("no runs given, so nothing is measured: benchmarks/switches.py RUN...")
         return
     silence_lightning()
     names = [*list(VARIANTS)[1:], *(["torch.compile"] if options.compile else [])]
-    report = Report("What switches do to AP", "python benchmarks/switches.py RUN...", ["run", "float32 AP", *names])
+    report = Report("Effect of switches on AP", "python benchmarks/switches.py RUN...", ["run", "float32 AP", *names])
     largest = 0.0
     for folder in options.runs:
         data = build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"], folder / "config.yaml")

@@ -1,11 +1,11 @@
-"""How long a training step takes, ours and torchvision's: the same weights, images and targets, in turn.
+"""Time of a training step, ours and torchvision's, with the same weights, images and targets, in alternating order.
 
     python benchmarks/train_step.py                          # ResNet-18 FPN, 8 images of 427x320, on the CPU
     python benchmarks/train_step.py --device cuda --size 800 # 8 images of 1066x800
 
-A step is everything between a batch from the loader and new weights: framing, network, losses, backward, SGD.
-"default" is what our configs choose (bf16 autocast, channels_last) against torchvision as it comes (float32,
-contiguous). Our memory is channels_last in "fp32", too, and torchvision's contiguous; in "bf16" both are channels_last.
+A step is everything from a batch of the loader to updated weights: framing, network, losses, backward, SGD. "default"
+compares the defaults of our configurations (bf16 autocast, channels_last) with those of torchvision (float32,
+contiguous). In "fp32" our memory is channels_last and torchvision's is contiguous; in "bf16" both are channels_last.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from zoo.detector import Detector
 from zoo.types import Target
 
 BATCH = 8
-# case -> (bf16 on our side, bf16 and channels_last on theirs, how many times as fast we want to be on a CPU)
+# case -> (bf16 in ours, bf16 and channels_last in theirs, goal of the ratio on a CPU by model)
 PRECISIONS: dict[str, tuple[bool, bool, dict[str, float]]] = {
     "fp32": (False, False, {"retinanet": 1.0, "faster_rcnn": 1.0}),
     "bf16": (True, True, {"retinanet": 1.2, "faster_rcnn": 1.2}),
@@ -52,7 +52,7 @@ def our_step(detector: Detector, images: list[Tensor], targets: list[Target], de
 
 def their_step(model: nn.Module, images: list[Tensor], targets: list[Target], device: str, bf16: bool) -> Callable:
     model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
-    # Its loader hands over floats; turning them is not counted.
+    # Its loader yields floats, so the conversion is not timed.
     floats = [image / 255 for image in images]
     labelled = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
     return make_step(model, lambda: model(floats, labelled), device, bf16)
@@ -61,9 +61,9 @@ def their_step(model: nn.Module, images: list[Tensor], targets: list[Target], de
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", type=int, default=320, help="shorter side of the images, the longer is 4/3 of it")
+    parser.add_argument("--size", type=int, default=320, help="shorter side of the images; the longer is 4/3 of it")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
     device = arguments.device

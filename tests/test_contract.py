@@ -1,4 +1,4 @@
-"""What every detector of the zoo promises; an entry of MODELS takes an entry of FORMS here, and all of it is tested."""
+"""Contract tests of every detector: each entry of MODELS needs at least one configuration in FORMS."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def detector(name: str) -> Detector:
 
 
 def make_batch() -> RawBatch:
-    """Images of different sizes: two objects, none, one that is a crowd beside a real one."""
+    """Images of different sizes: with two objects, without objects, with a crowd region and an object."""
     targets = [
         make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2], 7),
         make_target([], [], 8),
@@ -68,13 +68,13 @@ def assert_valid(prediction: dict[str, Tensor], image: Tensor) -> None:
 
 
 def lower_threshold(detector: Detector) -> None:
-    """So that an untrained detector says something."""
+    """Lower the score threshold so that an untrained detector has detections."""
     assert hasattr(detector, "score_threshold")
     detector.score_threshold = 1e-4
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_losses_are_finite_scalars_that_training_mode_does_not_rename(detector: Detector, training: bool) -> None:
+def test_losses_are_finite_scalars_with_equal_names_in_both_modes(detector: Detector, training: bool) -> None:
     losses = detector.train(training).compute_raw_losses(make_batch())
     other = detector.train(not training).compute_raw_losses(make_batch())
     assert losses.keys() == other.keys()
@@ -99,7 +99,7 @@ def test_a_batch_without_objects_has_finite_losses_and_gradients(detector: Detec
     assert all(torch.isfinite(value.grad).all() for value in detector.parameters() if value.grad is not None)
 
 
-def test_crowds_and_difficult_objects_are_not_learned_from(detector: Detector) -> None:
+def test_crowds_and_difficult_objects_do_not_affect_losses(detector: Detector) -> None:
     images = make_batch()[0][2:]
     plain = make_target([[50, 60, 90, 110]], [1])
 
@@ -109,11 +109,11 @@ def test_crowds_and_difficult_objects_are_not_learned_from(detector: Detector) -
             return {key: float(value) for key, value in detector.eval().compute_raw_losses((images, [target])).items()}
 
     two = make_target([[50, 60, 90, 110], [5, 5, 40, 45]], [1, 1])
-    assert any(abs(value - losses(plain)[key]) > 1e-2 for key, value in losses(two).items()), "it would be learned from"
+    assert any(abs(value - losses(plain)[key]) > 1e-2 for key, value in losses(two).items()), "an object changes them"
     for flag in ("iscrowd", "difficult"):
         flagged = {**two, flag: torch.tensor([False, True])}
         for key, value in losses(flagged).items():
-            # A padded slot more moves a random number or two.
+            # Padding by another slot changes some random numbers.
             assert value == pytest.approx(losses(plain)[key], rel=2e-3, abs=2e-3), key
 
 
@@ -129,15 +129,15 @@ def test_predictions_keep_the_contract(detector: Detector) -> None:
 
 
 def test_a_batch_equals_its_singles(detector: Detector) -> None:
-    """Images of one size, since padding is seen by a network that looks across the border of an image."""
+    """With images of equal size, since padding affects features near the border of an image."""
     lower_threshold(detector)
     detector = detector.double().eval()
     targets = [make_target([[10 + 5 * i, 12, 60, 70]], [i], i) for i in range(3)]
     images = [make_image(96, 128, target, seed) for seed, target in enumerate(targets)]
     with torch.no_grad():
-        together = detector(images)
-        alone = [detector([image])[0] for image in images]
-    for one, other in zip(together, alone, strict=True):
+        batched = detector(images)
+        single = [detector([image])[0] for image in images]
+    for one, other in zip(batched, single, strict=True):
         assert len(one["scores"]) == len(other["scores"]) > 0
         torch.testing.assert_close(one["scores"], other["scores"])
         torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-3, rtol=0)
@@ -148,13 +148,13 @@ def test_targets_do_not_change_predictions(detector: Detector) -> None:
     images, targets = make_batch()
     with torch.no_grad():
         without = detector.eval()(images)
-        beside = detector.validation_step((images, targets), 0)["predictions"]
-    for one, other in zip(without, beside, strict=True):
+        with_targets = detector.validation_step((images, targets), 0)["predictions"]
+    for one, other in zip(without, with_targets, strict=True):
         assert torch.equal(one["boxes"], other["boxes"])
         assert torch.equal(one["labels"], other["labels"])
 
 
-def test_training_mode_does_not_change_the_form_of_predictions(detector: Detector) -> None:
+def test_predictions_have_the_same_keys_in_training_mode(detector: Detector) -> None:
     images, _ = make_batch()
     with torch.no_grad():
         assert all(set(prediction) == {"boxes", "scores", "labels"} for prediction in detector.train()(images))
@@ -199,14 +199,14 @@ def test_class_names_and_their_number_must_agree(name: str) -> None:
 
 @pytest.mark.slow
 def test_one_image_can_be_overfitted(detector: Detector) -> None:
-    """In at most 150 steps the objects of one image are found where they are, and nothing else is said as surely."""
+    """After 150 steps the objects of one image are detected, with higher scores than any other detection."""
     torch.manual_seed(0)
     target = make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2])
     images = [make_image(96, 128, target)]
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
     detector.train()
     for step in range(150):
-        for group in optimizer.param_groups:  # at the full rate boxes would tremble to the end
+        for group in optimizer.param_groups:  # boxes do not converge at the full rate
             group["lr"] = 1e-3 * min(1.0, 0.05 + 0.95 * (150 - step) / 50)
         optimizer.zero_grad()
         total = sum(detector.compute_raw_losses((images * 2, [target] * 2)).values())

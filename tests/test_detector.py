@@ -1,11 +1,14 @@
-"""The recipe: its rates over a training, and which weights decay."""
+"""The recipe: its learning rates over a training, and its weight decay groups."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning.callbacks.timer
 import torch
+from clock import Clock
 from pytorch_lightning import Callback, Trainer
 from tiny_detector import TinyDetector
 
@@ -32,13 +35,13 @@ def test_warm_up_starts_where_the_recipe_says() -> None:
     assert recipe.lr * recipe.factor(0.0, 5) == pytest.approx(5.5e-3)
 
 
-def test_cosine_goes_from_one_to_nothing() -> None:
+def test_cosine_falls_from_one_to_zero() -> None:
     recipe = Recipe(warmup_steps=0, schedule="cosine")
     assert [recipe.factor(p, 0) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
 
 
-def test_other_batches_scale_rate_and_warm_up() -> None:
-    """Four times the images a step: SGD's rate is four times as high, Adam's twice; warm-up is over as many images."""
+def test_batch_size_scales_rate_and_warm_up() -> None:
+    """Four times the images a step: SGD's rate times four, Adam's times two; warm-up over the same number of images."""
     sgd = Recipe(warmup_steps=100, warmup_start=0.0, schedule="constant", total_batch=8)
     adam = replace(sgd, optimizer="adamw")
     assert [sgd.factor(0.0, step, 4.0) for step in (0, 5, 25, 30)] == pytest.approx([0, 0.8, 4, 4])
@@ -48,7 +51,7 @@ def test_other_batches_scale_rate_and_warm_up() -> None:
 
 
 def plain_trainer(folder: Path, **arguments: Any) -> Trainer:
-    """Writes nothing."""
+    """A Trainer that writes no files."""
     return Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -64,7 +67,7 @@ def plain_trainer(folder: Path, **arguments: Any) -> Trainer:
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "total_batch", "rate"), [(4, 1, 8, 0.005), (4, 4, 8, 0.02), (4, 1, 0, 0.01)]
 )
-def test_a_trainer_tells_the_recipe_its_batch(
+def test_rate_is_scaled_by_the_trainer_s_total_batch(
     tmp_path: Path, batch_size: int, accumulate: int, total_batch: int, rate: float
 ) -> None:
     data = DetectionDataModule(train=Shapes(16), batch_size=batch_size, num_workers=0)
@@ -76,21 +79,47 @@ def test_a_trainer_tells_the_recipe_its_batch(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
-def test_epochs_are_the_measure_of_a_schedule(tmp_path: Path) -> None:
+def test_progress_counts_epochs(tmp_path: Path) -> None:
     """Two epochs of three steps."""
     data = DetectionDataModule(train=Shapes(12), batch_size=4, num_workers=0)
     detector = TinyDetector(data.num_classes)
     seen: list[float] = []
 
-    class Look(Callback):
+    class RecordProgress(Callback):
         def on_train_batch_end(self, *_: object) -> None:
             seen.append(detector.progress())
 
-    plain_trainer(tmp_path, max_epochs=2, callbacks=[Look()]).fit(detector, data)
+    plain_trainer(tmp_path, max_epochs=2, callbacks=[RecordProgress()]).fit(detector, data)
     assert seen == pytest.approx([(step + 1) / 6 for step in range(6)])
 
 
-def test_norms_and_biases_decay_apart() -> None:
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_rates_follow_the_clock_of_a_training_with_a_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten seconds the first step takes one, the second two, the third three and the fourth the other four."""
+    clock = Clock()
+    monkeypatch.setattr(pytorch_lightning.callbacks.timer, "time", clock)
+    data = DetectionDataModule(train=Shapes(12), batch_size=4, num_workers=0)
+    detector = TinyDetector(data.num_classes, recipe=Recipe(lr=0.5, warmup_steps=0, schedule="cosine"))
+    progress: list[float] = []
+    rates: list[float] = []
+
+    class RecordRates(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            clock.now += trainer.global_step + 1
+
+        def on_train_batch_end(self, *_: object) -> None:
+            progress.append(detector.progress())
+
+    limit = {"max_time": {"seconds": 10}, "max_epochs": -1}
+    plain_trainer(tmp_path, callbacks=[RecordRates()], **limit).fit(detector, data)
+    assert progress == pytest.approx([0.1, 0.3, 0.6, 1.0])
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * over)) for over in (0, 0.1, 0.3, 0.6)])
+
+
+def test_norms_and_biases_have_their_own_weight_decay() -> None:
     recipe = Recipe("adamw", lr=0.5, weight_decay=0.1, norm_weight_decay=0.0)
     detector = RetinaNet(2, trunk="resnet10t", channels=32, head_depth=1, recipe=recipe)
     optimizer = build_optimizer(detector.parameters(), recipe)

@@ -1,7 +1,7 @@
-"""A training step waits for its device nowhere but where this file says so.
+"""A training step synchronises with its device only where this file allows it.
 
-A wait is an operation whose result has a size that depends on values, or a value that Python reads. On a CPU the
-dispatcher tells which operations are called; where a GPU is at hand, CUDA itself is asked, too.
+A synchronisation is an operation whose output size depends on values, or a value read by Python. On a CPU these
+operations are counted in the dispatcher; on a GPU, CUDA's sync debug mode is checked as well.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from zoo.detector import Detector
 from zoo.models import MODELS
 from zoo.types import RawBatch
 
-WAITS = {
+SYNC_OPERATIONS = {
     "aten._local_scalar_dense.default": "item",  # item, int, float, bool, tolist of one value
     "aten.nonzero.default": "nonzero",
     "aten.masked_select.default": "nonzero",
@@ -31,22 +31,22 @@ WAITS = {
 }
 TESTED = [*MODELS, "faster_rcnn of torchvision's second", "yolov1 of the paper", "faster_rcnn of the paper"]
 
-# What may wait in a step of two images, and how often on a CPU, where NMS is called by level (on a GPU by image).
+# Allowed synchronisations in a step of two images on a CPU, where NMS is called by level (on a GPU by image).
 ALLOWED: dict[str, dict[str, int]] = {
-    # The RPN's proposals are what NMS keeps, and how many that is nobody knows before: one wait an image for the boxes
-    # that have an area, one for those that are kept. They are padded to a fixed number right after.
+    # The number of RPN proposals kept by NMS depends on values: one synchronisation an image for the boxes that are not
+    # empty, one for those that are kept. They are then padded to a fixed number.
     "faster_rcnn": {"nonzero": 2, "nms": 10},
     "faster_rcnn of the paper": {"nonzero": 2, "nms": 2},
-    # Batch norm over regions must not see empty slots: those that are filled are picked out (one mask), read, and put
-    # back (one mask for logits, one for deltas); the backward pass does each of the three once more.
+    # Batch norm over regions must not see empty slots: filled slots are selected (one mask) and the results are written
+    # back (one mask for logits, one for deltas); the backward pass repeats each of the three.
     "faster_rcnn of torchvision's second": {"nonzero": 2, "nms": 10, "mask": 6},
-    # Batch norm over windows must not see empty slots (mask), and crops are cut image by image, as many slots for each
-    # as the fullest has (item).
+    # Batch norm over windows must not see empty slots (mask), and crops are cut image by image, with the maximum number
+    # of filled slots over images for each (item).
     "rcnn": {"mask": 1, "item": 1},
 }
 
-# The same for CUDA: functions that may wait while a step runs; everything outside of them may not.
-MAY_WAIT: dict[str, list[tuple[Any, str]]] = {
+# The same for CUDA: the only functions that may synchronise during a step.
+MAY_SYNC: dict[str, list[tuple[Any, str]]] = {
     "faster_rcnn": [(zoo.models.faster_rcnn, "nms_in_groups")],
     "faster_rcnn of the paper": [(zoo.models.faster_rcnn, "nms_in_groups")],
     "rcnn": [(zoo.models.rcnn, "sample_windows"), (zoo.models.rcnn, "warp_windows")],
@@ -63,14 +63,14 @@ def make_batch(device: str = "cpu") -> RawBatch:
     boxes = [[[10, 12, 60, 70], [70, 20, 120, 88]], [[5, 5, 40, 45]]]
     proposals = torch.tensor([[5.0 * i, 4.0 * i, 6 * i + 30, 4 * i + 40] for i in range(12)])
     targets = [
-        make_target(boxes[place], [place] * len(boxes[place]), place) | {"proposals": proposals} for place in range(2)
+        make_target(boxes[index], [index] * len(boxes[index]), index) | {"proposals": proposals} for index in range(2)
     ]
     images = [make_image(96, 128, target, seed).to(device) for seed, target in enumerate(targets)]
     return images, [{key: value.to(device) for key, value in target.items()} for target in targets]
 
 
-class Waits(TorchDispatchMode):
-    """Counts operations that a GPU would be waited for."""
+class SyncCounter(TorchDispatchMode):
+    """Counts operations that synchronise with a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
-        if name in WAITS:
-            self.found[WAITS[name]] += 1
+        if name in SYNC_OPERATIONS:
+            self.found[SYNC_OPERATIONS[name]] += 1
         if name.startswith(("aten.index.Tensor", "aten.index_put")):
             indices = [index for index in args[1] if index is not None]
             self.found["mask"] += any(index.dtype in (torch.bool, torch.uint8) for index in indices)
@@ -87,34 +87,34 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", TESTED)
-def test_a_step_waits_where_it_is_allowed_to(form: str) -> None:
+def test_a_step_synchronises_only_where_allowed(form: str) -> None:
     detector = build(form)
     batch = make_batch()
-    with Waits() as waits:
+    with SyncCounter() as counter:
         torch.stack(list(detector.compute_raw_losses(batch).values())).sum().backward()
-    assert {name: count for name, count in waits.found.items() if count} == ALLOWED.get(form, {})
+    assert {name: count for name, count in counter.found.items() if count} == ALLOWED.get(form, {})
 
 
-def test_that_test_would_notice() -> None:
-    with Waits() as waits:
+def test_sync_counter_counts_items_and_masks() -> None:
+    with SyncCounter() as counter:
         values = torch.arange(3.0)
         float(values.sum())
         values[values > 1]
-    assert waits.found["item"] == 1
-    assert waits.found["mask"] == 1
+    assert counter.found["item"] == 1
+    assert counter.found["mask"] == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("form", [form for form in TESTED if "torchvision's" not in form])
-def test_cuda_finds_no_other_wait(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, name in MAY_WAIT.get(form, []):
-        monkeypatch.setattr(place, name, allow(getattr(place, name)))
+def test_cuda_reports_no_other_synchronisation(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in MAY_SYNC.get(form, []):
+        monkeypatch.setattr(module, name, allow_sync(getattr(module, name)))
     detector = build(form).cuda()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4, foreach=True)
     batch = make_batch("cuda")
-    for is_watched in (False, True):  # the first step allocates and chooses kernels
+    for is_checked in (False, True):  # the first step allocates and chooses kernels
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error" if is_watched else "default")
+        torch.cuda.set_sync_debug_mode("error" if is_checked else "default")
         try:
             torch.stack(list(detector.compute_raw_losses(batch).values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
@@ -124,8 +124,8 @@ def test_cuda_finds_no_other_wait(form: str, monkeypatch: pytest.MonkeyPatch) ->
             torch.cuda.set_sync_debug_mode("default")
 
 
-def allow(function: Callable[..., Any]) -> Callable[..., Any]:
-    def waiting(*args: Any, **kwargs: Any) -> Any:
+def allow_sync(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
         mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("default")
         try:
@@ -133,4 +133,4 @@ def allow(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
 
-    return waiting
+    return call

@@ -1,9 +1,10 @@
-"""Selective search: the same boxes always, in the order that is said; a cache that nothing can spoil."""
+"""Selective search: deterministic boxes in the documented order; the cache under damage, concurrency and full disks."""
 
 import multiprocessing
 import os
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,16 @@ from torchvision.ops import box_iou
 
 import zoo.proposals
 from zoo.data.formats.shapes import Shapes
-from zoo.proposals import CacheWarning, ProposalCache, SelectiveSearch, default_folder, evict, group, order, propose
+from zoo.proposals import (
+    CacheWarning,
+    ProposalCache,
+    SelectiveSearch,
+    default_folder,
+    evict,
+    group_regions,
+    propose,
+    rank_boxes,
+)
 
 SEARCH = SelectiveSearch("single", width=None, min_side=8)
 SCENE = make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2])
@@ -42,27 +52,27 @@ def test_objects_are_found(mode: str) -> None:
     assert len(boxes.unique(dim=0)) == len(boxes)
 
 
-def test_modes_search_more_and_more() -> None:
+def test_slower_modes_find_more_boxes() -> None:
     counts = [
         len(propose(shapes(), SelectiveSearch(mode, width=None, min_side=4))) for mode in ("single", "fast", "quality")
     ]
     assert counts[0] < counts[1] < counts[2]
 
 
-def test_a_single_grouping_is_opencvs() -> None:
+def test_single_mode_equals_opencv() -> None:
     pixels = np.ascontiguousarray(shapes().permute(1, 2, 0).numpy()[:, :, ::-1])
     theirs = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     theirs.setBaseImage(pixels)
     theirs.switchToSingleStrategy(70, 0.8)
     expected = {(x, y, x + w, y + h) for x, y, w, h in theirs.process().tolist()}
-    found = group(pixels, SelectiveSearch("single", scale=70, min_segment=100))
+    found = group_regions(pixels, SelectiveSearch("single", scale=70, min_segment=100))
     assert {tuple(box) for box in found.tolist()} == expected
     assert len(expected) > 5
 
 
-def test_larger_boxes_tend_to_come_first_and_repeats_last() -> None:
-    """By the definition, one box after the other."""
-    boxes = group(np.ascontiguousarray(shapes().permute(1, 2, 0).numpy()), SEARCH)
+def test_order_by_random_size_rank_with_duplicates_last() -> None:
+    """Against a slow loop over the boxes."""
+    boxes = group_regions(np.ascontiguousarray(shapes().permute(1, 2, 0).numpy()), SEARCH)
     by_size = sorted(boxes.tolist(), key=lambda b: (-(b[2] - b[0]) * (b[3] - b[1]), b[3], b[2], b[1], b[0]))
     factors = np.random.default_rng(0).random(len(boxes)).tolist()
     ranked = [box for _, box in sorted(zip([(i + 1) * f for i, f in enumerate(factors)], by_size, strict=True))]
@@ -71,16 +81,16 @@ def test_larger_boxes_tend_to_come_first_and_repeats_last() -> None:
         if not first or box_iou(torch.tensor([box]), torch.tensor(first)).max() <= 0.8:
             first.append(box)
     expected = first + [box for box in ranked if box not in first]
-    assert boxes[order(boxes)].tolist() == expected
+    assert boxes[rank_boxes(boxes)].tolist() == expected
     assert len(first) < len(boxes)
 
 
-def test_the_limit_takes_the_best() -> None:
+def test_limit_keeps_the_first_boxes() -> None:
     few, many = (propose(shapes(), SelectiveSearch("fast", limit, width=None)) for limit in (20, 2000))
     assert torch.equal(few, many[:20])
 
 
-def test_boxes_are_in_the_image_s_pixels_whatever_width_is_searched() -> None:
+def test_boxes_are_in_image_pixels_at_any_search_width() -> None:
     for width in (64, 200):
         boxes = propose(IMAGE, SelectiveSearch("fast", width=width, min_side=5, min_segment=20))
         assert (box_iou(SCENE["boxes"], boxes).amax(dim=1) > 0.85).all()
@@ -98,18 +108,18 @@ def test_images_of_odd_sizes(size: tuple[int, int]) -> None:
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_an_image_without_anything_has_itself() -> None:
+def test_uniform_image_has_one_proposal_of_its_size() -> None:
     for height, width in ((1, 1), (40, 60), (5, 300)):
         boxes = propose(torch.full((3, height, width), 9, dtype=torch.uint8), SelectiveSearch())
         assert boxes.tolist() == [[0, 0, width, height]]
 
 
-def search_here(pixels: np.ndarray, results: "multiprocessing.Queue[list[list[float]]]") -> None:
-    results.put(propose(torch.from_numpy(pixels), SelectiveSearch("fast", 50, width=None)).tolist())
+def search_here(pixels: np.ndarray, sender: Connection) -> None:
+    sender.send(propose(torch.from_numpy(pixels), SelectiveSearch("fast", 50, width=None)).tolist())
 
 
-def test_the_same_in_every_thread_and_process() -> None:
-    """OpenCV's own order is another at each call."""
+def test_same_proposals_in_every_thread_and_process() -> None:
+    """OpenCV's own order differs at each call."""
     image = shapes(1)
     expected = propose(image, SelectiveSearch("fast", 50, width=None))
     found: list[Tensor] = []
@@ -122,15 +132,16 @@ def test_the_same_in_every_thread_and_process() -> None:
     assert len(found) == 4
     assert all(torch.equal(boxes, expected) for boxes in found)
     context = multiprocessing.get_context("fork")
-    results: multiprocessing.Queue[list[list[float]]] = context.Queue()
-    process = context.Process(target=search_here, args=(image.numpy(), results))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=search_here, args=(image.numpy(), sender))
     process.start()
-    assert torch.equal(torch.tensor(results.get(timeout=60)), expected)
+    sender.close()  # if the process dies, recv raises instead of waiting
+    assert torch.equal(torch.tensor(receiver.recv()), expected)
     process.join()
 
 
 @pytest.mark.parametrize(("name", "value"), [("limit", 0), ("width", 0), ("scale", 0), ("min_side", -1)])
-def test_a_search_that_finds_nothing_is_refused(name: str, value: int) -> None:
+def test_numbers_below_their_minimum_raise(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         SelectiveSearch(**{name: value})
 
@@ -140,7 +151,7 @@ def test_a_search_that_finds_nothing_is_refused(name: str, value: int) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What was searched, each time that something was."""
+    """Images that were searched, in order."""
     searched: list[Tensor] = []
 
     def counted(image: Tensor, search: SelectiveSearch) -> Tensor:
@@ -165,7 +176,7 @@ def test_an_image_is_searched_once(tmp_path: Path, calls: list[Tensor]) -> None:
     assert len(entries(tmp_path)) == 1
 
 
-def test_another_image_search_or_library_is_another_entry(
+def test_image_settings_and_opencv_version_are_in_the_key(
     tmp_path: Path, calls: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ProposalCache(tmp_path)
@@ -173,7 +184,7 @@ def test_another_image_search_or_library_is_another_entry(
     changed[1, 40, 50] += 1
     cache.get(IMAGE, SEARCH)
     cache.get(changed, SEARCH)
-    cache.get(IMAGE.reshape(3, 128, 96), SEARCH)  # the same bytes
+    cache.get(IMAGE.reshape(3, 128, 96), SEARCH)  # the same bytes in another shape
     cache.get(IMAGE, SelectiveSearch("single", width=None, min_side=9))
     monkeypatch.setattr(cv2, "__version__", "0.0")
     cache.get(IMAGE, SEARCH)
@@ -199,7 +210,7 @@ def damage(name: str, content: bytes) -> bytes:
     "name", ["empty", "truncated", "a box short", "a box more", "garbage", "one bit", "NaN", "digest alone"]
 )
 @pytest.mark.filterwarnings("error")
-def test_a_damaged_entry_is_made_anew_without_a_word(
+def test_a_damaged_entry_is_replaced_silently(
     name: str, tmp_path: Path, calls: list[Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     cache = ProposalCache(tmp_path)
@@ -213,7 +224,7 @@ def test_a_damaged_entry_is_made_anew_without_a_word(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_entry_that_is_a_folder_does_no_harm(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_entry_warns(tmp_path: Path) -> None:
     cache = ProposalCache(tmp_path)
     cache.path(IMAGE, SEARCH).mkdir(parents=True)
     with pytest.warns(CacheWarning):
@@ -225,12 +236,12 @@ def fill(folder: Path, start: "multiprocessing.synchronize.Barrier", count: int)
     start.wait()
     for _ in range(count):
         for file in entries(folder):
-            file.unlink(missing_ok=True)  # so that they write over and over
+            file.unlink(missing_ok=True)  # so that every process writes again and again
         boxes = cache.get(IMAGE, SEARCH)
         assert torch.equal(boxes, propose(IMAGE, SEARCH))
 
 
-def test_processes_that_write_at_once(tmp_path: Path) -> None:
+def test_concurrent_writers(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start = context.Barrier(4)
     processes = [context.Process(target=fill, args=(tmp_path, start, 15)) for _ in range(4)]
@@ -240,20 +251,20 @@ def test_processes_that_write_at_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     ProposalCache(tmp_path).get(IMAGE, SEARCH)
-    assert len(entries(tmp_path)) == 1, "nothing half done is left"
+    assert len(entries(tmp_path)) == 1, "no temporary files are left"
 
 
-def test_what_was_not_used_for_the_longest_time_goes_first(tmp_path: Path, calls: list[Tensor]) -> None:
+def test_least_recently_used_entries_are_evicted_first(tmp_path: Path, calls: list[Tensor]) -> None:
     cache = ProposalCache(tmp_path)
     images = [shapes(index) for index in range(4)]
     now = time.time()
     for age, image in enumerate(images):
         cache.get(image, SEARCH)
         os.utime(cache.path(image, SEARCH), (now - 1000 + age,) * 2)
-    cache.get(images[0], SEARCH)  # read, and so the youngest
+    cache.get(images[0], SEARCH)  # reading makes it the most recent
     sizes = [cache.path(image, SEARCH).stat().st_size for image in images]
     evict(tmp_path, sum(sizes))
-    assert len(entries(tmp_path)) == 4, "the bound is not passed"
+    assert len(entries(tmp_path)) == 4, "max_bytes is not exceeded"
     evict(tmp_path, sum(sizes) - 1)
     assert [cache.path(image, SEARCH).exists() for image in images][:2] == [True, False]
     assert sum(file.stat().st_size for file in entries(tmp_path)) <= 0.9 * sum(sizes)
@@ -261,7 +272,7 @@ def test_what_was_not_used_for_the_longest_time_goes_first(tmp_path: Path, calls
         assert torch.equal(cache.get(image, SEARCH), propose(image, SEARCH))
 
 
-def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
+def test_the_cache_stays_within_max_bytes(tmp_path: Path) -> None:
     bound = 3000
     cache = ProposalCache(tmp_path, max_bytes=bound)
     written = 0
@@ -275,7 +286,7 @@ def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["a file is there", "below a file"])
-def test_without_a_folder_everything_is_searched_and_said_once(
+def test_unusable_folder_warns_once_and_nothing_is_stored(
     place: str, tmp_path: Path, calls: list[Tensor], recwarn: pytest.WarningsRecorder
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -287,7 +298,7 @@ def test_without_a_folder_everything_is_searched_and_said_once(
     assert str(cache.folder) in str(recwarn[0].message)
 
 
-def test_a_disk_that_fills_up(
+def test_full_disk_warns_once_and_entries_are_still_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     cache = ProposalCache(tmp_path)
@@ -299,11 +310,11 @@ def test_a_disk_that_fills_up(
     monkeypatch.setattr(Path, "write_bytes", full)
     assert torch.equal(cache.get(shapes(), SEARCH), propose(shapes(), SEARCH))
     assert torch.equal(cache.get(shapes(1), SEARCH), propose(shapes(1), SEARCH))
-    assert torch.equal(cache.get(IMAGE, SEARCH), propose(IMAGE, SEARCH)), "what is there is still read"
+    assert torch.equal(cache.get(IMAGE, SEARCH), propose(IMAGE, SEARCH)), "existing entries are still read"
     assert ["No space left" in str(warning.message) for warning in recwarn] == [True]
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_PROPOSALS", "/here")
     assert default_folder() == Path("/here")
     monkeypatch.delenv("ZOO_PROPOSALS")

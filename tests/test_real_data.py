@@ -1,4 +1,4 @@
-"""Real images of three data sets, read, trained on for a step, and evaluated, with each detector."""
+"""A training step and an evaluation of each detector on real images of three data sets."""
 
 from inspect import signature
 from pathlib import Path
@@ -19,7 +19,7 @@ from zoo.nn.frame import FrameConfig
 from zoo.proposals import SelectiveSearch
 
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0)
-# What a detector's defaults, which are its paper's, do not go with here: small images, a small trunk, little time.
+# Arguments in place of the papers' defaults, for small images and a small trunk.
 SMALL: dict[str, dict[str, object]] = {
     "sliding_window": {
         "stride": 16,
@@ -58,7 +58,7 @@ def sources(name: str) -> tuple[Source, Source]:
 @pytest.mark.filterwarnings("ignore::zoo.data.source.DataWarning")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("name", "num_classes"), [("bccd", 3), ("voc100", 20), ("coco_mini", 80)])
-def test_a_step_and_an_evaluation(name: str, num_classes: int, model: str, tmp_path: Path) -> None:
+def test_training_step_and_evaluation(name: str, num_classes: int, model: str, tmp_path: Path) -> None:
     train, val = sources(name)
     data = DetectionDataModule(train, val, batch_size=2, num_workers=0)
     assert data.num_classes == num_classes

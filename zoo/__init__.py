@@ -10,7 +10,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
-    """`zoo.load` on first use: loader workers import `zoo.data` and should not carry the models with them."""
+    """Import `zoo.load` on first use, so that loader workers, which import `zoo.data`, do not import the models."""
     if name == "load":
         from zoo.models import load
 

@@ -1,8 +1,8 @@
-"""What every detector is: framing, the Lightning steps, the optimizer, and three verbs that a model fills in.
+"""Abstract base class of all detectors: framing, the Lightning steps, the optimizer, and three abstract methods.
 
 A detector is a network on framed batches. `encode` runs the network once; `compute_losses` and
-`compute_predictions` read what it gave. Nothing hangs on `self.training`, so validation has its loss and its
-predictions from one pass, and a detector can be called inside anybody's own loop.
+`compute_predictions` take its outputs. Nothing depends on `self.training`, so validation computes loss and
+predictions in one pass, and a detector can be used in any training loop.
 """
 
 import inspect
@@ -27,19 +27,19 @@ Outputs = TypeVar("Outputs")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a detector is optimised. Times are fractions of the whole training, so a recipe fits any budget.
+    """Optimizer and learning rate schedule. Times are fractions of the whole training, so a recipe fits any budget.
 
     Args:
-        optimizer: "sgd" (with Nesterov off, as in the papers) or "adamw" or "adam".
-        lr: the highest learning rate, for `total_batch` images a step.
-        total_batch: images an optimizer step, on all processes together, that lr and warmup_steps are meant for. With k
-            times as many, SGD's rate is k times as high (Goyal et al., arXiv 1706.02677), that of Adam and AdamW the
-            square root of k (Malladi et al., arXiv 2205.10287), and warm-up takes as many images as before. 0: lr is
-            taken as it stands.
+        optimizer: "sgd" (without Nesterov momentum, as in the papers), "adamw" or "adam".
+        lr: peak learning rate, for `total_batch` images a step.
+        total_batch: images an optimizer step, over all processes, for which lr and warmup_steps are set. With k times
+            as many, the rate is multiplied by k for SGD (Goyal et al., arXiv 1706.02677) and by the square root of k
+            for Adam and AdamW (Malladi et al., arXiv 2205.10287), and warm-up takes the same number of images. 0: lr
+            is not scaled.
         momentum: of SGD; beta1 of Adam.
         weight_decay: on weights of two dimensions or more ...
         norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
-        warmup_steps: optimizer steps over which the rate rises in a line ...
+        warmup_steps: optimizer steps over which the rate rises linearly ...
         warmup_start: ... from this fraction of lr.
         schedule: "constant", "multistep" or "cosine" (to zero).
         milestones: where "multistep" multiplies the rate by gamma, each in 0..1.
@@ -59,17 +59,17 @@ class Recipe:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse rates that would climb the loss."""
+        """Check that rates and counts are not negative."""
         if min(self.lr, self.total_batch, self.warmup_steps) < 0:
             given = f"lr {self.lr}, total_batch {self.total_batch} and warmup_steps {self.warmup_steps}"
-            raise ValueError(f"{given}: none of them may be negative")
+            raise ValueError(f"{given}: must not be negative")
 
     def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
-        """Learning rate as a multiple of lr.
+        """Learning rate as a multiple of `lr`.
 
         Args:
-            progress: fraction of the training that is done.
-            step: optimizer steps that are done.
+            progress: completed fraction of the training.
+            step: completed optimizer steps.
             batch_scale: images a step, in multiples of total_batch.
         """
         growth = batch_scale if self.optimizer == "sgd" else math.sqrt(batch_scale)
@@ -83,26 +83,26 @@ class Recipe:
 
 
 class StepOutput(TypedDict):
-    """What validation and test steps give to callbacks."""
+    """Output of validation and test steps, for callbacks."""
 
     loss: Tensor
     predictions: list[Prediction]
 
 
 class Detector(LightningModule, ABC, Generic[Outputs]):
-    """The contract of the house. Subclasses are final: they build their parts and implement the three verbs.
+    """Base class of all detectors. Subclasses are final: they build their parts and implement three methods.
 
     Args:
         num_classes: foreground classes C; labels are 0..C-1.
         class_names: their names, kept in checkpoints; "0", "1", ... when not given.
-        frame: how images are brought to the network.
-        recipe: how the network is optimised.
-        channels_last: keep images and weights in NHWC order, which bf16 convolutions want.
-        arguments: what the subclass was built with, as plain values: a checkpoint carries them (`plain_arguments`).
-        proposals: the region proposals that the network reads from `batch.proposals`; None for one that needs none.
+        frame: resizing, padding and normalisation of images.
+        recipe: optimizer and learning rate schedule.
+        channels_last: keep images and weights in NHWC order, in which bf16 convolutions are faster.
+        arguments: the subclass's constructor arguments as plain values (`plain_arguments`), stored in checkpoints.
+        proposals: settings of the region proposals read from `batch.proposals`; None for detectors without them.
 
-    Loaders hand proposals over in the targets. For images that come without, the detector computes them, or takes
-    them from `proposal_cache` where one has been set.
+    Loaders pass proposals in the targets. For images without them, the detector takes them from `proposal_cache` if
+    that is set, and else computes them.
     """
 
     proposal_cache: ProposalCache | None = None
@@ -129,36 +129,36 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         self.recipe = recipe
         self.channels_last = channels_last
         self.proposals = proposals
-        self._clock = (-1, 0.0)  # a step, and which part of `max_time` was over at it
+        self._time_progress = (-1, 0.0)  # a step, and the fraction of `max_time` that had elapsed at it
         self.arguments = arguments | {"class_names": list(names)}
 
     @abstractmethod
     def encode(self, batch: Batch) -> Outputs:
-        """The network on whole framed images, once. Reads `batch.images` and sizes, never the targets."""
+        """Network outputs for a batch of framed images. Reads `batch.images` and sizes, never the targets."""
 
     @abstractmethod
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Assign targets and compute the losses: finite, weighted scalars whose sum is the total."""
+        """Assign targets and compute the losses: finite, weighted scalars whose sum is the total loss."""
 
     @abstractmethod
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """Decode and select detections, in framed pixels, surest first."""
+        """Decode and select detections, in framed pixels, sorted by descending score."""
 
-    @final  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy takes for open to change
+    @final  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
     @torch.no_grad()
     def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> list[Prediction]:
-        """Detections of raw images, in the pixels of each, without gradients.
+        """Detections of raw images, in the pixels of each image, without gradients.
 
         Args:
             images: uint8 [3, H, W] RGB, any sizes.
-            targets: only for detectors that need region proposals, which may travel in them; never looked at otherwise.
+            targets: only their region proposals are read, by detectors that use them.
         """
         batch = self.frame_batch(images, targets)
         return self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
 
     @final
     def frame_batch(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
-        """Raw images and their targets as the three verbs want them, with region proposals where they are declared.
+        """Frame raw images and their targets, with region proposals if the detector uses them.
 
         Args:
             images: uint8 [3, H, W] RGB, any sizes.
@@ -179,13 +179,13 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def compute_raw_losses(self, batch: RawBatch) -> Losses:
-        """Losses of a raw batch, for training loops that are not Lightning's."""
+        """Losses of a raw batch, for training loops other than Lightning's."""
         framed = self.frame_batch(*batch)
         return self.compute_losses(self.encode(framed), framed)
 
     @final
     def training_step(self, batch: RawBatch, batch_idx: int) -> Tensor:
-        """Sum of the losses; each is logged by its name."""
+        """Total loss; logs it and each loss by name."""
         losses = self.compute_raw_losses(batch)
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
@@ -205,7 +205,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def predict_step(self, batch: RawBatch, batch_idx: int) -> list[Prediction]:
-        """Detections of each image, in its own pixels."""
+        """Detections of each image, in its pixels."""
         return self(*batch)
 
     def _evaluation_step(self, batch: RawBatch, stage: str) -> StepOutput:
@@ -219,9 +219,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimizer, and its schedule stepped after every optimizer step."""
+        """The recipe's optimizer, and its learning rate schedule, stepped after every optimizer step."""
         recipe = self.recipe
-        self.trainer.fit_loop.setup_data()  # the schedule reads how many batches there are, and of how many images
+        self.trainer.fit_loop.setup_data()  # the schedule needs the number of batches and their size
         optimizer = build_optimizer(self.parameters(), recipe)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: recipe.factor(self.progress(), step, self.batch_scale())
@@ -230,7 +230,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def batch_scale(self) -> float:
-        """Images an optimizer step, on all processes, in multiples of what the recipe is meant for."""
+        """Images an optimizer step, over all processes, as a multiple of the recipe's `total_batch`; 1 without one."""
         trainer = self.trainer
         batch_size = getattr(trainer.train_dataloader, "batch_size", None)
         if not self.recipe.total_batch or batch_size is None:
@@ -239,10 +239,10 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def progress(self) -> float:
-        """Fraction of the training that is done, by steps, epochs or the clock of `max_time`, whichever is furthest.
+        """Completed fraction of the training: the largest of the fractions of steps, epochs and `max_time`.
 
-        Epochs are counted as such, and not in steps, so that a training can go on with other batches than it began
-        with. The clock is that of the first process.
+        Epochs are not converted to steps, so that a training can be resumed with another batch size. Time is that of
+        the first process.
         """
         trainer = self.trainer
         by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
@@ -251,34 +251,34 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         epochs = trainer.current_epoch + (batches / trainer.num_training_batches if batches else 0.0)
         max_epochs = trainer.max_epochs or 0
         by_epochs = epochs / max_epochs if max_epochs > 0 else 0.0
-        return min(max(by_steps, by_epochs, self._clock_progress()), 1.0)
+        return min(max(by_steps, by_epochs, self._elapsed_fraction()), 1.0)
 
-    def _clock_progress(self) -> float:
-        """Fraction of `max_time` that is over by the first process's clock, told to the others; 0 without a limit."""
+    def _elapsed_fraction(self) -> float:
+        """Elapsed fraction of `max_time` on the first process, broadcast to the others; 0 without a limit."""
         trainer = self.trainer
-        if self._clock[0] != trainer.global_step:  # asked once a step, since the others are asked as well
-            share = 0.0
+        if self._time_progress[0] != trainer.global_step:  # one broadcast a step
+            fraction = 0.0
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
                     elapsed = callback.time_elapsed()
-                    share = float(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
-            self._clock = trainer.global_step, share
-        return self._clock[1]
+                    fraction = float(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
+            self._time_progress = trainer.global_step, fraction
+        return self._time_progress[1]
 
     @final
     def configure_model(self) -> None:
-        """Bring the weights to NHWC, if that is wanted."""
+        """Convert the weights to channels-last memory format if `channels_last` is set."""
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down what it takes to build this detector again; `zoo.load` reads it."""
+        """Store class and constructor arguments, from which `zoo.load` rebuilds this detector."""
         checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments}
 
 
 def plain_arguments(cls: type[Detector], values: dict[str, Any]) -> dict[str, Any]:
-    """The constructor arguments of a detector as plain values (numbers, strings, lists, dicts).
+    """Constructor arguments of a detector as plain values (numbers, strings, lists, dicts).
 
     Args:
         cls: the detector's class.
@@ -296,7 +296,7 @@ def _plain(value: Any) -> Any:
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters; norms and biases decay apart from weights."""
+    """The recipe's optimizer over all trainable parameters; norm layers and biases have their own weight decay."""
     norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -304,14 +304,14 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
     ]
     groups = [group for group in groups if group["params"]]
-    # One pass over the numbers instead of one for each operation; elsewhere torch chooses.
+    # Fused: one pass over the parameters instead of one for each operation. On other devices torch chooses.
     fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in trainable) else None
     if recipe.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
     else:
         adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         optimizer = adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=fused)
-    # A fused optimizer offers to take the scale off gradients itself, and is then refused wherever gradients are
-    # clipped, also where there is no scale (bf16). Whoever scales them takes it off first, as for any optimizer.
+    # Fused optimizers declare that they unscale AMP gradients themselves, and Lightning then refuses gradient clipping,
+    # even without a scaler (bf16). With this off, the scaler unscales gradients first, as for any other optimizer.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer

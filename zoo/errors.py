@@ -1,10 +1,10 @@
-"""Exceptions that the command line knows: what a user handed in (one line, exit code 2), and a training cut short."""
+"""Exceptions that the command line reports in one line: unusable input (exit code 2) and preempted trainings."""
 
 from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Input from the user that cannot be used.
 
     Args:
         message: what is wrong and what to do about it, in one line.
@@ -20,10 +20,10 @@ class InputError(ValueError):
 
 
 class SharedInputError(InputError):
-    """An error that all processes of a training have at once, on those that leave it to the first one to say so."""
+    """An `InputError` that all processes raise together, on those other than the first, which alone reports it."""
 
 
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)
-    """A training stopped because it was told to make room; its checkpoint is written, and the same command goes on."""
+    """A training was stopped by a signal. Its checkpoint is written, and the same command resumes it."""
 
-    exit_code = 143  # what a shell says of a process that SIGTERM ended
+    exit_code = 143  # what a shell reports for a process ended by SIGTERM

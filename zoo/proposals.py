@@ -1,13 +1,14 @@
 """Region proposals by selective search (Uijlings et al., IJCV 2013), and their cache on disk.
 
-OpenCV segments and groups; the groupings are those of the paper and of its authors' code. Two things are our own:
+OpenCV segments and groups; the groupings are those of the paper and of its authors' code. Two things differ from
+OpenCV:
 
-  - The order. OpenCV's comes from C's `rand()`, so that no two calls agree on it, and has small regions first. Ours
-    is the paper's (section 3.3): large regions first, loosened by random factors, which depend here on nothing but
-    the boxes. Then boxes that nearly repeat a better one go behind all others, which finds more with fewer.
-  - The least size of a segment is an argument. OpenCV's is 100 pixels, more than a small object has.
+  - The order. OpenCV draws it from C's `rand()`, so it differs at each call, and puts small regions first. Here it is
+    the paper's (section 3.3): large regions first, multiplied by random factors that depend only on the number of
+    boxes. Then near-duplicates of a better box are moved behind all others, which raises recall at a small limit.
+  - The minimum size of a segment is an argument. OpenCV's is 100 pixels, more than a small object has.
 
-The same image has the same proposals in every process and thread.
+An image has the same proposals in every process and thread.
 
 Legend: H, W pixels of an image; P proposals; k scale of the segmentation.
 """
@@ -35,17 +36,17 @@ from torchvision.ops import nms
 from zoo.types import Image
 
 FOLDER_VARIABLE = "ZOO_PROPOSALS"
-"""Environment variable that names the cache's folder."""
+"""Environment variable with the folder of the cache."""
 
-_VERSION = 1  # of everything below that decides which boxes come out, and of the cache's files
+_VERSION = 1  # of the algorithm below and of the format of the cache's files; part of the cache key
 _DIGEST_SIZE = 16  # bytes
-_SIGMA = 0.8  # pixels by which the image is smoothed before it is segmented: the paper's
-_NEARLY_THE_SAME = 0.8  # IoU
-_TALLEST = 4  # widths: taller images are searched at less than the width asked for, or columns would fill the memory
+_SIGMA = 0.8  # pixels, of the Gaussian smoothing before segmentation: the paper's
+_DUPLICATE_IOU = 0.8
+_MAX_ASPECT = 4  # height / width: taller images are searched at a smaller width, which bounds memory
 
 
 class CacheWarning(UserWarning):
-    """The cache cannot be used; work goes on without it."""
+    """The cache folder cannot be written; proposals are computed without it."""
 
 
 # ----------------------------------------------------------------------------------------------------------- search
@@ -53,17 +54,16 @@ class CacheWarning(UserWarning):
 
 @dataclass(frozen=True)
 class SelectiveSearch:
-    """Which proposals a detector wants.
+    """Settings of selective search.
 
     Args:
-        mode: how many groupings there are, by colour spaces x segmentations x measures of similarity: "single" (1: HSV,
-            k), "fast" (8: HSV and Lab; k and 2k; two measures) or "quality" (80: five; k, 2k, 3k and 6k; four).
-        limit: the most proposals of an image.
-        width: images are searched at this width in pixels, larger or smaller than they are (R-CNN: 500); None: as they
-            are.
-        min_side: boxes narrower or lower than this are left out, in pixels of the image as it is searched (R-CNN: 20).
-        scale: Felzenszwalb's k of the finest segmentation: a larger one makes larger segments to begin with.
-        min_segment: segments of fewer pixels are joined to a neighbour at once.
+        mode: number of groupings, colour spaces x segmentations x similarity measures: "single" (1: HSV, k), "fast"
+            (8: HSV and Lab; k and 2k; two measures) or "quality" (80: five; k, 2k, 3k and 6k; four).
+        limit: maximum number of proposals of an image.
+        width: images are resized to this width in pixels before the search (R-CNN: 500); None keeps their size.
+        min_side: boxes narrower or lower than this are dropped, in pixels of the resized image (R-CNN: 20).
+        scale: Felzenszwalb's k of the finest segmentation; a larger k makes larger initial segments.
+        min_segment: segments of fewer pixels are merged with a neighbour before the grouping.
     """
 
     mode: Literal["single", "fast", "quality"] = "fast"
@@ -74,20 +74,20 @@ class SelectiveSearch:
     min_segment: int = 50
 
     def __post_init__(self) -> None:
-        """Refuse what finds nothing."""
+        """Check the minimum of each number."""
         least = {"limit": 1, "width": 1, "min_side": 0, "scale": 1, "min_segment": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
-                raise ValueError(f"selective search: {name} is {value}, and must be at least {smallest}")
+                raise ValueError(f"selective search: {name} is {value}, but must be at least {smallest}")
 
 
 def propose(image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
-    """Boxes around what might be an object, best first; the same for the same image, always.
+    """Region proposals of an image by selective search, best first; deterministic.
 
     Args:
         image: uint8 [3, H, W] RGB, on any device.
-        search: how to look.
+        search: settings.
 
     Returns:
         f32 xyxy on the CPU, in pixels of the image; P is at least 1 (the whole image) and at most `search.limit`.
@@ -95,31 +95,31 @@ def propose(image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
     pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()[:, :, ::-1])  # BGR, as OpenCV has it
     height, width = pixels.shape[:2]
     if search.width is not None and search.width != width:
-        factor = min(search.width / width, _TALLEST * search.width / height)
+        factor = min(search.width / width, _MAX_ASPECT * search.width / height)
         new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         pixels = np.asarray(cv2.resize(pixels, (new_width, new_height), interpolation=method), np.uint8)
-    boxes = group(pixels, search)
+    boxes = group_regions(pixels, search)
     large = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= search.min_side]
     if not len(large):
         large = np.array([[0, 0, pixels.shape[1], pixels.shape[0]]], np.int32)
-    best = large[order(large)[: search.limit]]
+    best = large[rank_boxes(large)[: search.limit]]
     factors = np.tile([width / pixels.shape[1], height / pixels.shape[0]], 2)
     return torch.from_numpy((best * factors).astype(np.float32))
 
 
-def group(pixels: NDArray[np.uint8], search: SelectiveSearch) -> NDArray[np.int32]:
-    """Boxes of all regions of all groupings, each box once, in no order.
+def group_regions(pixels: NDArray[np.uint8], search: SelectiveSearch) -> NDArray[np.int32]:
+    """Boxes of all regions of all groupings, without duplicates, in no particular order.
 
     Args:
         pixels: [H, W, 3] BGR.
-        search: `mode`, `scale` and `min_segment` count.
+        search: only `mode`, `scale` and `min_segment` are used.
 
     Returns:
         [P, 4] xyxy.
     """
-    cv2.setNumThreads(1)  # nothing here gains by more, and workers share the cores already
-    # Made anew for each image: the measures keep what they know of an image by its number, which starts again.
+    cv2.setNumThreads(1)  # more threads gain nothing here, and loader workers share the cores already
+    # Created for each image: the measures cache by image index, which starts at 0 again for the next image.
     colour = segmentation.createSelectiveSearchSegmentationStrategyColor()
     fill = segmentation.createSelectiveSearchSegmentationStrategyFill()
     texture = segmentation.createSelectiveSearchSegmentationStrategyTexture()
@@ -147,7 +147,7 @@ def group(pixels: NDArray[np.uint8], search: SelectiveSearch) -> NDArray[np.int3
 
 
 def _colour_spaces(pixels: NDArray[np.uint8], mode: str) -> list[MatLike]:
-    """HSV; and Lab; and rgI (red and green as parts of the whole, and intensity), hue alone and intensity alone."""
+    """HSV; mode "fast" adds Lab; "quality" adds rgI (normalised red and green, intensity), hue and intensity."""
     hsv = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
     if mode == "single":
         return [hsv]
@@ -160,49 +160,49 @@ def _colour_spaces(pixels: NDArray[np.uint8], mode: str) -> list[MatLike]:
     return [hsv, lab, np.stack([red, green, intensity], axis=2), np.ascontiguousarray(hsv[:, :, 0]), intensity]
 
 
-def order(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """[P] places of the boxes, best first; boxes must differ from each other."""
+def rank_boxes(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Indices [P] that sort boxes best first; boxes must be unique."""
     sizes = (boxes[:, 2:] - boxes[:, :2]).astype(np.int64).prod(axis=1)
     by_size = np.lexsort((*boxes.T, -sizes))
     values = np.arange(1, len(boxes) + 1) * np.random.default_rng(0).random(len(boxes))
-    places = by_size[np.argsort(values, kind="stable")]
-    # The sort that NMS does must keep this order: so the scores are the places themselves.
+    ranked = by_size[np.argsort(values, kind="stable")]
+    # Negative ranks as scores, so that the sort inside NMS keeps this order.
     scores = -torch.arange(len(boxes), dtype=torch.float32)
-    is_repeat = np.ones(len(boxes), np.bool_)
-    is_repeat[nms(torch.from_numpy(boxes[places].astype(np.float32)), scores, _NEARLY_THE_SAME).numpy()] = False
-    return np.concatenate([places[~is_repeat], places[is_repeat]])
+    is_duplicate = np.ones(len(boxes), np.bool_)
+    is_duplicate[nms(torch.from_numpy(boxes[ranked].astype(np.float32)), scores, _DUPLICATE_IOU).numpy()] = False
+    return np.concatenate([ranked[~is_duplicate], ranked[is_duplicate]])
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
 
 
 class ProposalCache:
-    """Proposals on disk, by the pixels of the image, the search and the versions of what computes them.
+    """On-disk cache of proposals, keyed by image pixels, search settings and the versions of code and OpenCV.
 
-    Any number of processes may use one folder: entries are written under another name and then renamed. An entry that
-    is damaged in any way is computed anew. When the folder cannot be written, everything is computed and nothing kept.
+    Any number of processes may share a folder: entries are written to a temporary file and renamed. A damaged entry is
+    computed again. If the folder cannot be written, proposals are computed and not stored.
 
     Args:
-        folder: is made if need be. Without one it is the environment variable ZOO_PROPOSALS, or
-            `detection-zoo/proposals` below the user's cache folder.
-        max_bytes: bound of all entries together; those not used for the longest time go first. Each process looks at
-            the whole folder after writing a sixteenth of it, so several together can pass the bound by that much each.
+        folder: created if missing. The default is the environment variable ZOO_PROPOSALS, or
+            `detection-zoo/proposals` in the user's cache folder.
+        max_bytes: maximum size of all entries; the least recently used are deleted first. Each process checks the size
+            of the folder after writing a sixteenth of it, so each can exceed the maximum by that much.
     """
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = 4_000_000_000) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
         self.max_bytes = max_bytes
         self.is_writable = True
-        self._unseen_bytes: int | None = None  # written since the last look at the folder; None before the first
+        self._bytes_since_check: int | None = None  # written since the last check of the folder; None before the first
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     def get(self, image: Image, search: SelectiveSearch) -> Float[Tensor, "P 4"]:
-        """As `propose`, from the cache where it is there; what is computed is kept."""
+        """Proposals of an image as `propose` returns them, read from the cache or computed and stored."""
         path = self.path(image, search)
         boxes = _read(path)
         if boxes is None:
@@ -212,9 +212,9 @@ class ProposalCache:
         return boxes
 
     def path(self, image: Image, search: SelectiveSearch) -> Path:
-        """Where the proposals of an image are kept."""
-        words = (_VERSION, cv2.__version__, tuple(image.shape), astuple(search))
-        digest = hashlib.blake2b(repr(words).encode(), digest_size=20)
+        """File of the cache entry of an image."""
+        key = (_VERSION, cv2.__version__, tuple(image.shape), astuple(search))
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=20)
         digest.update(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()).data)
         name = digest.hexdigest()
         return self.folder / name[:2] / name[2:]
@@ -229,25 +229,25 @@ class ProposalCache:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
-            self._give_up(error)
+            self._disable(error)
             return
-        if self._unseen_bytes is not None:
-            self._unseen_bytes += _DIGEST_SIZE + len(content)
-        if self._unseen_bytes is None or self._unseen_bytes > self.max_bytes / 16:
-            self._unseen_bytes = 0
+        if self._bytes_since_check is not None:
+            self._bytes_since_check += _DIGEST_SIZE + len(content)
+        if self._bytes_since_check is None or self._bytes_since_check > self.max_bytes / 16:
+            self._bytes_since_check = 0
             evict(self.folder, self.max_bytes)
 
-    def _give_up(self, error: OSError) -> None:
+    def _disable(self, error: OSError) -> None:
         self.is_writable = False
         warnings.warn(
-            f"proposals are computed anew each time: {self.folder} cannot be written ({error.strerror or error})",
+            f"{self.folder} cannot be written ({error.strerror or error}); proposals are computed without the cache",
             CacheWarning,
             stacklevel=3,
         )
 
 
 def default_folder() -> Path:
-    """The folder that the environment names, or the user's cache folder."""
+    """Folder of the cache: from the environment variable ZOO_PROPOSALS, or in the user's cache folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
@@ -255,13 +255,13 @@ def default_folder() -> Path:
 
 
 def evict(folder: Path, max_bytes: int) -> None:
-    """Deletes the entries that were not used for the longest time, down to nine tenths of the bound, if it is passed.
+    """If the entries exceed `max_bytes`, delete the least recently used down to 90 % of it.
 
-    Entries that another process deletes at the same time are no matter.
+    Other processes may delete entries at the same time.
     """
     entries = []
-    for shelf in folder.iterdir():
-        with suppress(OSError), os.scandir(shelf) as files:
+    for subfolder in folder.iterdir():
+        with suppress(OSError), os.scandir(subfolder) as files:
             entries += [(stat.st_mtime, stat.st_size, file.path) for file in files if (stat := file.stat())]
     total = sum(size for _, size, _ in entries)
     if total <= max_bytes:
@@ -275,12 +275,12 @@ def evict(folder: Path, max_bytes: int) -> None:
 
 
 def _read(path: Path) -> Float[Tensor, "P 4"] | None:
-    """An entry, or None where there is none that is whole; reading makes it young again."""
+    """Boxes of a cache entry, or None if it is missing or damaged; updates its time of last use."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    with suppress(OSError):  # others may share what they cannot change
+    with suppress(OSError):  # a shared cache may be read-only
         os.utime(path)
     digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
     if digest != _digest(content) or not content or len(content) % 16:

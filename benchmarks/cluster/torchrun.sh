@@ -1,13 +1,13 @@
 #!/bin/bash
-# Train on several machines without a scheduler: started on each of them, NODE being its number and 0 that of MASTER.
+# Train on several machines without a scheduler. Start it on each machine with its number as NODE; MASTER has NODE=0.
 #
 #     NODES=2 NODE=0 PROCESSES=8 MASTER=10.0.0.1 benchmarks/cluster/torchrun.sh \
 #         fit --model M.yaml --data D.yaml --trainer T.yaml --out runs/R
 #
-# The arguments are those of `zoo`; a verb that trains. There are NODES machines (1) with PROCESSES processes each (1),
-# one for each GPU. MASTER is an address of the first machine (127.0.0.1), PORT a free port there (29500). All machines
-# see the same folders. Where one has several networks, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name the interface to
-# take. PYTHON is the interpreter (python).
+# The arguments are those of `zoo fit` or another verb that trains. Variables, with their defaults: NODES machines (1);
+# PROCESSES per machine, one for each GPU (1); MASTER, an address of the first machine (127.0.0.1); PORT, a free port
+# there (29500); PYTHON, the interpreter (python). All machines need the same file system. On machines with several
+# networks, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME select the interface.
 set -euo pipefail
 
 exec "${PYTHON:-python}" -m torch.distributed.run \

@@ -1,4 +1,4 @@
-"""The callbacks on a small detector of the test's own, under Lightning's trainer."""
+"""Metrics, non-finite losses and the learning curve with a minimal model in Lightning's Trainer."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def loader() -> DataLoader:
 
 
 class Shifter(LightningModule):
-    """Says each object's own box, displaced by a learned shift that shrinks as it trains."""
+    """Predicts each ground truth box displaced by a learned shift, which shrinks in training."""
 
     class_names = ("even", "odd")
 
@@ -117,7 +117,7 @@ def expected_scores(shift: float):
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
 class TestMeanAveragePrecision:
-    def test_every_number_is_logged_by_name(self, tmp_path):
+    def test_all_metrics_are_logged_by_name(self, tmp_path):
         map_callback = MeanAveragePrecision()
         run = trainer(tmp_path, [map_callback, ModelCheckpoint(tmp_path, save_top_k=0)])
         model = Shifter()
@@ -132,7 +132,7 @@ class TestMeanAveragePrecision:
         assert map_callback.predictions("val").image_ids.tolist() == [1, 2, 3, 4, 5, 6]
         assert map_callback.predictions("test") is None
 
-    def test_checkpoints_and_early_stopping_can_monitor_it(self, tmp_path):
+    def test_checkpoints_and_early_stopping_monitor_ap(self, tmp_path):
         # the shift goes 6, 4.5, 3, 1.5, 0, ...: AP rises to 1 after four epochs of three steps of .5 each
         checkpoint = ModelCheckpoint(tmp_path, monitor="val/AP", mode="max", filename="best-{epoch}")
         stop = EarlyStopping("val/AP", mode="max", stopping_threshold=0.999)
@@ -142,23 +142,23 @@ class TestMeanAveragePrecision:
         assert float(checkpoint.best_model_score) == 1
         assert checkpoint.best_model_path.endswith("best-epoch=3.ckpt")
 
-    def test_predictions_are_written_and_score_the_same(self, tmp_path):
+    def test_written_predictions_have_the_same_scores(self, tmp_path):
         map_callback = MeanAveragePrecision(results_file=tmp_path / "run" / "predictions.json")
         run = trainer(tmp_path, [map_callback])
         logged = run.test(Shifter(), loader(), verbose=False)[0]
         path = tmp_path / "run" / "predictions.json"
         assert {entry["category_id"] for entry in json.loads(path.read_text())} == {1, 2}
         targets = [sample(i)[1] for i in range(1, NUM_IMAGES + 1)]
-        truth = GroundTruth.from_targets(targets, Shifter.class_names)
-        scores = evaluate(truth, read_coco_results(path, truth.image_ids, [1, 2]))
+        ground_truth = GroundTruth.from_targets(targets, Shifter.class_names)
+        scores = evaluate(ground_truth, read_coco_results(path, ground_truth.image_ids, [1, 2]))
         assert scores == map_callback.scores("test")
         assert logged["test/AP50"] == pytest.approx(scores.metrics["AP50"], abs=1e-6)
 
-    def test_only_what_was_asked_for(self, tmp_path):
+    def test_only_the_given_protocols_are_logged(self, tmp_path):
         run = trainer(tmp_path, [MeanAveragePrecision(["voc07"], log_classes=False)])
         assert list(run.validate(Shifter(), loader(), verbose=False)[0]) == ["val/VOC07"]
 
-    def test_steps_without_predictions_are_refused(self, tmp_path):
+    def test_steps_without_predictions_raise(self, tmp_path):
         class Silent(Shifter):
             def evaluate(self, batch: RawBatch) -> dict[str, object]:
                 return {"loss": self.shift}
@@ -166,7 +166,7 @@ class TestMeanAveragePrecision:
         with pytest.raises(InputError, match="validation_step must return a dict with `predictions`"):
             trainer(tmp_path, [MeanAveragePrecision()]).validate(Silent(), loader(), verbose=False)
 
-    def test_two_loaders_are_refused(self, tmp_path):
+    def test_two_loaders_raise(self, tmp_path):
         class TwoLoaders(Shifter):
             def validation_step(self, batch: RawBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, object]:
                 return self.evaluate(batch)
@@ -187,20 +187,20 @@ class TestStopOnNonFiniteLoss:
         assert all(part in message for part in ("nan (bad) at step 5", "images 3, 4;"))
         assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"step={step}.ckpt" for step in (1, 2, 3, 4)]
 
-    def test_nothing_is_written_on_the_way_out_either(self, tmp_path):
+    def test_save_on_exception_writes_no_checkpoint(self, tmp_path):
         checkpoint = ModelCheckpoint(tmp_path, every_n_epochs=100, save_on_exception=True, save_last=True)
         with pytest.raises(InputError, match="loss is nan"):
             trainer(tmp_path, [checkpoint, StopOnNonFiniteLoss()]).fit(Shifter(nan_at_step=1), loader(), loader())
         assert list(tmp_path.glob("*.ckpt")) == []
 
-    def test_lost_weights_are_not_written_over_good_ones(self, tmp_path):
+    def test_non_finite_weights_do_not_replace_a_checkpoint(self, tmp_path):
         checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, filename="best", enable_version_counter=False)
-        with pytest.raises(InputError, match=r"1 weights are not finite after step 4, shift among them"):
+        with pytest.raises(InputError, match=r"1 weights are not finite after step 4 \(first: shift\)"):
             trainer(tmp_path, [checkpoint, StopOnNonFiniteLoss()]).fit(Shifter(poison_at_step=3), loader(), loader())
         weights = torch.load(tmp_path / "best.ckpt", weights_only=False)["state_dict"]
         assert weights["shift"].isfinite()
 
-    def test_a_good_run_is_left_alone(self, tmp_path):
+    def test_finite_losses_do_not_stop_the_run(self, tmp_path):
         run = trainer(tmp_path, [StopOnNonFiniteLoss()], max_epochs=2)
         run.fit(Shifter(), loader(), loader())
         assert run.global_step == 6
@@ -247,11 +247,11 @@ class TestLearningCurve:
         )
         run.fit(Shifter(), loader(), loader())
         assert curve.points[0]["loss"] == pytest.approx(12)  # no step before the last batch
-        assert np.isnan(curve.points[0]["AP"])  # nobody measured
+        assert np.isnan(curve.points[0]["AP"])  # no MeanAveragePrecision callback
 
 
 class WithTable(LightningDataModule):
-    """A DataModule whose annotations can be asked for, like ours; the table's boxes stick out of the images."""
+    """A DataModule with an annotation table, whose boxes extend beyond the images."""
 
     class_names = ("even", "odd")
     class_ids = (4, 9)
@@ -279,16 +279,16 @@ class WithTable(LightningDataModule):
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
 class TestWithTable:
-    def test_file_and_callback_measure_the_same(self, tmp_path):
+    def test_metrics_of_file_and_callback_are_equal(self, tmp_path):
         model, data = Shifter(), WithTable()
         model.shift.data.fill_(1.0)
         map_callback = MeanAveragePrecision(results_file=tmp_path / "p.json")
         trainer(tmp_path, [map_callback]).test(model, datamodule=data, verbose=False)
         assert {entry["category_id"] for entry in json.loads((tmp_path / "p.json").read_text())} == {4, 9}
         assert map_callback.scores("test") == evaluate_file(tmp_path / "p.json", data.table("test"))
-        assert map_callback.scores("test") != expected_scores(1.0)  # which are measured by the targets
+        assert map_callback.scores("test") != expected_scores(1.0)  # whose ground truth are the targets
 
-    def test_nan_names_the_files(self, tmp_path):
+    def test_nan_error_names_the_files(self, tmp_path):
         run = trainer(tmp_path, [StopOnNonFiniteLoss()])
         with pytest.raises(InputError, match=r"on images 1 \(1\.jpg\), 2 \(2\.jpg\);"):
             run.fit(Shifter(nan_at_step=0), datamodule=WithTable())

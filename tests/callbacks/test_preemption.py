@@ -1,10 +1,10 @@
-"""When a training may stop, and what is done about the queue."""
+"""Between which steps a training may stop; the watchdog; requeueing in SLURM."""
 
 import math
 import os
 import signal
 import subprocess
-import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -14,14 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.callbacks import preemption
 from zoo.callbacks.preemption import is_between_steps, requeue, slurm_job
-from zoo.callbacks.resumption import renew_rates
+from zoo.callbacks.resumption import update_learning_rates
+from zoo.errors import Preempted
 
 
 @pytest.mark.parametrize(
     ("batch_idx", "changes", "expected"),
     [
         (3, {}, True),
-        (2, {"accumulate_grad_batches": 2}, False),  # gradients of three batches, of which one is not stepped
+        (2, {"accumulate_grad_batches": 2}, False),  # the third batch waits for the fourth: gradients are accumulated
         (3, {"accumulate_grad_batches": 2}, True),
         (3, {"is_last_batch": True}, False),  # the end of an epoch follows
         (3, {"val_check_batch": 4}, False),  # a validation follows
@@ -32,40 +33,73 @@ from zoo.callbacks.resumption import renew_rates
         (3, {"should_stop": True}, False),
     ],
 )
-def test_a_stop_is_where_only_the_next_step_would_follow(
-    batch_idx: int, changes: dict[str, object], expected: bool
-) -> None:
+def test_is_between_steps(batch_idx: int, changes: dict[str, object], expected: bool) -> None:
     trainer = {"accumulate_grad_batches": 1, "is_last_batch": False, "val_check_batch": 100, "max_steps": -1}
     trainer |= {"global_step": 40, "should_stop": False}
     assert is_between_steps(SimpleNamespace(**trainer | changes), batch_idx) is expected
 
 
-def test_a_step_that_does_not_end_is_given_up_and_a_validation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = threading.Event()
-    monkeypatch.setattr(preemption, "SECONDS_TO_STEP", 0.05)
-    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+class FakeTimer:
+    """Replaces `threading.Timer`; `fire` ends its time."""
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.seconds, self.function = seconds, function
+        self.state = "new"
+
+    def start(self) -> None:
+        self.state = "running"
+
+    def cancel(self) -> None:
+        self.state = "cancelled"
+
+    def fire(self) -> None:
+        assert self.state == "running"
+        self.state = "fired"
+        self.function()
+
+
+def test_watchdog_exits_in_a_step_but_not_in_a_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[FakeTimer] = []
+    exit_codes: list[int] = []
+    fake = SimpleNamespace(Timer=lambda *arguments: timers.append(FakeTimer(*arguments)) or timers[-1])
+    monkeypatch.setattr(preemption, "threading", fake)
+    monkeypatch.setattr(preemption, "SECONDS_TO_STEP", 17.0)
+    monkeypatch.setattr(os, "_exit", exit_codes.append)
     callback, trainer, module = preemption.Preemption(), Trainer(logger=False), LightningModule()
     callback.on_validation_start(trainer, module)
-    callback._hear(signal.SIGTERM, None)
-    assert not left.wait(0.5), "neither a validation nor the checkpoints after it are a step"
+    callback._on_signal(signal.SIGTERM, None)
+    for _ in range(3):
+        timers[-1].fire()
+        assert exit_codes == [], "the watchdog waits in a validation and in the checkpoints after it"
     callback.on_train_batch_start(trainer, module, None, 0)
-    assert left.wait(60)
-    callback.on_exception(trainer, module, ValueError())
+    assert [timer.state for timer in timers] == ["fired"] * 3 + ["cancelled", "running"], "a step has its full time"
+    timers[-1].fire()
+    assert exit_codes == [Preempted.exit_code]
+    assert {timer.seconds for timer in timers} == {17.0}
 
 
-def test_a_queue_that_cannot_be_asked_is_said_and_nothing_else_happens(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("end", ["on_train_end", "on_exception"])
+def test_watchdog_is_cancelled_when_the_training_is_over(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[FakeTimer] = []
+    fake = SimpleNamespace(Timer=lambda *arguments: timers.append(FakeTimer(*arguments)) or timers[-1])
+    monkeypatch.setattr(preemption, "threading", fake)
+    callback, trainer, module = preemption.Preemption(), Trainer(logger=False), LightningModule()
+    callback._on_signal(signal.SIGTERM, None)
+    getattr(callback, end)(trainer, module, *([ValueError()] if end == "on_exception" else []))
+    assert [timer.state for timer in timers] == ["cancelled"]
+
+
+def test_failed_requeue_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "")
     requeue("4711")
-    assert "job 4711 is not queued again: scontrol cannot be run" in capsys.readouterr().out
+    assert "SLURM job 4711 was not requeued: scontrol cannot be run" in capsys.readouterr().out
     refused = SimpleNamespace(returncode=1, stderr="Invalid job id\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
     requeue("4711")
-    assert capsys.readouterr().out == "job 4711 is not queued again: Invalid job id\n"
+    assert capsys.readouterr().out == "SLURM job 4711 was not requeued: Invalid job id\n"
 
 
-def test_a_task_of_an_array_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_job_id_of_array_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     assert slurm_job() is None
@@ -76,7 +110,7 @@ def test_a_task_of_an_array_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert slurm_job() == "15_2"
 
 
-def test_a_rate_that_a_checkpoint_brought_is_renewed() -> None:
+def test_learning_rate_of_a_checkpoint_is_recomputed() -> None:
     scale = [8.0]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = LambdaLR(optimizer, lambda step: scale[0] / (1 + step))
@@ -84,5 +118,5 @@ def test_a_rate_that_a_checkpoint_brought_is_renewed() -> None:
     scheduler.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
     scale[0] = 1.0
-    renew_rates(SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)]))
+    update_learning_rates(SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)]))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)

@@ -1,4 +1,4 @@
-"""torch.compile changes how fast a detector is, and nothing else."""
+"""torch.compile does not change losses, gradients, boxes or parameter names."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def build(form: str) -> Detector:
 
 
 @pytest.mark.parametrize("form", MODELS)
-def test_all_weights_are_in_parts_that_are_called(form: str) -> None:
+def test_compiled_parts_hold_all_weights_and_are_all_called(form: str) -> None:
     detector = build(form)
     called: set[torch.nn.Module] = set()
     parts = list(modules_to_compile(detector))
@@ -36,7 +36,7 @@ def test_all_weights_are_in_parts_that_are_called(form: str) -> None:
     ("form", "backend"),
     [("yolov1", "aot_eager")] + [pytest.param(form, "inductor", marks=pytest.mark.slow) for form in MODELS],
 )
-def test_losses_gradients_and_boxes_stay(form: str, backend: str) -> None:
+def test_losses_gradients_and_boxes_do_not_change(form: str, backend: str) -> None:
     detectors = build(form).double(), build(form).double()
     TorchCompile(backend).setup(Trainer(accelerator="cpu", logger=False, barebones=True), detectors[1], "fit")
     targets = [make_target([[10, 12, 60, 70]], [1]), make_target([[20, 30, 90, 80], [5, 5, 50, 40]], [0, 2])]

@@ -5,11 +5,11 @@ import torch
 from zoo.data.augment import Augment
 from zoo.data.sampling import seeded_rng
 
-NOTHING = {"flip": False}
+NO_AUGMENTATION = {"flip": False}
 
 
 def sample(seed=0, count=4, width=60, height=40):
-    """Grey image with one bright, axis-parallel block for each box, so that boxes can be read off the pixels."""
+    """Grey image with one bright rectangle per box, so that boxes can be checked against the pixels."""
     rng = np.random.default_rng(seed)
     image = torch.full((3, height, width), 40, dtype=torch.uint8)
     boxes = []
@@ -37,21 +37,21 @@ def colour_in(image, box):
     return image[0, int((y1 + y2) / 2), int((x1 + x2) / 2)].item()
 
 
-def test_no_switch_no_change():
+def test_without_augmentation_nothing_changes():
     image, target = sample()
-    new_image, new_target = Augment(**NOTHING)(image, target)
+    new_image, new_target = Augment(**NO_AUGMENTATION)(image, target)
     assert torch.equal(new_image, image)
     assert type(new_image) is torch.Tensor
     assert all(torch.equal(new_target[key], target[key]) for key in target)
 
 
 @pytest.mark.parametrize("switch", ["flip", "vertical_flip"])
-def test_flips_happen_half_of_the_time_and_move_the_boxes(switch):
+def test_flips_have_probability_half_and_move_the_boxes(switch):
     image, target = sample()
     flipped = 0
     for seed in range(40):
         with seeded_rng(seed):
-            new_image, new_target = Augment(**(NOTHING | {switch: True}))(image, target)
+            new_image, new_target = Augment(**(NO_AUGMENTATION | {switch: True}))(image, target)
         if torch.equal(new_image, image):
             assert torch.equal(new_target["boxes"], target["boxes"])
             continue
@@ -74,7 +74,7 @@ def test_flips_happen_half_of_the_time_and_move_the_boxes(switch):
         Augment(True, True, (0.5, 2.0), 0.2, True, True),
     ],
 )
-def test_columns_stay_together(augment):
+def test_labels_flags_and_areas_follow_their_boxes(augment):
     for seed in range(60):
         image, target = sample(seed, count=seed % 5)
         before = {key: value.clone() for key, value in target.items()}, image.clone()
@@ -99,12 +99,12 @@ def test_columns_stay_together(augment):
                 assert abs(colour_in(new_image, box) - (100 + 40 * label)) <= 40
         area = (new["boxes"][:, 2] - new["boxes"][:, 0]) * (new["boxes"][:, 3] - new["boxes"][:, 1])
         torch.testing.assert_close(new["area"], area / 2)  # half of the box, as before
-        # the arguments are left alone
+        # the arguments are unchanged
         assert torch.equal(before[1], image)
         assert all(torch.equal(before[0][key], target[key]) for key in target)
 
 
-def test_scale_jitter_uses_its_whole_range_and_keeps_what_can_be_seen():
+def test_scale_jitter_covers_its_range_and_drops_objects_outside():
     image, target = sample()
     factors, counts = [], []
     for seed in range(80):
@@ -119,29 +119,29 @@ def test_scale_jitter_uses_its_whole_range_and_keeps_what_can_be_seen():
         Augment(scale_jitter=(2.0, 1.0))
 
 
-def test_translate_uses_its_whole_range_and_scales_nothing():
+def test_translate_covers_its_range_and_does_not_scale():
     image, target = sample()
-    shifts, grounds = [], []
+    shifts, border_sizes = [], []
     for seed in range(80):
         with seeded_rng(seed):
             new_image, new = Augment(flip=False, translate=0.2)(image, target)
         shift = new["boxes"] - target["boxes"][new["labels"]]
-        whole = (new["boxes"] > 0).all(1) & (new["boxes"][:, 2] < 60) & (new["boxes"][:, 3] < 40)
-        for dx, dy, dx2, dy2 in shift[whole].tolist():
+        inside = (new["boxes"] > 0).all(1) & (new["boxes"][:, 2] < 60) & (new["boxes"][:, 3] < 40)
+        for dx, dy, dx2, dy2 in shift[inside].tolist():
             assert (dx, dy) == (dx2, dy2)
             shifts.append((dx / 60, dy / 40))
-        ground = new_image[:, new_image[0] == 124]
-        assert (ground[1:] == torch.tensor([[116], [104]])).all()
-        grounds.append(ground.shape[1])
+        border = new_image[:, new_image[0] == 124]
+        assert (border[1:] == torch.tensor([[116], [104]])).all()
+        border_sizes.append(border.shape[1])
     dx, dy = np.array(shifts).T
     assert -0.21 < dx.min() < -0.15 < 0.15 < dx.max() < 0.21
     assert -0.21 < dy.min() < -0.15 < 0.15 < dy.max() < 0.21
-    assert sum(count > 0 for count in grounds) > 70
+    assert sum(count > 0 for count in border_sizes) > 70
     with pytest.raises(ValueError, match="translate"):
         Augment(translate=1.0)
 
 
-def test_iou_crop_ignores_the_proposals_when_it_chooses():
+def test_iou_crop_does_not_depend_on_the_proposals():
     image, target = sample()
     without = {key: value for key, value in target.items() if key != "proposals"}
     for seed in range(20):

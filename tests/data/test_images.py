@@ -11,7 +11,7 @@ from zoo.errors import InputError
 
 
 def photo(width=37, height=21, seed=0) -> PILImage.Image:
-    """Smooth colours, so that JPEG keeps them."""
+    """Image of smooth colours, which JPEG preserves."""
     grid = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return PILImage.fromarray(grid).resize((width, height), PILImage.Resampling.BICUBIC)
 
@@ -23,7 +23,7 @@ def pixels(image: PILImage.Image) -> torch.Tensor:
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_pixels_are_those_of_pillow(tmp_path, subsampling, progressive, mode):
+def test_jpeg_pixels_equal_pillow(tmp_path, subsampling, progressive, mode):
     path = tmp_path / "a.jpg"
     photo(131, 77).convert(mode).save(path, quality=80, subsampling=subsampling, progressive=progressive)
     image = load_image(path)
@@ -31,7 +31,7 @@ def test_jpeg_pixels_are_those_of_pillow(tmp_path, subsampling, progressive, mod
     assert torch.equal(image, pixels(PILImage.open(path)))
 
 
-def test_real_jpegs_are_those_of_pillow():
+def test_real_jpegs_equal_pillow():
     files = sorted((SHARED_DATA / "coco_mini" / "val2017").glob("*.jpg"))[:12]
     if not files:
         pytest.skip("../shared/data/coco_mini is absent")
@@ -39,7 +39,7 @@ def test_real_jpegs_are_those_of_pillow():
         assert torch.equal(load_image(file), pixels(PILImage.open(file)))
 
 
-TURNS = {
+ORIENTATIONS = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -52,23 +52,23 @@ TURNS = {
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_exif_orientation(tmp_path, orientation, suffix):
     path = tmp_path / f"a.{suffix}"
     exif = PILImage.Exif()
     exif[0x0112] = orientation
     photo().save(path, exif=exif)
     with PILImage.open(path) as raw:
-        lying = np.array(raw)
-    upright = TURNS[orientation](lying)
+        stored = np.array(raw)
+    upright = ORIENTATIONS[orientation](stored)
     image = load_image(path)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), upright)
     assert upright_size(path) == (upright.shape[1], upright.shape[0])
-    # annotations that refer to the pixels as they lie in the file
-    assert np.array_equal(load_image(path, (37, 21)).permute(1, 2, 0).numpy(), lying if orientation >= 5 else upright)
+    # annotations that ignore the EXIF orientation
+    assert np.array_equal(load_image(path, (37, 21)).permute(1, 2, 0).numpy(), stored if orientation >= 5 else upright)
 
 
-def test_a_size_that_fits_neither_way_is_refused(tmp_path):
+def test_a_size_that_does_not_match_with_or_without_rotation_is_an_error(tmp_path):
     photo().save(tmp_path / "a.jpg")
     for size in ((21, 37), (37, 20)):
         with pytest.raises(InputError, match=rf"a.jpg: image is 37x21 but its annotation says {size[0]}x{size[1]}"):
@@ -94,13 +94,13 @@ MODES = {
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_modes_become_rgb(tmp_path, name):
+def test_all_modes_are_converted_to_rgb(tmp_path, name):
     image, expected = MODES[name]
     image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
     assert torch.equal(load_image(tmp_path / name), expected())
 
 
-def test_alpha_does_not_blend_and_transparent_palettes_keep_their_colour(tmp_path):
+def test_alpha_is_dropped_without_blending(tmp_path):
     rgba = photo().convert("RGBA")
     rgba.putalpha(7)
     rgba.save(tmp_path / "a.png")
@@ -116,7 +116,7 @@ def test_cmyk_jpeg(tmp_path):
     assert difference.abs().float().mean() < 4
 
 
-def test_damaged_and_foreign_files(tmp_path):
+def test_damaged_files_and_files_that_are_not_images(tmp_path):
     buffer = io.BytesIO()
     photo(200, 200).save(buffer, format="JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:1500])

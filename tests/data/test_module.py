@@ -24,12 +24,12 @@ from zoo.proposals import CacheWarning, SelectiveSearch, propose
 
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=30)
 TRAIN, VAL = Shapes(21, seed=0), Shapes(7, seed=1)
-EVERYTHING = Augment(flip=True, vertical_flip=True, scale_jitter=(0.5, 1.5))
+ALL_AUGMENTATIONS = Augment(flip=True, vertical_flip=True, scale_jitter=(0.5, 1.5))
 
 
 @dataclass(frozen=True)
 class CountedShapes(Source):
-    """Shapes that leave a file for each image they draw."""
+    """Shapes that count in files how often each image is drawn."""
 
     folder: str
     num_images: int = 6
@@ -61,7 +61,7 @@ def equal(one, other):
     )
 
 
-def test_properties_need_no_trainer():
+def test_properties_without_a_trainer():
     data = DetectionDataModule(train=TRAIN, val=VAL, name="shapes")
     assert data.num_classes == 6
     assert data.class_names[0] == "disc"
@@ -76,15 +76,15 @@ def test_properties_need_no_trainer():
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_give_what_the_main_process_gives(start):
-    dataset = DetectionDataset(TRAIN.read(), TRAIN, EVERYTHING, seed=5)
-    keys = [3, 0, 20, 24, 45]  # of three epochs
+def test_workers_return_the_same_samples_as_the_main_process(start):
+    dataset = DetectionDataset(TRAIN.read(), TRAIN, ALL_AUGMENTATIONS, seed=5)
+    keys = [3, 0, 20, 24, 45]  # in three epochs
     loader = DataLoader(dataset, 2, sampler=keys, num_workers=2, collate_fn=collate, multiprocessing_context=start)
     assert equal(samples(loader), [dataset[key] for key in keys])
 
 
-def test_a_pickled_dataset_is_the_same():
-    dataset = DetectionDataset(TRAIN.read(), TRAIN, EVERYTHING, seed=5)
+def test_pickled_dataset_is_equal():
+    dataset = DetectionDataset(TRAIN.read(), TRAIN, ALL_AUGMENTATIONS, seed=5)
     again = pickle.loads(pickle.dumps(dataset))
     assert again.table.fingerprint() == dataset.table.fingerprint()
     assert equal([again[30]], [dataset[30]])
@@ -92,7 +92,7 @@ def test_a_pickled_dataset_is_the_same():
 
 def test_augmentation_depends_on_seed_epoch_and_image_only():
     def epoch(number, workers, seed=0):
-        data = DetectionDataModule(train=TRAIN, batch_size=4, num_workers=workers, augment=EVERYTHING, seed=seed)
+        data = DetectionDataModule(train=TRAIN, batch_size=4, num_workers=workers, augment=ALL_AUGMENTATIONS, seed=seed)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(number)
         return {int(target["image_id"]): (image, target) for image, target in samples(loader)}
@@ -106,8 +106,8 @@ def test_augmentation_depends_on_seed_epoch_and_image_only():
         assert not any(torch.equal(first[key][0], other[key][0]) for key in both)
 
 
-def test_loading_does_not_touch_the_global_random_numbers():
-    dataset = DetectionDataset(TRAIN.read(), TRAIN, EVERYTHING)
+def test_loading_does_not_change_the_global_random_state():
+    dataset = DetectionDataset(TRAIN.read(), TRAIN, ALL_AUGMENTATIONS)
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
@@ -116,10 +116,10 @@ def test_loading_does_not_touch_the_global_random_numbers():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cache_decodes_once_and_changes_nothing(tmp_path, workers):
+def test_cache_decodes_each_image_once_and_samples_are_equal(tmp_path, workers):
     source = CountedShapes(str(tmp_path))
-    data = DetectionDataModule(train=source, batch_size=2, num_workers=workers, augment=EVERYTHING, cache_mb=50)
-    plain = DetectionDataModule(train=Shapes(6, seed=0), batch_size=2, num_workers=0, augment=EVERYTHING)
+    data = DetectionDataModule(train=source, batch_size=2, num_workers=workers, augment=ALL_AUGMENTATIONS, cache_mb=50)
+    plain = DetectionDataModule(train=Shapes(6, seed=0), batch_size=2, num_workers=0, augment=ALL_AUGMENTATIONS)
     loader, expected = data.train_dataloader(), plain.train_dataloader()
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
@@ -130,7 +130,7 @@ def test_cache_decodes_once_and_changes_nothing(tmp_path, workers):
     assert data.dataset("train").cache.filled.all()
 
 
-def test_cache_is_bounded_and_hands_out_copies():
+def test_cache_is_bounded_and_returns_copies():
     table = Shapes(6, seed=0).read()
     sizes = table.widths.astype(int) * table.heights * 3
     cache = ImageCache(table.widths, table.heights, megabytes=sizes[:3].sum() / 1e6)
@@ -146,7 +146,7 @@ def test_cache_is_bounded_and_hands_out_copies():
     assert torch.equal(cache.get(1), images[1])
 
 
-def test_small_shared_memory_bounds_the_cache(monkeypatch):
+def test_cache_is_limited_by_free_shared_memory(monkeypatch):
     monkeypatch.setattr("zoo.data.module.shutil.disk_usage", lambda path: type("Usage", (), {"free": 200_000}))
     monkeypatch.setattr("zoo.data.module._SHARED_MEMORY", type("Path", (), {"is_dir": staticmethod(lambda: True)}))
     with pytest.warns(DataWarning, match="instead of"):
@@ -154,8 +154,10 @@ def test_small_shared_memory_bounds_the_cache(monkeypatch):
     assert cache.pixels.numel() <= 160_000
 
 
-def test_evaluation_loaders_give_every_image_as_it_is():
-    data = DetectionDataModule(train=TRAIN, val=VAL, test=VAL, eval_batch_size=3, num_workers=0, augment=EVERYTHING)
+def test_evaluation_loaders_yield_every_image_unchanged():
+    data = DetectionDataModule(
+        train=TRAIN, val=VAL, test=VAL, eval_batch_size=3, num_workers=0, augment=ALL_AUGMENTATIONS
+    )
     table = VAL.read()
     for loader in (data.val_dataloader(), data.test_dataloader()):
         found = samples(loader)
@@ -163,7 +165,7 @@ def test_evaluation_loaders_give_every_image_as_it_is():
     assert DetectionDataModule(train=TRAIN).val_dataloader() == []
 
 
-def test_a_training_set_below_one_batch_still_trains():
+def test_training_set_smaller_than_a_batch():
     loader = DetectionDataModule(train=Shapes(3, seed=0), batch_size=8, num_workers=0).train_dataloader()
     assert [len(images) for images, _ in loader] == [3]
 
@@ -210,17 +212,17 @@ def test_class_lists_of_splits(tmp_path):
     train = make_voc(tmp_path, "train", Shapes(9, seed=0), "abcdef")
     val = make_voc(tmp_path, "val", Shapes(1, seed=6), "abcdef")
     data = DetectionDataModule(train=train, val=val)
-    # the one validation image does not hold all classes; its labels are the training split's nevertheless
+    # the only validation image does not have all classes, but uses the labels of the training split
     assert data.table("val").classes == tuple("abcdef")
     assert data.table("val").labels.tolist() == Shapes(1, seed=6).read().labels.tolist()
     with pytest.raises(InputError, match=r"only in val: cross, disc, .*only in train: a, b"):
         DetectionDataModule(train=train, val=VAL).setup("fit")
-    strange = make_voc(tmp_path, "test", Shapes(9, seed=5), "abcdeX")
-    with pytest.raises(InputError, match=r"class 'X' is none of a, b"):
-        DetectionDataModule(train=train, test=strange).setup("test")
+    unknown = make_voc(tmp_path, "test", Shapes(9, seed=5), "abcdeX")
+    with pytest.raises(InputError, match=r"class 'X' is not one of a, b"):
+        DetectionDataModule(train=train, test=unknown).setup("test")
 
 
-def test_errors_of_a_worker_keep_their_type_and_their_line(tmp_path):
+def test_errors_in_workers_keep_their_type_and_message(tmp_path):
     source = make_voc(tmp_path, "train", Shapes(2, seed=0), "abcdef")
     file = sorted((tmp_path / "JPEGImages").iterdir())[0]
     file.write_bytes(file.read_bytes()[:300])
@@ -232,7 +234,7 @@ def test_errors_of_a_worker_keep_their_type_and_their_line(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_proposals_travel_with_their_image(tmp_path, workers):
+def test_targets_have_the_proposals_of_their_image(tmp_path, workers):
     given = {"train": TRAIN, "val": VAL, "eval_batch_size": 3, "num_workers": workers, "proposals": SEARCH}
     data = DetectionDataModule(**given, proposal_cache=str(tmp_path))
     table = VAL.read()
@@ -245,8 +247,8 @@ def test_proposals_travel_with_their_image(tmp_path, workers):
     assert "proposals" not in samples(DetectionDataModule(**given | {"proposals": None}).val_dataloader())[0][1]
 
 
-def test_proposals_are_searched_before_augmentation(tmp_path):
-    """In a mirrored image selective search finds other boxes than the mirrored ones."""
+def test_proposals_are_computed_before_augmentation(tmp_path):
+    """Selective search on a flipped image finds other boxes than the flipped boxes of the original."""
     augment = Augment(flip=True)
     data = DetectionDataModule(train=TRAIN, augment=augment, proposals=SEARCH, proposal_cache=str(tmp_path))
     dataset = data.dataset("train")
@@ -264,8 +266,8 @@ def test_proposals_are_searched_before_augmentation(tmp_path):
 
 
 def test_proposals_follow_every_augmentation():
-    """The box of each object is handed in as a proposal: afterwards it is still among them, wherever it went."""
-    augment = replace(EVERYTHING, translate=0.2, photometric=True, iou_crop=True)
+    """With ground-truth boxes as proposals, every augmented box is among the augmented proposals."""
+    augment = replace(ALL_AUGMENTATIONS, translate=0.2, photometric=True, iou_crop=True)
     dataset = DetectionDataset(TRAIN.read(), TRAIN, augment, seed=5)
     for index in range(10):
         boxes = dataset.table.target(index)["boxes"]
@@ -277,19 +279,19 @@ def test_proposals_follow_every_augmentation():
         assert (target["proposals"][:, 2:] > target["proposals"][:, :2]).all()
 
 
-def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path):
+def test_unwritable_proposal_cache_warns_once_and_loading_continues(tmp_path):
     (tmp_path / "file").write_text("")
     data = DetectionDataModule(
         train=TRAIN, val=VAL, num_workers=2, proposals=SEARCH, proposal_cache=str(tmp_path / "file")
     )
-    with pytest.warns(CacheWarning) as said:
+    with pytest.warns(CacheWarning) as warned:
         found = samples(data.val_dataloader()) + samples(data.train_dataloader())
-    assert len(said) == 1
+    assert len(warned) == 1
     assert all(len(target["proposals"]) for _, target in found)
 
 
 class Recorder(pl.LightningModule):
-    """Writes down which images it is given."""
+    """Records the ids of the images in each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,8 +342,8 @@ def test_with_a_trainer(tmp_path):
     assert model.seen["predict"] == [[0]]
 
 
-class Wanting(Recorder):
-    """Looks whether its targets carry what it declares."""
+class ProposalRecorder(Recorder):
+    """Checks that targets have the proposals that the module declares."""
 
     proposals = None
 
@@ -354,13 +356,13 @@ class Wanting(Recorder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_detector_under_a_trainer_gets_the_proposals_that_it_declares(tmp_path):
+def test_trainer_provides_the_proposals_that_the_detector_declares(tmp_path):
     PILImage.fromarray(TRAIN.load_image(TRAIN.read(), 0).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     given = {"train": TRAIN, "val": VAL, "test": VAL, "predict": [str(tmp_path / "a.png")]}
     data = DetectionDataModule(**given, batch_size=5, num_workers=0, proposal_cache=str(tmp_path / "cache"))
-    for wanted in (SEARCH, None, SelectiveSearch("single", width=100, min_side=8)):
-        model = Wanting()
-        model.proposals = wanted
+    for search in (SEARCH, None, SelectiveSearch("single", width=100, min_side=8)):
+        model = ProposalRecorder()
+        model.proposals = search
         trainer(max_epochs=1).fit(model, data)
         trainer().test(model, data, verbose=False)
         trainer().predict(model, data)
@@ -369,8 +371,8 @@ def test_a_detector_under_a_trainer_gets_the_proposals_that_it_declares(tmp_path
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_lightning_leaves_the_samplers_alone(world_size):
-    """A trainer of several processes asks whether it must put in a sampler of its own."""
+def test_lightning_does_not_replace_the_samplers(world_size):
+    """With several processes Lightning replaces samplers that are not DistributedSamplers."""
     loaders = []
     for rank in range(world_size):
         data = DetectionDataModule(train=TRAIN, val=VAL, num_workers=0, batch_size=2)

@@ -10,7 +10,7 @@ from zoo.data.table import AnnotationTable, concatenate
 
 
 def make_table(**changes) -> AnnotationTable:
-    """Three images; the second has no object, the objects of the first and third come mixed."""
+    """Three images; the second has no object, the objects of the first and third are not sorted."""
     rows = {
         "classes": ["cat", "dog"],
         "class_ids": np.array([3, 17]),
@@ -28,7 +28,7 @@ def make_table(**changes) -> AnnotationTable:
     return AnnotationTable.from_rows(**(rows | changes))
 
 
-def test_objects_are_sorted_to_their_images_and_keep_their_order():
+def test_objects_are_sorted_by_image_and_keep_their_order():
     table = make_table()
     assert table.offsets.tolist() == [0, 1, 1, 3]
     assert table.labels.tolist() == [0, 1, 0]
@@ -43,7 +43,7 @@ def test_names_and_paths():
     assert str(table.path(1)) == "/y/böse/ü.png"
 
 
-def test_target_clips_to_the_image_and_leaves_the_table():
+def test_target_clips_boxes_and_does_not_change_the_table():
     table = make_table()
     target = table.target(0)
     assert target["boxes"].tolist() == [[5, 5, 40, 15]]
@@ -57,7 +57,7 @@ def test_target_clips_to_the_image_and_leaves_the_table():
     assert empty["labels"].shape == (0,)
 
 
-def test_select_takes_rows_with_their_images():
+def test_select_keeps_objects_of_the_images():
     table = make_table().select([2, 1])
     assert table.image_ids.tolist() == [99, 5]
     assert table.offsets.tolist() == [0, 2, 2]
@@ -68,7 +68,7 @@ def test_select_takes_rows_with_their_images():
 
 @given(st.lists(st.integers(0, 2), max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_selected_targets_are_those_of_the_whole(indices):
+def test_targets_of_a_selection_equal_those_of_the_table(indices):
     table = make_table()
     part = table.select(indices)
     for place, index in enumerate(indices):
@@ -77,7 +77,7 @@ def test_selected_targets_are_those_of_the_whole(indices):
         assert part.path(place) == table.path(index)
 
 
-def test_concatenate_renumbers_only_where_ids_clash():
+def test_concatenate_renumbers_only_duplicate_ids():
     table = make_table()
     twice = concatenate([table, table])
     assert twice.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
@@ -89,7 +89,7 @@ def test_concatenate_renumbers_only_where_ids_clash():
         concatenate([table, make_table(classes=["cat", "cow"])])
 
 
-def test_fingerprint_sees_content_and_not_the_folder():
+def test_fingerprint_depends_on_content_but_not_on_folders():
     table = make_table()
     assert table.fingerprint() == pickle.loads(pickle.dumps(table)).fingerprint()
     assert table.fingerprint() == make_table(folders=["/elsewhere", "/y"]).fingerprint()
@@ -97,7 +97,7 @@ def test_fingerprint_sees_content_and_not_the_folder():
     assert table.fingerprint() != make_table(file_names=["a.jpg", "b.jpg", "c.jpg"]).fingerprint()
 
 
-def test_columns_that_do_not_fit_are_refused():
+def test_columns_of_wrong_length_or_type_are_an_error():
     table = make_table()
     columns = {name: getattr(table, name) for name in table.__dataclass_fields__}
     with pytest.raises(ValueError, match="areas has 2 rows"):

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/cluster as they stand: two machines are two network namespaces, or two ends of loopback."""
+"""The scripts of benchmarks/cluster, with two network namespaces or the loopback interface as two machines."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import ROOT
+from processes import SECONDS
 from pytorch_lightning.utilities import rank_zero_only
 from slurm import batch_options, sbatch
 from tiny_data import write_yaml
@@ -22,24 +23,23 @@ from zoo.report.results import read_run
 from zoo.training.trainer import make_trainer
 
 SCRIPTS = ROOT / "benchmarks" / "cluster"
-SECONDS = 600  # training takes a few; starting two interpreters on a busy machine takes the rest
 STEPS = 2
 
 
 @dataclass(frozen=True)
 class Host:
-    """A machine to start a command on."""
+    """A (simulated) machine to run a command on."""
 
-    prefix: tuple[str, ...]  # in front of the command
+    prefix: tuple[str, ...]  # of the command
     interface: str
-    master: str  # address of the first machine
+    master: str  # address of the first host
 
 
 @pytest.fixture
 def namespaces() -> Iterator[list[Host]]:
-    """Two network namespaces with an address each and a cable between them: what one binds, the other has to reach."""
+    """Two network namespaces connected by a veth pair, with an address each."""
     if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces want root and the command ip")
+        pytest.skip("network namespaces need root and the command ip")
     names = [f"zoo{os.getpid()}{end}" for end in "ab"]
     commands = [f"ip netns add {name}" for name in names]
     commands.append(f"ip -n {names[0]} link add cable type veth peer name cable netns {names[1]}")
@@ -64,7 +64,7 @@ def loopback() -> list[Host]:
 
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A training of two steps on a few shapes, in an empty folder."""
+    """Arguments of `zoo fit` for two steps on a few shapes, in an empty folder."""
     source = "zoo.data.formats.shapes.Shapes"
     shapes = {
         split: {"class_path": source, "init_args": {"num_images": 8, "seed": seed}}
@@ -81,17 +81,18 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run_on(hosts: list[Host], arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """Start torchrun.sh on all machines, and wait for all."""
+    """Run torchrun.sh on all hosts, and wait for them."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     started = []
     for number, host in enumerate(hosts):
-        said = {"NODES": str(len(hosts)), "NODE": str(number), "PROCESSES": "1", "MASTER": host.master, "PORT": port}
+        variables = {"NODES": str(len(hosts)), "NODE": str(number), "PROCESSES": "1"}
+        variables |= {"MASTER": host.master, "PORT": port}
         started.append(
             subprocess.Popen(
                 [*host.prefix, str(SCRIPTS / "torchrun.sh"), *arguments],
-                env=os.environ | said | {"GLOO_SOCKET_IFNAME": host.interface},
+                env=os.environ | variables | {"GLOO_SOCKET_IFNAME": host.interface},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -111,7 +112,7 @@ def run_on(hosts: list[Host], arguments: list[str]) -> list[subprocess.Completed
 
 
 def check_one_run(folder: Path) -> None:
-    """One run folder, whose checkpoint has seen the steps of both processes."""
+    """Check that there is one run folder, and that its checkpoint counts the images of both processes."""
     runs = list((folder / "runs" / "retinanet").iterdir())
     assert [run.name for run in runs] == ["version_0"]
     last = torch.load(runs[0] / "checkpoints" / "last.ckpt", weights_only=True)
@@ -126,18 +127,18 @@ def test_torchrun_on_two_machines(network: str, fit: list[str], tmp_path: Path, 
     hosts: list[Host] = request.getfixturevalue(network)
     done = run_on(hosts, fit)
     assert [process.returncode for process in done] == [0, 0], "\n".join(process.stderr for process in done)
-    said = [process.stdout.count("run folder:") for process in done]
-    assert said == [1, 0]  # the first one speaks for both
+    num_lines = [process.stdout.count("run folder:") for process in done]
+    assert num_lines == [1, 0]  # only the first process prints
     check_one_run(tmp_path)
 
 
 @pytest.mark.slow
-def test_torchrun_does_a_run_of_a_comparison(fit: list[str], tmp_path: Path) -> None:
-    """Both processes go through all of it; the first one writes the one result."""
+def test_run_of_a_comparison_with_torchrun(fit: list[str], tmp_path: Path) -> None:
+    """Both processes execute the run; the first one writes the result."""
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     models = ["--models", fit[2], "--names", "retinanet"]
-    asked = [*models, "--data", "data.yaml", "--trainer", "trainer.yaml", "--out", "out", *two]
-    assert main(["compare", *asked, "--array"]) == 0
+    arguments = [*models, "--data", "data.yaml", "--trainer", "trainer.yaml", "--out", "out", *two]
+    assert main(["compare", *arguments, "--slurm"]) == 0
     run = tmp_path / "out" / "retinanet_seed0"
     group = [
         "-m",
@@ -162,33 +163,33 @@ def test_torchrun_does_a_run_of_a_comparison(fit: list[str], tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "tasks"), [("2", "1"), ("1", "2")])
 def test_slurm_with_two_processes(nodes: str, tasks: str, fit: list[str], tmp_path: Path) -> None:
-    script = tmp_path / "slurm.sh"  # SLURM, too, runs a copy
+    script = tmp_path / "slurm.sh"  # SLURM runs a copy as well
     shutil.copy(SCRIPTS / "slurm.sh", script)
-    done = sbatch(script, *fit, nodes=nodes, ntasks_per_node=tasks, seconds=SECONDS)
+    done = sbatch(script, *fit, nodes=nodes, ntasks_per_node=tasks)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1
     check_one_run(tmp_path)
 
 
-def test_torchrun_in_a_job_of_slurm_is_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The job has one task, in which torchrun starts eight processes."""
-    told = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "5"}
-    told |= {"LOCAL_RANK": "5", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "8"}
-    for name, value in told.items():
+def test_torchrun_inside_a_slurm_job_sets_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job has one task, which starts eight processes by torchrun."""
+    variables = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "5"}
+    variables |= {"LOCAL_RANK": "5", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "8"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which a Trainer sets, for this process and all that follows
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # global state that a Trainer overwrites; restored after the test
     arguments = {"accelerator": "cpu", "devices": 8, "strategy": "ddp", "logger": False}
     trainer = make_trainer(arguments, DetectionDataModule(), tmp_path, "run")
     assert (trainer.world_size, trainer.global_rank) == (8, 5)
 
 
-def test_slurm_is_told_when_to_save_and_to_queue_again() -> None:
+def test_slurm_script_requests_signal_and_requeue() -> None:
     options = batch_options((SCRIPTS / "slurm.sh").read_text())
     assert options["signal"] == "USR1@180"
     assert "requeue" in options
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda script: script.name)
-def test_the_scripts_are_bash_and_can_be_run(script: Path) -> None:
+def test_scripts_are_valid_bash_and_executable(script: Path) -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     assert os.access(script, os.X_OK)

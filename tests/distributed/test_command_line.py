@@ -1,4 +1,4 @@
-"""The command line starts its own processes, and a run that is told to stop goes on by the same command."""
+"""Multi-process runs from the command line, and runs that are interrupted and resumed by the same command."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import HELPERS
+from processes import SECONDS
 from tiny_data import write_files
 from tiny_detector import TinyDetector
 
@@ -18,6 +19,7 @@ from zoo.cli.main import main
 
 FILES = ["--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+ENDLESS = ["--trainer.max_epochs", "1000000000"]  # the training cannot end before it is stopped
 
 
 @pytest.fixture
@@ -32,13 +34,13 @@ def last_step(folder: Path) -> int:
     return int(torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["global_step"])
 
 
-def test_a_run_folder_goes_on_and_is_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_is_resumed_and_rejects_another_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", *FILES, "--out", "run"]
     assert main([*fit, "--trainer.max_epochs", "1"]) == 0
     assert last_step(folder) == 2
     assert main(fit) == 0  # two epochs
     assert last_step(folder) == 4
-    assert "goes on after epoch 1, step 2" in capsys.readouterr().out
+    assert "resuming after epoch 1, step 2" in capsys.readouterr().out
     assert (folder / "run/metrics_part1.csv").exists()
     assert main([*fit, "--model.width", "5"]) == 2
     assert "run: model.init_args.width: holds a run with 4, now it is 5; give another --out" in capsys.readouterr().err
@@ -46,56 +48,56 @@ def test_a_run_folder_goes_on_and_is_its_own(folder: Path, capsys: pytest.Captur
     assert not (folder / "runs").exists()
 
 
-def test_a_run_folder_needs_no_logs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_is_resumed_without_loggers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", *FILES, "--out", "run", "--trainer.logger", "false"]
     assert main([*fit, "--trainer.max_epochs", "1"]) == 0
     assert main(fit) == 0
-    said = capsys.readouterr().out
-    assert "goes on after epoch 1, step 2" in said
-    assert "run folder: run\n" in said
+    output = capsys.readouterr().out
+    assert "resuming after epoch 1, step 2" in output
+    assert "run folder: run\n" in output
     assert not (folder / "runs").exists()
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_comparison_keeps_the_step(folder: Path) -> None:
-    """A terminal sends it to every process: the run's own is told by its parent, and saves."""
+def test_ctrl_c_in_a_comparison_saves_a_checkpoint(folder: Path) -> None:
+    """A terminal sends SIGINT to all processes; the run ignores it, and saves on its parent's SIGTERM."""
     compare = [sys.executable, "-m", "zoo.cli", "compare", "--models", "model.yaml", *FILES[2:], "--out", "out"]
-    compare += ["--trainer.max_epochs", "4000"]
+    compare += ENDLESS
     last = folder / "out/model_seed0/checkpoints/last.ckpt"
     with subprocess.Popen(compare, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not last.exists():
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "the same command goes on from here" in said
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, errors
+    assert "run the same command again to resume" in errors
     assert not (folder / "out/model_seed0/result.json").exists()
     assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 @pytest.mark.slow
-def test_two_processes_are_told_to_stop_and_go_on(folder: Path) -> None:
-    fit = [sys.executable, "-m", "zoo.cli", "fit", *FILES, *TWO, "--out", "run", "--trainer.max_epochs", "4000"]
+def test_sigterm_stops_two_processes_and_they_resume(folder: Path) -> None:
+    fit = [sys.executable, "-m", "zoo.cli", "fit", *FILES, *TWO, "--out", "run", *ENDLESS]
     with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
         while not (folder / "run/checkpoints/last.ckpt").exists():
             assert process.poll() is None
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 143
-    assert said.count("the same command goes on from there") == 1
+    assert errors.count("run the same command again to resume") == 1
     stopped = last_step(folder)
     epochs = str(stopped + 2)  # of one step each
-    done = subprocess.run([*fit[:-1], epochs], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*fit[:-1], epochs], capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert f"step {stopped}" in done.stdout
     assert last_step(folder) == int(epochs)
 
 
 @pytest.mark.slow
-def test_two_processes_predict_what_one_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four images and a fifth, which do not divide."""
+def test_predictions_of_two_processes_equal_those_of_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images, which two processes cannot share equally."""
     monkeypatch.setitem(zoo.models.MODELS, "tiny", TinyDetector)
     assert main(["fit", *FILES, "--out", "run", "--trainer.max_epochs", "1"]) == 0
     checkpoint = "run/checkpoints/last.ckpt"
@@ -104,14 +106,14 @@ def test_two_processes_predict_what_one_does(folder: Path, monkeypatch: pytest.M
     assert main([*predict, "--out", "one"]) == 0
     (folder / "in_two.py").write_text(IN_TWO)
     command = [sys.executable, "in_two.py", *predict, "--out", "two", "--devices", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("5 images done") == 1
+    assert done.stdout.count("5 images: two") == 1
     for name in ("predictions.json", "images.json"):
         assert (folder / "two" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
 
 
-# A checkpoint is loaded by its detector's name, which has to be known in each process; Lightning starts the second.
+# Checkpoints are loaded by detector name, so each process, also the one that Lightning starts, must register it.
 IN_TWO = """
 import sys
 

@@ -1,65 +1,114 @@
-"""What processes tell each other."""
+"""Communication between the processes of a group."""
 
+import concurrent.futures
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from processes import run_group
+from processes import SECONDS, run_group
 
 import zoo.ops.distributed
 from zoo.ops.distributed import DelayedMax, all_gather_strings, mean_count, run_on_rank_zero
 
 
-def tell(rank: int) -> dict[str, object]:
+def exchange(rank: int) -> dict[str, object]:
     torch.distributed.init_process_group("gloo")
     count = torch.tensor([4, 0, 2][rank])
     shared = float(mean_count(count))
     with torch.no_grad():
         own = float(mean_count(count))
-    words = all_gather_strings(None if rank == 0 else f"from {rank}")
-    return {"shared": shared, "own": own, "words": words, "largest": DelayedMax(torch.tensor(rank)).read()}
+    strings = all_gather_strings(None if rank == 0 else f"from {rank}")
+    return {"shared": shared, "own": own, "strings": strings, "largest": DelayedMax(torch.tensor(rank)).read()}
 
 
-def test_counts_are_shared_where_gradients_are_and_all_hear_all(tmp_path: Path) -> None:
-    said = {"shared": 2.0, "words": [None, "from 1", "from 2"], "largest": 2}
-    assert run_group(tell, 3, tmp_path) == [said | {"own": own} for own in (4, 1, 2)]
+def test_mean_count_strings_and_delayed_max_over_three_processes(tmp_path: Path) -> None:
+    """Counts are averaged over processes only where gradients are computed."""
+    expected = {"shared": 2.0, "strings": [None, "from 1", "from 2"], "largest": 2}
+    assert run_group(exchange, 3, tmp_path) == [expected | {"own": own} for own in (4, 1, 2)]
 
 
-def test_without_others_everything_is_its_own() -> None:
+def test_one_process_without_a_group() -> None:
     assert mean_count(torch.tensor(0)) == 1
     assert mean_count(torch.tensor(5)) == 5
     assert all_gather_strings("alone") == ["alone"]
     assert DelayedMax(torch.tensor(3)).read() == 3
 
 
-def wait_long(rank: int, seconds_between_signs: float) -> tuple[object, str]:
-    """Seven seconds of work in a group that waits for three."""
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.barrier()  # they need not find each other within three seconds
-    impatient = torch.distributed.new_group(timeout=timedelta(seconds=3))
-    zoo.ops.distributed.SECONDS_BETWEEN_SIGNS = seconds_between_signs
+class SimulatedWork:
+    """Seven seconds of work on a simulated clock, which only waiting for the work advances."""
 
-    def work() -> str:
-        time.sleep(7)
-        return f"done by {rank}"
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.is_over = threading.Event()
+
+    def run(self) -> str:
+        self.is_over.wait()
+        return "done"
+
+    def wait(self, futures: Sequence[Future[Any]], timeout: float) -> Any:
+        """Replaces `concurrent.futures.wait`; takes no time."""
+        self.now = min(self.now + timeout, 7.0)
+        if self.now < 7:
+            return concurrent.futures.wait(futures, timeout=0)
+        self.is_over.set()
+        return concurrent.futures.wait(futures)
+
+
+def record_heartbeats(rank: int, interval: float) -> tuple[str, list[float]]:
+    """The result of the simulated work, and rank 0's clock at each broadcast that this process took part in."""
+    torch.distributed.init_process_group("gloo")
+    zoo.ops.distributed.HEARTBEAT_SECONDS = interval
+    work, broadcast, times = SimulatedWork(), torch.distributed.broadcast_object_list, []
+
+    def broadcast_with_time(objects: list[Any], **arguments: Any) -> None:
+        with_time = [work.now, *objects]
+        broadcast(with_time, **arguments)
+        time_of_rank_zero, *objects[:] = with_time
+        times.append(time_of_rank_zero)
 
     def fail() -> None:
         raise ValueError("not so")
 
-    try:
-        result = run_on_rank_zero(work, impatient)
-    except RuntimeError:
-        return None, "timed out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo.ops.distributed, "wait", work.wait)
+        patch.setattr(torch.distributed, "broadcast_object_list", broadcast_with_time)
+        result = run_on_rank_zero(work.run)
     with pytest.raises(ValueError, match="not so"):
-        run_on_rank_zero(fail, impatient)
-    return result, ""
+        run_on_rank_zero(fail)
+    return result, times
 
 
-def test_others_wait_without_a_time_out(tmp_path: Path) -> None:
-    assert run_group(wait_long, 2, tmp_path, 0.3) == [("done by 0", "")] * 2
+@pytest.mark.parametrize(("interval", "times"), [(2.0, [2.0, 4.0, 6.0, 7.0]), (60.0, [7.0])])
+def test_heartbeats_reach_the_others_during_long_work(interval: float, times: list[float], tmp_path: Path) -> None:
+    """Each is a broadcast with a timeout of its own, so the interval limits the wait; the last carries the result."""
+    assert run_group(record_heartbeats, 2, tmp_path, interval) == [("done", times)] * 2
 
 
-def test_that_test_would_notice(tmp_path: Path) -> None:
-    assert (None, "timed out") in run_group(wait_long, 2, tmp_path, 60.0)
+def work_until_timeout(rank: int, folder: Path) -> str:
+    """Rank 0 works without heartbeats until the other process has timed out."""
+    torch.distributed.init_process_group("gloo")
+    short_timeout_group = torch.distributed.new_group()
+    torch.distributed.barrier(short_timeout_group)  # connecting may take longer than the timeout
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1), short_timeout_group)
+    zoo.ops.distributed.HEARTBEAT_SECONDS = SECONDS
+
+    def work() -> None:
+        while not (folder / "timed_out").exists():
+            time.sleep(0.05)
+
+    try:
+        run_on_rank_zero(work, short_timeout_group)
+    except RuntimeError:
+        (folder / "timed_out").touch()
+        return "timed out"
+    return "done"
+
+
+def test_without_heartbeats_the_others_time_out(tmp_path: Path) -> None:
+    assert run_group(work_until_timeout, 2, tmp_path, tmp_path)[1] == "timed out"

@@ -1,4 +1,4 @@
-"""A training that was ended at any moment goes on to the very weights of one that was left alone."""
+"""A training that was killed or stopped at any time resumes to exactly the weights of an uninterrupted one."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from forms import FORMS, FRAME
+from forms import FORMS, FRAME, NARROW
 from processes import run_group
 from pytorch_lightning import seed_everything
 from torch.multiprocessing import ProcessExitedException
 
 import zoo.training.checkpoints
 from zoo.callbacks import MovingAverage
-from zoo.callbacks.resumption import describe
+from zoo.callbacks.resumption import describe_resumption
 from zoo.data.augment import Augment
 from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
@@ -26,20 +26,15 @@ from zoo.types import RawBatch
 
 BATCHES, EPOCHS = 3, 3
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=4, schedule="cosine")
-NARROW: dict[str, dict[str, object]] = {  # checkpoints are written often here
-    "faster_rcnn": {"channels": 32, "head_width": 32},
-    "fast_rcnn": {"channels": 32, "head_width": 32},
-    "retinanet": {"channels": 32},
-}
 
 
 def train(
     rank: int, form: str, folder: Path, ended: str = "", world_size: int = 1, num_images: int = 2 * BATCHES
 ) -> dict[str, Any]:
-    """Train, or go on; `ended` says what happens to the last process on the way.
+    """Train, or resume; `ended` is the way in which the last process is ended.
 
     Returns:
-        Where it began and ended, and ids of the images that this process saw in each epoch.
+        First and last step, whether it was preempted, and ids of the images of this process in each epoch.
     """
     key, arguments = FORMS[form]
     arguments = {"frame": FRAME, "recipe": RECIPE} | arguments | NARROW.get(form, {})
@@ -90,7 +85,7 @@ def train(
 
 
 def end(detector: Detector, how: str) -> None:
-    """Have the process ended at step 5, the second of the second epoch, or at what follows that epoch."""
+    """Make the process end at step 5, the second of the second epoch, or in the validation or checkpoint after it."""
 
     def at_step_5() -> bool:
         return detector.training and detector.trainer.global_step == 4
@@ -117,27 +112,28 @@ def end(detector: Detector, how: str) -> None:
         torch.save(checkpoint, file)
 
     detector.compute_losses = compute_losses  # type: ignore[method-assign]
-    zoo.training.checkpoints.torch = type("Torch", (), {"save": staticmethod(save)})  # this process is forked for it
+    # only in this process, which is forked for the test
+    zoo.training.checkpoints.torch = type("Torch", (), {"save": staticmethod(save)})
 
 
 def read_last(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
 
 
-def assert_same(one: Any, other: Any, place: str = "") -> None:
-    """Every tensor and every number, to the bit."""
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    """Check that all tensors and numbers are equal, bit for bit."""
     if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
+        assert torch.equal(one, other), path
     elif isinstance(one, dict):
-        assert one.keys() == other.keys(), place
+        assert one.keys() == other.keys(), path
         for key in one:
-            assert_same(one[key], other[key], f"{place}/{key}")
+            assert_same(one[key], other[key], f"{path}/{key}")
     elif isinstance(one, list):
-        assert len(one) == len(other), place
+        assert len(one) == len(other), path
         for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{place}/{index}")
+            assert_same(*pair, f"{path}/{index}")
     else:
-        assert one == other, place
+        assert one == other, path
 
 
 def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -161,11 +157,11 @@ SLOW = pytest.mark.slow
         if (form, how) not in [("rcnn", "terminated"), ("sliding_window", "terminated")]
     ],
 )
-def test_it_ends_with_the_same_weights(form: str, how: str, tmp_path: Path) -> None:
-    alone, ended = tmp_path / "alone", tmp_path / "ended"
-    alone.mkdir()
+def test_resumed_training_has_the_same_weights(form: str, how: str, tmp_path: Path) -> None:
+    uninterrupted, ended = tmp_path / "uninterrupted", tmp_path / "ended"
+    uninterrupted.mkdir()
     ended.mkdir()
-    run_group(train, 1, alone, form, alone)
+    run_group(train, 1, uninterrupted, form, uninterrupted)
     if how == "terminated":
         (stopped,) = run_group(train, 1, ended, form, ended, how)
         assert (stopped["first"], stopped["steps"], stopped["preempted"]) == (0, 5, True)
@@ -173,49 +169,49 @@ def test_it_ends_with_the_same_weights(form: str, how: str, tmp_path: Path) -> N
         with pytest.raises(ProcessExitedException) as caught:
             run_group(train, 1, ended, form, ended, how)
         assert caught.value.signal_name == "SIGKILL"
-    (went_on,) = run_group(train, 1, ended, form, ended)
+    (resumed,) = run_group(train, 1, ended, form, ended)
     first = 5 if how == "terminated" else BATCHES
-    assert (went_on["first"], went_on["steps"], went_on["preempted"]) == (first, BATCHES * EPOCHS, False)
-    assert_same_training(read_last(alone), read_last(ended))
+    assert (resumed["first"], resumed["steps"], resumed["preempted"]) == (first, BATCHES * EPOCHS, False)
+    assert_same_training(read_last(uninterrupted), read_last(ended))
     if form == "rcnn":
         assert read_last(ended)["state_dict"]["linear_heads.fitted"]
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
-    alone, ended = tmp_path / "alone", tmp_path / "ended"
-    alone.mkdir()
+    uninterrupted, ended = tmp_path / "uninterrupted", tmp_path / "ended"
+    uninterrupted.mkdir()
     ended.mkdir()
     two = {"world_size": 2, "num_images": 4 * BATCHES}
-    run_group(train, 2, alone, "sliding_window", alone, "", *two.values())
+    run_group(train, 2, uninterrupted, "sliding_window", uninterrupted, "", *two.values())
     for stopped in run_group(train, 2, ended, "sliding_window", ended, "terminated", *two.values()):
         assert (stopped["steps"], stopped["preempted"]) == (5, True)
-    for went_on in run_group(train, 2, ended, "sliding_window", ended, "", *two.values()):
-        assert (went_on["first"], went_on["steps"]) == (5, BATCHES * EPOCHS)
-    assert_same_training(read_last(alone), read_last(ended))
+    for resumed in run_group(train, 2, ended, "sliding_window", ended, "", *two.values()):
+        assert (resumed["first"], resumed["steps"]) == (5, BATCHES * EPOCHS)
+    assert_same_training(read_last(uninterrupted), read_last(ended))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on_with_the_images_not_yet_seen(
+def test_resume_with_another_number_of_processes_uses_the_remaining_images(
     before: int, after: int, tmp_path: Path
 ) -> None:
     stopped = run_group(train, before, tmp_path, "retinanet", tmp_path, "terminated", before, 12)
-    went_on = run_group(train, after, tmp_path, "retinanet", tmp_path, "", after, 12)
-    epoch = stopped[0]["steps"] * before * 2 // 12  # the one in progress at step 5
-    seen = [image for process in (*stopped, *went_on) for image in process["seen"][epoch]]
-    rounded = 5 * before * 2 % 12 % (after * 2)  # of images that fill no round of batches; they are seen again
+    resumed = run_group(train, after, tmp_path, "retinanet", tmp_path, "", after, 12)
+    epoch = stopped[0]["steps"] * before * 2 // 12  # in progress at step 5
+    seen = [image for process in (*stopped, *resumed) for image in process["seen"][epoch]]
+    rounded = 5 * before * 2 % 12 % (after * 2)  # images of the incomplete round of batches, which are repeated
     assert set(seen) == set(range(1, 13))
     assert len(seen) == 12 + rounded
-    later = [image for process in went_on for image in process["seen"][EPOCHS - 1]]
+    later = [image for process in resumed for image in process["seen"][EPOCHS - 1]]
     assert sorted(later) == list(range(1, 13))
     rest = (EPOCHS * 12 + rounded - stopped[0]["steps"] * before * 2) // (after * 2)
-    assert {process["steps"] for process in went_on} == {stopped[0]["steps"] + rest}
+    assert {process["steps"] for process in resumed} == {stopped[0]["steps"] + rest}
 
 
-def test_what_has_changed_is_said() -> None:
+def test_describe_resumption() -> None:
     before = {"processes": 8, "batch_size": 2, "accumulate": 1}
-    assert describe(3, 40, before, before) == ["goes on after epoch 3, step 40"]
-    lines = describe(3, 40, before, {"processes": 2, "batch_size": 4, "accumulate": 1})
+    assert describe_resumption(3, 40, before, before) == ["resuming after epoch 3, step 40"]
+    lines = describe_resumption(3, 40, before, {"processes": 2, "batch_size": 4, "accumulate": 1})
     assert "2 processes instead of 8, 4 images a process and batch instead of 2" in lines[1]
     assert "8 images an optimizer step instead of 16" in lines[2]
-    lines = describe(3, 40, before, {"processes": 2, "batch_size": 2, "accumulate": 4})
+    lines = describe_resumption(3, 40, before, {"processes": 2, "batch_size": 2, "accumulate": 4})
     assert len(lines) == 3  # as many images a step as before

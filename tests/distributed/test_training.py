@@ -1,4 +1,4 @@
-"""Whole trainings in several processes: every detector, images without objects, numbers that do not divide."""
+"""Trainings in several processes: every detector, images without objects, uneven numbers of images."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms import FORMS, FRAME
+from forms import FORMS, FRAME, NARROW
 from processes import run_group
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
 from tiny_data import NUM_IMAGES, write_split
@@ -28,7 +28,7 @@ RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 
 
 def make_data(folder: Path) -> DetectionDataModule:
-    """8 images to train on, 3 to validate and 4 to test; the last of each has no objects."""
+    """8 training, 3 validation and 4 test images; the last one of each split has no objects."""
     sources = {split: Coco(str(folder / f"{split}.json"), str(folder / split)) for split in NUM_IMAGES}
     return DetectionDataModule(
         **sources, batch_size=1, num_workers=0, proposal_cache=str(folder / "proposals"), predict=[str(folder / "test")]
@@ -37,8 +37,9 @@ def make_data(folder: Path) -> DetectionDataModule:
 
 def make_detector(form: str, data: DetectionDataModule) -> Detector:
     key, arguments = FORMS[form]
+    arguments = {"frame": FRAME, "recipe": RECIPE} | arguments | NARROW.get(form, {})
     seed_everything(0, verbose=False)
-    return MODELS[key](data.num_classes, data.class_names, **({"frame": FRAME, "recipe": RECIPE} | arguments))
+    return MODELS[key](data.num_classes, data.class_names, **arguments)
 
 
 def make_group_trainer(data: DetectionDataModule, folder: Path, world_size: int, **arguments: Any) -> Any:
@@ -47,7 +48,7 @@ def make_group_trainer(data: DetectionDataModule, folder: Path, world_size: int,
     return make_trainer({**plain, **group, "max_epochs": 2, **arguments}, data, folder, "run")
 
 
-def train_and_measure(rank: int, form: str, folder: Path, world_size: int) -> dict[str, Any]:
+def train_and_evaluate(rank: int, form: str, folder: Path, world_size: int) -> dict[str, Any]:
     data = make_data(folder)
     detector = make_detector(form, data)
     trainer = make_group_trainer(data, folder / "run", world_size)
@@ -73,39 +74,39 @@ def train_and_measure(rank: int, form: str, folder: Path, world_size: int) -> di
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", MODELS)
-def test_processes_train_alike_and_measure_what_one_does(form: str, world_size: int, tmp_path: Path) -> None:
+def test_processes_have_equal_weights_and_metrics_of_one_process(form: str, world_size: int, tmp_path: Path) -> None:
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
-    results = run_group(train_and_measure, world_size, tmp_path, form, tmp_path, world_size)
+    results = run_group(train_and_evaluate, world_size, tmp_path, form, tmp_path, world_size)
     first = results[0]
     assert [result["steps"] for result in results] == [2 * math.ceil(NUM_IMAGES["train"] / world_size)] * world_size
     for result in results[1:]:
         assert all(torch.equal(first["weights"][key], value) for key, value in result["weights"].items())
-        assert same_numbers(result["val"], first["val"])
-        assert same_numbers(result["test"], first["test"])
+        assert same_metrics(result["val"], first["val"])
+        assert same_metrics(result["test"], first["test"])
     assert sum(result["num_predicted"] for result in results) == NUM_IMAGES["test"]
 
     data = make_data(tmp_path)
-    alone = make_detector(form, data)
-    alone.load_state_dict(first["weights"])
-    trainer = make_group_trainer(data, tmp_path / "alone", 1, enable_checkpointing=False)
-    trainer.test(alone, data, verbose=False)
+    detector = make_detector(form, data)
+    detector.load_state_dict(first["weights"])
+    trainer = make_group_trainer(data, tmp_path / "single", 1, enable_checkpointing=False)
+    trainer.test(detector, data, verbose=False)
     map_callback = find_callback(trainer, MeanAveragePrecision)
     scores, found = map_callback.scores("test"), map_callback.predictions("test")
     assert scores is not None
     assert found is not None
-    assert same_numbers(scores.metrics, first["test"])
+    assert same_metrics(scores.metrics, first["test"])
     assert first["num_found"] == len(found.scores)
     assert [result["num_found"] for result in results[1:]] == [None] * (world_size - 1)
 
 
-def same_numbers(one: dict[str, float], other: dict[str, float]) -> bool:
+def same_metrics(one: dict[str, float], other: dict[str, float]) -> bool:
     return one.keys() == other.keys() and all(
         one[key] == other[key] or (math.isnan(one[key]) and math.isnan(other[key])) for key in one
     )
 
 
-def train_until_lost(rank: int, folder: Path) -> tuple[str, str]:
+def train_until_non_finite(rank: int, folder: Path) -> tuple[str, str]:
     data = make_data(folder)
     detector = TinyDetector(data.num_classes, fails="diverges" if rank == 1 else "never", fails_at=3)
     trainer = make_group_trainer(data, folder / "run", 2)
@@ -116,18 +117,18 @@ def train_until_lost(rank: int, folder: Path) -> tuple[str, str]:
     return "done", ""
 
 
-def test_a_loss_that_is_lost_on_one_process_ends_all_at_once(tmp_path: Path) -> None:
+def test_non_finite_loss_on_one_process_stops_all(tmp_path: Path) -> None:
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
-    (kind, said), (other_kind, other_said) = run_group(train_until_lost, 2, tmp_path, tmp_path)
+    (kind, message), (other_kind, other_message) = run_group(train_until_non_finite, 2, tmp_path, tmp_path)
     assert (kind, other_kind) == (InputError.__name__, SharedInputError.__name__)
-    assert said == other_said
-    assert "nan (class) at step 4" in said
-    assert ".png" in said
+    assert message == other_message
+    assert "nan (class) at step 4" in message
+    assert ".png" in message
 
 
 class Stream(IterableDataset):
-    """Images as they come: this process has every `world_size`-th, and nobody knows how many there are."""
+    """Every `world_size`-th image for each process, without a length."""
 
     def __init__(self, data: DetectionDataModule, rank: int, world_size: int) -> None:
         self.images = data.dataset("test")
@@ -147,7 +148,7 @@ class StreamModule(LightningDataModule):
         return self.loader
 
 
-def measure_a_stream(rank: int, folder: Path, world_size: int) -> dict[str, float]:
+def evaluate_stream(rank: int, folder: Path, world_size: int) -> dict[str, float]:
     data = make_data(folder)
     torch.manual_seed(0)
     detector = TinyDetector(data.num_classes)
@@ -159,17 +160,17 @@ def measure_a_stream(rank: int, folder: Path, world_size: int) -> dict[str, floa
     return scores.metrics
 
 
-def test_streams_that_do_not_divide_are_measured_exactly(tmp_path: Path) -> None:
-    """Four images for three processes: one has twice as many as the others."""
+def test_metrics_of_uneven_streams_are_exact(tmp_path: Path) -> None:
+    """Four images for three processes: one has two of them."""
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
-    (alone,) = run_group(measure_a_stream, 1, tmp_path, tmp_path, 1)
-    for found in run_group(measure_a_stream, 3, tmp_path, tmp_path, 3):
-        assert same_numbers(found, alone)
+    (alone,) = run_group(evaluate_stream, 1, tmp_path, tmp_path, 1)
+    for found in run_group(evaluate_stream, 3, tmp_path, tmp_path, 3):
+        assert same_metrics(found, alone)
 
 
 def count_broadcasts(rank: int, folder: Path) -> list[int]:
-    """From the start of the second step to the start of the fourth."""
+    """Number of broadcasts before each step, from the second to the fourth."""
     data = make_data(folder)
     counts: list[int] = []
     calls: list[object] = []
@@ -185,14 +186,14 @@ def count_broadcasts(rank: int, folder: Path) -> list[int]:
     return counts[1:4]
 
 
-def test_no_process_is_asked_for_signals_at_each_step(tmp_path: Path) -> None:
+def test_no_broadcast_at_each_step(tmp_path: Path) -> None:
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
     for counts in run_group(count_broadcasts, 2, tmp_path, tmp_path):
         assert len(set(counts)) == 1
 
 
-def measure_too_few(rank: int, folder: Path) -> tuple[str, str]:
+def evaluate_too_few_images(rank: int, folder: Path) -> tuple[str, str]:
     data = make_data(folder)
     trainer = make_group_trainer(data, folder / "run", 5, enable_checkpointing=False)
     try:
@@ -203,10 +204,10 @@ def measure_too_few(rank: int, folder: Path) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_fewer_images_than_processes_is_said_by_one_of_them(tmp_path: Path) -> None:
-    """Four images for five processes: Lightning's loops want a batch of each, or leave the others waiting."""
+def test_fewer_images_than_processes_raise_on_all(tmp_path: Path) -> None:
+    """Four images for five processes; without the error, processes would wait for a batch of the fifth."""
     for split, num_images in NUM_IMAGES.items():
         write_split(tmp_path, split, num_images)
-    said = run_group(measure_too_few, 5, tmp_path, tmp_path)
-    assert [kind for kind, _ in said] == [InputError.__name__] + [SharedInputError.__name__] * 4
-    assert said[0][1] == "4 test images for 5 processes; measure and predict with fewer devices"
+    results = run_group(evaluate_too_few_images, 5, tmp_path, tmp_path)
+    assert [kind for kind, _ in results] == [InputError.__name__] + [SharedInputError.__name__] * 4
+    assert results[0][1] == "4 test images for 5 processes; measure and predict with fewer devices"

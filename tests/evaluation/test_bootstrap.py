@@ -1,4 +1,4 @@
-"""Intervals and verdicts: coverage on simulated detectors whose true difference is known, and the small cases."""
+"""Bootstrap intervals and verdicts: coverage on simulated detectors of known AP, and small cases."""
 
 import math
 
@@ -10,15 +10,15 @@ from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
 from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap, stretched_interval
 from zoo.evaluation.matches import Matches, collect_matches
-from zoo.report.interval_warning import caution
+from zoo.report.interval_warning import interval_warning
 
-CLASSES = ("often", "seldom")
+CLASSES = ("frequent", "rare")
 
 
-def simulate_truth(rng: np.random.Generator, num_images: int, num_classes: int | None = None) -> GroundTruth:
-    """Images that are crowded or not, objects from 12 to 200 pixels.
+def simulate_ground_truth(rng: np.random.Generator, num_images: int, num_classes: int | None = None) -> GroundTruth:
+    """Images with varying numbers of objects of 12 to 200 pixels.
 
-    One of two classes is three times as frequent; where a number of classes is given, all are alike.
+    One of two classes is three times as frequent; if a number of classes is given, all are equally frequent.
     """
     counts = rng.poisson(3 * rng.gamma(2, 0.5, num_images))
     size = np.exp(rng.uniform(np.log(12), np.log(200), (counts.sum(), 1))) * np.exp(
@@ -42,7 +42,7 @@ def simulate_truth(rng: np.random.Generator, num_images: int, num_classes: int |
 def simulate_detector(
     rng: np.random.Generator, truth: GroundTruth, hardness: np.ndarray, recall: float, blur: float
 ) -> Predictions:
-    """Finds objects with boxes that are off, and mistakes; both worse on images that are hard for every detector."""
+    """Detections with noisy boxes, and false positives; both worse on images that are hard for every detector."""
     odds = np.log(recall / (1 - recall)) - hardness[truth.image_index]
     found = rng.random(len(odds)) < 1 / (1 + np.exp(-odds))
     boxes = truth.boxes[found]
@@ -51,38 +51,40 @@ def simulate_detector(
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     wrong = rng.poisson(2 * np.exp(0.3 * hardness))
     corner = rng.uniform(0, 400, (wrong.sum(), 2))
-    mistakes = np.concatenate([corner, corner + np.exp(rng.uniform(np.log(12), np.log(200), corner.shape))], axis=1)
+    false_positives = np.concatenate(
+        [corner, corner + np.exp(rng.uniform(np.log(12), np.log(200), corner.shape))], axis=1
+    )
     return Predictions(
         image_ids=np.concatenate([truth.image_index[found], np.repeat(np.arange(len(wrong)), wrong)]),
-        boxes=np.concatenate([boxes, mistakes]),
-        scores=np.concatenate([rng.normal(1, 1, len(boxes)), rng.normal(-1, 1, len(mistakes))]),
-        labels=np.concatenate([truth.labels[found], rng.integers(0, len(truth.classes), len(mistakes))]),
+        boxes=np.concatenate([boxes, false_positives]),
+        scores=np.concatenate([rng.normal(1, 1, len(boxes)), rng.normal(-1, 1, len(false_positives))]),
+        labels=np.concatenate([truth.labels[found], rng.integers(0, len(truth.classes), len(false_positives))]),
     )
 
 
-def of_images(truth: GroundTruth, predictions: Predictions, image_ids: np.ndarray) -> Matches:
-    own = np.isin(predictions.image_ids, image_ids)
+def match_images(truth: GroundTruth, predictions: Predictions, image_ids: np.ndarray) -> Matches:
+    kept = np.isin(predictions.image_ids, image_ids)
     part = Predictions(
-        predictions.image_ids[own], predictions.boxes[own], predictions.scores[own], predictions.labels[own]
+        predictions.image_ids[kept], predictions.boxes[kept], predictions.scores[kept], predictions.labels[kept]
     )
     return collect_matches(truth.of_images(image_ids), part)
 
 
 def run_trials(population: int, trials: int, resamples: int, same: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Test sets of 100 images, and what the bootstrap says of two detectors on each.
+    """Bootstrap of two detectors on test sets of 100 images.
 
     Args:
-        population: images that test sets are drawn from, and that tell the true difference.
+        population: number of images that test sets are drawn from, and on which the true difference is computed.
         trials: number of test sets.
-        resamples: of each.
-        same: two draws of one detector; otherwise the first is better by some 4 points of AP.
-        seed: of everything.
+        resamples: of each test set.
+        same: two simulations of one detector; otherwise the first is better by about 4 points of AP.
+        seed: of the random generator.
 
     Returns:
-        [trials, keys] whether the interval held the difference on the population; whether the verdict was a tie.
+        [trials, keys] whether the interval contains the difference on the population; whether the verdict is a tie.
     """
     rng = np.random.default_rng(seed)
-    truth = simulate_truth(rng, population)
+    truth = simulate_ground_truth(rng, population)
     hardness = rng.normal(0, 1, len(truth.image_ids))
     first = simulate_detector(rng, truth, hardness, recall=0.8, blur=0.08)
     second = simulate_detector(rng, truth, hardness, recall=0.8 if same else 0.75, blur=0.08 if same else 0.09)
@@ -90,29 +92,29 @@ def run_trials(population: int, trials: int, resamples: int, same: bool, seed: i
     covered, tied = [], []
     for _ in range(trials):
         ids = np.sort(rng.choice(len(truth.image_ids), 100, replace=False))
-        groups = {"first": [of_images(truth, first, ids)], "second": [of_images(truth, second, ids)]}
-        drawn = bootstrap(groups, resamples, seed=int(rng.integers(2**31)))
-        differences = {key: drawn.difference("first", "second", key) for key in KEYS}
+        groups = {"first": [match_images(truth, first, ids)], "second": [match_images(truth, second, ids)]}
+        boot = bootstrap(groups, resamples, seed=int(rng.integers(2**31)))
+        differences = {key: boot.difference("first", "second", key) for key in KEYS}
         covered.append([d.low <= true_first[key] - true_second[key] <= d.high for key, d in differences.items()])
         tied.append([d.verdict == "tie" for d in differences.values()])
     return np.array(covered), np.array(tied)
 
 
-def test_intervals_cover_and_equal_detectors_tie_in_a_few_trials() -> None:
+def test_coverage_and_ties_of_equal_detectors_in_a_few_trials() -> None:
     covered, tied = run_trials(population=4_000, trials=60, resamples=100, same=True, seed=1)
-    # 95 of 100 expected; fewer than 52 of 60 by chance in one of a thousand
+    # 95 of 100 are expected; fewer than 52 of 60 have a probability of one in a thousand
     assert (covered.sum(axis=0) >= 52).all(), covered.sum(axis=0)
     assert (tied.sum(axis=0) >= 52).all(), tied.sum(axis=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("same", [False, True])
-def test_intervals_are_honest(same: bool) -> None:
+def test_coverage_of_difference_intervals(same: bool) -> None:
     covered, tied = run_trials(population=20_000, trials=500, resamples=400, same=same, seed=2)
     share = covered.mean(axis=0)
     assert (share[:3] >= 0.93).all(), share  # AP, AP50, AP75
     assert (share[:3] <= 0.97).all(), share
-    # sizes rest on a third of the objects; one in a hundred either way is chance in 500 trials
+    # size ranges have a third of the objects each; .01 is allowed for chance in 500 trials
     assert (share[3:] >= 0.92).all(), share
     assert (share[3:] <= 0.98).all(), share
     if same:
@@ -121,30 +123,30 @@ def test_intervals_are_honest(same: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "num_images", "narrow"), [(80, 200, True), (2, 100, False)])
-def test_reports_warn_where_intervals_of_one_figure_are_too_narrow(
+def test_interval_warning_where_intervals_of_one_ap_are_too_narrow(
     num_classes: int, num_images: int, narrow: bool
 ) -> None:
     rng = np.random.default_rng(3)
-    truth = simulate_truth(rng, 20_000, num_classes)
+    truth = simulate_ground_truth(rng, 20_000, num_classes)
     detector = simulate_detector(rng, truth, rng.normal(0, 1, len(truth.image_ids)), recall=0.8, blur=0.08)
-    true = evaluate(truth, detector, ["coco"]).metrics["AP"]
-    held = []
+    true_ap = evaluate(truth, detector, ["coco"]).metrics["AP"]
+    covered = []
     for _ in range(60):
         ids = np.sort(rng.choice(len(truth.image_ids), num_images, replace=False))
-        drawn = bootstrap({"a": [of_images(truth, detector, ids)]}, 200, seed=int(rng.integers(2**31)))
-        _, low, high = drawn.interval("a", "AP")
-        held.append(low <= true <= high)
+        boot = bootstrap({"a": [match_images(truth, detector, ids)]}, 200, seed=int(rng.integers(2**31)))
+        _, low, high = boot.interval("a", "AP")
+        covered.append(low <= true_ap <= high)
     results = make_results(1, classes=truth.classes)
-    results.class_images = drawn.class_images
-    assert bool(caution(results)) == narrow
-    # 29 to 49 of 100 where it is warned of, 84 to 98 where it is not; three deviations of 60 trials are left
-    assert (sum(held) / 60 < 0.68) if narrow else (sum(held) / 60 > 0.78), sum(held)
+    results.class_images = boot.class_images
+    assert bool(interval_warning(results)) == narrow
+    # 29 to 49 of 100 with a warning, 84 to 98 without; plus a margin of three standard deviations of 60 trials
+    assert (sum(covered) / 60 < 0.68) if narrow else (sum(covered) / 60 > 0.78), sum(covered)
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Predictions | GroundTruth]:
+def scene() -> dict[str, Predictions | GroundTruth]:
     rng = np.random.default_rng(5)
-    truth = simulate_truth(rng, 40)
+    truth = simulate_ground_truth(rng, 40)
     hardness = np.zeros(40)
     sides = {name: simulate_detector(rng, truth, hardness, recall=0.8, blur=0.08) for name in ("seed 0", "seed 1")}
     sides["bad"] = simulate_detector(rng, truth, hardness, recall=0.3, blur=0.2)
@@ -152,39 +154,39 @@ def world() -> dict[str, Predictions | GroundTruth]:
 
 
 @pytest.fixture(scope="module")
-def matches(world) -> dict[str, Matches]:
-    return {name: collect_matches(world["truth"], side) for name, side in world.items() if name != "truth"}
+def matches(scene) -> dict[str, Matches]:
+    return {name: collect_matches(scene["truth"], side) for name, side in scene.items() if name != "truth"}
 
 
-def test_values_are_what_evaluate_says(world, matches) -> None:
-    drawn = bootstrap({"good": [matches["seed 0"], matches["seed 1"]], "bad": [matches["bad"]]}, resamples=20)
-    scores = {name: evaluate(world["truth"], side, ["coco"]) for name, side in world.items() if name != "truth"}
+def test_values_equal_evaluate(scene, matches) -> None:
+    boot = bootstrap({"good": [matches["seed 0"], matches["seed 1"]], "bad": [matches["bad"]]}, resamples=20)
+    scores = {name: evaluate(scene["truth"], side, ["coco"]) for name, side in scene.items() if name != "truth"}
     for key in KEYS:
         good = (scores["seed 0"].metrics[key] + scores["seed 1"].metrics[key]) / 2
         bad = scores["bad"].metrics[key]
-        assert drawn.interval("good", key).value == pytest.approx(good, abs=1e-9)
-        assert drawn.difference("good", "bad", key).value == pytest.approx(good - bad, abs=1e-9)
+        assert boot.interval("good", key).value == pytest.approx(good, abs=1e-9)
+        assert boot.difference("good", "bad", key).value == pytest.approx(good - bad, abs=1e-9)
     for name in CLASSES:
         good = (scores["seed 0"].per_class[name]["AP"] + scores["seed 1"].per_class[name]["AP"]) / 2
         bad = scores["bad"].per_class[name]["AP"]
-        assert drawn.class_interval("good", name).value == pytest.approx(good, abs=1e-9)
-        assert drawn.class_difference("good", "bad", name).value == pytest.approx(good - bad, abs=1e-9)
+        assert boot.class_interval("good", name).value == pytest.approx(good, abs=1e-9)
+        assert boot.class_difference("good", "bad", name).value == pytest.approx(good - bad, abs=1e-9)
 
 
-def test_a_far_better_detector_is_better_and_the_other_way_round_worse(matches) -> None:
-    drawn = bootstrap({"good": [matches["seed 0"]], "bad": [matches["bad"]]}, resamples=100)
-    ahead, behind = drawn.difference("good", "bad", "AP"), drawn.difference("bad", "good", "AP")
-    assert ahead.verdict == "better"
-    assert behind.verdict == "worse"
-    assert (ahead.value, ahead.low, ahead.high) == pytest.approx((-behind.value, -behind.high, -behind.low))
-    assert drawn.class_difference("good", "bad", "often").verdict == "better"
-    interval = drawn.interval("good", "AP")
+def test_verdict_is_better_or_worse_for_a_large_difference(matches) -> None:
+    boot = bootstrap({"good": [matches["seed 0"]], "bad": [matches["bad"]]}, resamples=100)
+    better, worse = boot.difference("good", "bad", "AP"), boot.difference("bad", "good", "AP")
+    assert better.verdict == "better"
+    assert worse.verdict == "worse"
+    assert (better.value, better.low, better.high) == pytest.approx((-worse.value, -worse.high, -worse.low))
+    assert boot.class_difference("good", "bad", "frequent").verdict == "better"
+    interval = boot.interval("good", "AP")
     assert 0 < interval.low < interval.value < interval.high < 1
 
 
-def test_a_detector_ties_with_itself(matches) -> None:
-    drawn = bootstrap({"one": [matches["bad"]], "other": [matches["bad"]]}, resamples=30)
-    assert drawn.difference("one", "other", "AP50") == (0.0, 0.0, 0.0, "tie")
+def test_verdict_of_a_detector_with_itself_is_a_tie(matches) -> None:
+    boot = bootstrap({"one": [matches["bad"]], "other": [matches["bad"]]}, resamples=30)
+    assert boot.difference("one", "other", "AP50") == (0.0, 0.0, 0.0, "tie")
 
 
 def test_seeds_are_averaged_in_each_resample(matches) -> None:
@@ -203,16 +205,16 @@ def test_seeds_are_averaged_in_each_resample(matches) -> None:
 
 
 def test_spread_over_seeds(matches) -> None:
-    drawn = bootstrap({"both": [matches["seed 0"], matches["seed 1"]], "one": [matches["bad"]]}, resamples=0)
-    first, second = (drawn.values["both"][seed, 0] for seed in (0, 1))
-    spread = drawn.seed_spread("both", "AP")
+    boot = bootstrap({"both": [matches["seed 0"], matches["seed 1"]], "one": [matches["bad"]]}, resamples=0)
+    first, second = (boot.values["both"][seed, 0] for seed in (0, 1))
+    spread = boot.seed_spread("both", "AP")
     assert spread.mean == pytest.approx((first + second) / 2)
     assert spread.deviation == pytest.approx(abs(first - second) / math.sqrt(2))  # of two numbers
     assert (spread.low, spread.high) == (min(first, second), max(first, second))
-    assert math.isnan(drawn.seed_spread("one", "AP").deviation)
+    assert math.isnan(boot.seed_spread("one", "AP").deviation)
 
 
-def test_a_resample_hangs_on_seed_and_number_only(matches) -> None:
+def test_resamples_depend_only_on_seed_and_index(matches) -> None:
     few = bootstrap({"a": [matches["bad"]]}, resamples=5, seed=1)
     many = bootstrap({"b": [matches["seed 0"]], "a": [matches["bad"]]}, resamples=9, seed=1)
     np.testing.assert_allclose(few.resampled["a"], many.resampled["a"][:5], atol=1e-12)
@@ -220,15 +222,15 @@ def test_a_resample_hangs_on_seed_and_number_only(matches) -> None:
     assert not np.allclose(few.resampled["a"], other.resampled["a"])
 
 
-def test_progress_is_told_to_the_end(matches) -> None:
-    told = []
-    bootstrap({"a": [matches["bad"]]}, resamples=300, progress=lambda done, number: told.append((done, number)))
-    assert told == sorted(told)
-    assert told[-1] == (301, 301)
+def test_progress_is_reported_until_the_end(matches) -> None:
+    calls = []
+    bootstrap({"a": [matches["bad"]]}, resamples=300, progress=lambda done, number: calls.append((done, number)))
+    assert calls == sorted(calls)
+    assert calls[-1] == (301, 301)
 
 
-def sized(boxes_by_image: list[list[float]], classes: tuple[str, ...] = ("thing", "nothing")) -> Bootstrap:
-    """Bootstrap of a detector that finds every other object; each image holds squares of these sides."""
+def bootstrap_squares(boxes_by_image: list[list[float]], classes: tuple[str, ...] = ("thing", "nothing")) -> Bootstrap:
+    """Bootstrap of a detector that finds every second object, on images with squares of the given sides."""
     sides = np.array([side for image in boxes_by_image for side in image])
     boxes = np.stack([np.zeros_like(sides), np.zeros_like(sides), sides, sides], axis=1)
     counts = np.array([len(image) for image in boxes_by_image], np.int64)
@@ -247,70 +249,70 @@ def sized(boxes_by_image: list[list[float]], classes: tuple[str, ...] = ("thing"
     return bootstrap({"half": [collect_matches(truth, found)], "none": [collect_matches(truth, none)]}, resamples=50)
 
 
-def test_images_of_a_class_are_counted_once_each() -> None:
-    drawn = sized([[100.0, 90.0], [100.0], []])
-    assert drawn.class_images == {"thing": 2, "nothing": 0}
+def test_class_images_counts_each_image_once() -> None:
+    boot = bootstrap_squares([[100.0, 90.0], [100.0], []])
+    assert boot.class_images == {"thing": 2, "nothing": 0}
 
 
-def test_what_was_not_measured_has_no_interval_and_no_verdict() -> None:
-    drawn = sized([[100.0], [100.0], [100.0], []])
-    small = drawn.difference("half", "none", "APs")
+def test_interval_without_objects_is_nan_and_verdict_is_a_tie() -> None:
+    boot = bootstrap_squares([[100.0], [100.0], [100.0], []])
+    small = boot.difference("half", "none", "APs")
     assert np.isnan(small[:3]).all()
     assert small.verdict == "tie"
-    assert np.isnan(drawn.class_interval("half", "nothing")).all()
-    large = drawn.interval("half", "APl")
-    assert large.value == pytest.approx(67 / 101)  # two of three objects: the recalls to 0.66
+    assert np.isnan(boot.class_interval("half", "nothing")).all()
+    large = boot.interval("half", "APl")
+    assert large.value == pytest.approx(67 / 101)  # two of three objects: recalls up to 0.66
     assert 0 <= large.low <= large.value <= large.high <= 1
 
 
-def test_objects_in_one_image_are_too_few_for_an_interval() -> None:
-    drawn = sized([[100.0], [100.0, 10.0, 10.0], [100.0]])
-    small = drawn.difference("half", "none", "APs")
+def test_interval_of_objects_in_a_single_image_is_nan() -> None:
+    boot = bootstrap_squares([[100.0], [100.0, 10.0, 10.0], [100.0]])
+    small = boot.difference("half", "none", "APs")
     assert small.value > 0
     assert math.isnan(small.low)
     assert math.isnan(small.high)
     assert small.verdict == "tie"
 
 
-def test_a_set_without_images_or_resamples_or_runs() -> None:
-    assert np.isnan(sized([]).interval("half", "AP")).all()
+def test_no_images_no_runs_and_no_resamples() -> None:
+    assert np.isnan(bootstrap_squares([]).interval("half", "AP")).all()
     assert bootstrap({}).values == {}
-    without = bootstrap({"a": [sized_matches()]}, resamples=0).interval("a", "AP")
+    without = bootstrap({"a": [perfect_matches()]}, resamples=0).interval("a", "AP")
     assert without.value == pytest.approx(1.0)
     assert math.isnan(without.low)
 
 
-def sized_matches() -> Matches:
-    truth = simulate_truth(np.random.default_rng(0), 5)
+def perfect_matches() -> Matches:
+    truth = simulate_ground_truth(np.random.default_rng(0), 5)
     perfect = Predictions(truth.image_index, truth.boxes, np.ones(len(truth.boxes)), truth.labels)
     return collect_matches(truth, perfect)
 
 
 def test_stretch_by_hand() -> None:
     resampled = np.append(np.arange(0, 101) / 100, np.nan)  # mean .5, percentiles .025 and .975
-    # Student's t of 97.5% for 3 degrees of freedom is 3.1824, the normal's 1.9600: tables
-    low, high = stretched_interval(resampled, holding_images=4)
-    reach = 0.475 * 3.1824 / 1.9600 * math.sqrt(4 / 3)
-    assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)
-    assert stretched_interval(resampled, holding_images=10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
-    assert np.isnan(stretched_interval(resampled, holding_images=1)).all()
+    # from tables: the 97.5% quantile is 3.1824 for Student's t with 3 degrees of freedom, 1.9600 for the normal
+    low, high = stretched_interval(resampled, num_images=4)
+    half_width = 0.475 * 3.1824 / 1.9600 * math.sqrt(4 / 3)
+    assert (low, high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=1e-4)
+    assert stretched_interval(resampled, num_images=10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
+    assert np.isnan(stretched_interval(resampled, num_images=1)).all()
 
 
-def test_bias_is_taken_back_by_hand() -> None:
+def test_bias_correction_by_hand() -> None:
     resampled = np.tile(np.linspace(0.55, 0.65, 101)[:, None], (1, len(KEYS)))  # mean .6, percentiles .5525 and .6475
     values = {"one": np.full((1, len(KEYS)), 0.5), "zero": np.zeros((1, len(KEYS)))}
-    drawn = Bootstrap((), np.full(len(KEYS), 10**6), values, {"one": resampled, "zero": 0 * resampled})
-    # .1 too high on resamples: .1 too high on the test images; the figure itself stays inside
-    assert drawn.interval("one", "AP") == pytest.approx((0.5, 0.3525, 0.5), abs=1e-4)
-    assert drawn.difference("one", "zero", "AP")[:3] == pytest.approx((0.5, 0.3525, 0.6475), abs=1e-4)
-    assert drawn.difference("zero", "one", "AP")[:3] == pytest.approx((-0.5, -0.6475, -0.3525), abs=1e-4)
+    boot = Bootstrap((), np.full(len(KEYS), 10**6), values, {"one": resampled, "zero": 0 * resampled})
+    # .1 too high on resamples, so the interval is shifted by -.2; it includes the value itself
+    assert boot.interval("one", "AP") == pytest.approx((0.5, 0.3525, 0.5), abs=1e-4)
+    assert boot.difference("one", "zero", "AP")[:3] == pytest.approx((0.5, 0.3525, 0.6475), abs=1e-4)
+    assert boot.difference("zero", "one", "AP")[:3] == pytest.approx((-0.5, -0.6475, -0.3525), abs=1e-4)
 
 
-def test_runs_on_other_objects_are_refused(world, matches) -> None:
-    fewer = world["truth"].of_images(np.arange(39))
-    kept = world["bad"].image_ids < 39
-    other = Predictions(*(column[kept] for column in vars(world["bad"]).values()))
-    with pytest.raises(InputError, match="b: was measured on other images or objects"):
+def test_runs_on_other_images_are_an_input_error(scene, matches) -> None:
+    fewer = scene["truth"].of_images(np.arange(39))
+    kept = scene["bad"].image_ids < 39
+    other = Predictions(*(column[kept] for column in vars(scene["bad"]).values()))
+    with pytest.raises(InputError, match="b: was evaluated on other images or objects"):
         bootstrap({"a": [matches["bad"]], "b": [collect_matches(fewer, other)]})
     with pytest.raises(InputError, match="b: has no run"):
         bootstrap({"a": [matches["bad"]], "b": []})

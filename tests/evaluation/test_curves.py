@@ -1,4 +1,4 @@
-"""Curves, thresholds, calibration and confusion against their definitions, read slowly, and against torchmetrics."""
+"""Curves, thresholds, calibration and confusion matrix compared with slow loops and with torchmetrics."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,8 +17,8 @@ arguments = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "num_images": st.integers(1, 8),
         "num_classes": st.integers(1, 4),
-        "most_objects": st.sampled_from([0, 1, 5, 12]),
-        "most_detections": st.sampled_from([0, 3, 30]),
+        "max_objects": st.sampled_from([0, 1, 5, 12]),
+        "max_detections": st.sampled_from([0, 3, 30]),
         "grid": st.booleans(),
     }
 )
@@ -26,7 +26,7 @@ reproducible = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def judge(ground_truth: GroundTruth, predictions: Predictions) -> list[tuple[int, float, bool]]:
-    """COCO's matching at 0.5, detection by detection: row, score and right or wrong of those that count."""
+    """COCO's matching at 0.5, one detection at a time: row, score and correctness of the detections that count."""
     judged = []
     for image, image_id in enumerate(ground_truth.image_ids):
         for label in range(len(ground_truth.classes)):
@@ -39,7 +39,7 @@ def judge(ground_truth: GroundTruth, predictions: Predictions) -> list[tuple[int
             )
             for row in rows[:100]:
                 box = predictions.boxes[row].astype(np.float64)
-                # the last of equals, as COCO does
+                # of equal overlaps the last object, as in COCO
                 free = sorted(((overlap(box, ground_truth.boxes[t], False), t) for t in objects), reverse=True)
                 if free and free[0][0] >= 0.5:
                     objects.remove(free[0][1])
@@ -49,11 +49,11 @@ def judge(ground_truth: GroundTruth, predictions: Predictions) -> list[tuple[int
     return judged
 
 
-def above(predictions: Predictions, keep: np.ndarray) -> Predictions:
+def select(predictions: Predictions, keep: np.ndarray) -> Predictions:
     return Predictions(*(getattr(predictions, name)[keep] for name in ("image_ids", "boxes", "scores", "labels")))
 
 
-def nothing(classes: list[str], num_images: int) -> tuple[GroundTruth, Predictions]:
+def empty_case(classes: list[str], num_images: int) -> tuple[GroundTruth, Predictions]:
     truth = GroundTruth.from_counts(
         classes=classes,
         image_ids=np.arange(num_images),
@@ -67,12 +67,12 @@ def nothing(classes: list[str], num_images: int) -> tuple[GroundTruth, Predictio
     return truth, Predictions.from_lists([], [])
 
 
-# ---- precision at each recall ----
+# ---- precision-recall curve ----
 
 
 @given(arguments=arguments.filter(lambda drawn: not drawn["grid"]))  # equal scores: see the test of AP50
 @reproducible
-def test_precision_is_the_best_at_the_recall_or_beyond(make_case, arguments):
+def test_precision_is_the_best_at_the_recall_or_above(make_case, arguments):
     case = make_case(**arguments)
     judged = sorted(judge(case.ground_truth, case.predictions), key=lambda entry: -entry[1])
     curves = precision_recall(case.ground_truth, case.predictions)
@@ -105,15 +105,15 @@ def test_mean_precision_is_ap50(make_case, arguments):
 
 @given(arguments=arguments)
 @reproducible
-def test_best_threshold_is_the_best_of_all(make_case, arguments):
+def test_best_threshold_equals_a_search_over_all_scores(make_case, arguments):
     case = make_case(**arguments)
     found = best_thresholds(case.ground_truth, case.predictions)
     for label, name in enumerate(case.ground_truth.classes):
         num_objects = int(((case.ground_truth.labels == label) & ~case.ground_truth.iscrowd).sum())
         best = (0.0, 0.0, 0.0, 0.0)
         for score in np.unique(case.predictions.scores)[::-1]:
-            # matched anew: what is left out plays no part
-            kept = above(case.predictions, case.predictions.scores >= score)
+            # matched again without the lower-scoring detections
+            kept = select(case.predictions, case.predictions.scores >= score)
             judged = judge(case.ground_truth, kept)
             own = [is_right for row, _, is_right in judged if kept.labels[row] == label]
             if own and sum(own):
@@ -127,7 +127,7 @@ def test_best_threshold_is_the_best_of_all(make_case, arguments):
             assert (entry.f1, entry.score, entry.precision, entry.recall) == pytest.approx(best)
 
 
-def test_all_of_an_equal_score_are_kept_or_none():
+def test_threshold_keeps_all_detections_of_equal_score():
     truth = GroundTruth.from_counts(
         classes=["a"],
         image_ids=np.arange(1),
@@ -136,16 +136,16 @@ def test_all_of_an_equal_score_are_kept_or_none():
         areas=np.full(2, 100.0),
         labels=np.zeros(2, np.int64),
         iscrowd=np.zeros(2, bool),
-        difficult=np.ones(2, bool),  # which COCO's protocol does not know
+        difficult=np.ones(2, bool),  # ignored by COCO's protocol
     )
-    said = Predictions(
+    predictions = Predictions(
         image_ids=np.zeros(4, np.int64),
         boxes=np.array([[0.0, 0, 10, 10], [100, 0, 110, 10], [120, 0, 130, 10], [50, 50, 60, 60]]),
         scores=np.array([0.5, 0.5, 0.5, 0.4]),
         labels=np.zeros(4, np.int64),
     )
-    best = best_thresholds(truth, said)["a"]
-    # at .5: 1 of 3 right and 1 of 2 found, F1 .4; at .4: 2 of 4 and 2 of 2, F1 2/3
+    best = best_thresholds(truth, predictions)["a"]
+    # at .5: 1 of 3 correct and 1 of 2 found, F1 .4; at .4: 2 of 4 and 2 of 2, F1 2/3
     assert (best.score, best.precision, best.recall, best.f1) == pytest.approx((0.4, 0.5, 1.0, 2 / 3))
 
 
@@ -154,7 +154,7 @@ def test_all_of_an_equal_score_are_kept_or_none():
 
 @given(arguments=arguments)
 @reproducible
-def test_calibration_by_its_definition_and_by_torchmetrics(make_case, arguments):
+def test_calibration_equals_a_slow_loop_and_torchmetrics(make_case, arguments):
     case = make_case(**arguments)
     judged = judge(case.ground_truth, case.predictions)
     found = calibration(case.ground_truth, case.predictions)
@@ -170,13 +170,13 @@ def test_calibration_by_its_definition_and_by_torchmetrics(make_case, arguments)
     np.testing.assert_allclose(bins, expected, rtol=0, atol=1e-6)
     error = sum(count * abs(confidence - precision) for confidence, precision, count in expected) / len(judged)
     assert found.error == pytest.approx(error, abs=1e-6)
-    if not arguments["grid"]:  # torchmetrics' borders are f32
+    if not arguments["grid"]:  # torchmetrics' bin limits are f32
         metric = BinaryCalibrationError(n_bins=10, norm="l1")
         scores, right = torch.tensor([entry[1] for entry in judged]), torch.tensor([int(entry[2]) for entry in judged])
         assert found.error == pytest.approx(float(metric(scores, right)), abs=1e-5)
 
 
-def test_scores_that_are_no_probabilities_have_no_calibration(case):
+def test_scores_outside_of_0_to_1_have_no_calibration(case):
     logits = Predictions(
         case.predictions.image_ids, case.predictions.boxes, case.predictions.scores * 9, case.predictions.labels
     )
@@ -184,10 +184,10 @@ def test_scores_that_are_no_probabilities_have_no_calibration(case):
     assert best_thresholds(case.ground_truth, logits).keys() == set(case.ground_truth.classes)
 
 
-# ---- confusion ----
+# ---- confusion matrix ----
 
 
-def count_confusions(ground_truth: GroundTruth, predictions: Predictions, min_score: float) -> np.ndarray:
+def slow_confusion_matrix(ground_truth: GroundTruth, predictions: Predictions, min_score: float) -> np.ndarray:
     num_classes = len(ground_truth.classes)
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     counted = {row for row, _, _ in judge(ground_truth, predictions)}
@@ -212,10 +212,10 @@ def count_confusions(ground_truth: GroundTruth, predictions: Predictions, min_sc
 
 @given(arguments=arguments, min_score=st.sampled_from([0.0, 0.3, 0.5, 2.0]))
 @reproducible
-def test_confusion_counts_each_object_and_each_detection_once(make_case, arguments, min_score):
+def test_confusion_matrix_equals_a_slow_loop(make_case, arguments, min_score):
     case = make_case(**arguments)
     found = confusion_matrix(case.ground_truth, case.predictions, min_score)
-    np.testing.assert_array_equal(found, count_confusions(case.ground_truth, case.predictions, min_score))
+    np.testing.assert_array_equal(found, slow_confusion_matrix(case.ground_truth, case.predictions, min_score))
     objects = case.ground_truth.labels[~case.ground_truth.iscrowd]
     np.testing.assert_array_equal(
         found.sum(axis=1)[:-1], np.bincount(objects, minlength=len(case.ground_truth.classes))
@@ -223,32 +223,32 @@ def test_confusion_counts_each_object_and_each_detection_once(make_case, argumen
     assert found[-1, -1] == 0
 
 
-# ---- nothing ----
+# ---- empty and invalid input ----
 
 
 @pytest.mark.parametrize("classes", [[], ["a", "b"]])
 @pytest.mark.parametrize("num_images", [0, 2])
-def test_nothing_at_all(classes, num_images):
-    truth, said = nothing(classes, num_images)
-    assert precision_recall(truth, said) == {}
-    assert best_thresholds(truth, said) == {}
-    assert calibration(truth, said) is None
-    np.testing.assert_array_equal(confusion_matrix(truth, said, 0.5), np.zeros((len(classes) + 1,) * 2))
+def test_no_objects_and_no_detections(classes, num_images):
+    truth, predictions = empty_case(classes, num_images)
+    assert precision_recall(truth, predictions) == {}
+    assert best_thresholds(truth, predictions) == {}
+    assert calibration(truth, predictions) is None
+    np.testing.assert_array_equal(confusion_matrix(truth, predictions, 0.5), np.zeros((len(classes) + 1,) * 2))
 
 
-def test_nothing_said(case):
-    _, said = nothing([], 0)
-    assert set(map(tuple, precision_recall(case.ground_truth, said).values())) == {(0.0,) * 101}
-    assert best_thresholds(case.ground_truth, said) == {}
-    assert calibration(case.ground_truth, said) is None
-    missed = confusion_matrix(case.ground_truth, said, 0.5)
+def test_no_detections(case):
+    _, predictions = empty_case([], 0)
+    assert set(map(tuple, precision_recall(case.ground_truth, predictions).values())) == {(0.0,) * 101}
+    assert best_thresholds(case.ground_truth, predictions) == {}
+    assert calibration(case.ground_truth, predictions) is None
+    missed = confusion_matrix(case.ground_truth, predictions, 0.5)
     assert missed[:, -1].sum() == missed.sum() == (~case.ground_truth.iscrowd).sum()
 
 
 @pytest.mark.parametrize("measure", [precision_recall, best_thresholds, calibration])
-def test_an_unknown_image_is_refused(case, measure):
-    strange = Predictions(
+def test_unknown_image_is_an_input_error(case, measure):
+    other = Predictions(
         case.predictions.image_ids + 5000, case.predictions.boxes, case.predictions.scores, case.predictions.labels
     )
     with pytest.raises(InputError, match="no ground truth"):
-        measure(case.ground_truth, strange)
+        measure(case.ground_truth, other)

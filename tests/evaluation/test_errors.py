@@ -1,4 +1,4 @@
-"""TIDE's errors against its authors' package, and against cases worked by hand."""
+"""TIDE errors compared with the authors' package and with hand-computed cases."""
 
 import importlib
 import importlib.util
@@ -23,8 +23,8 @@ arguments = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "num_images": st.integers(1, 12),
         "num_classes": st.integers(1, 5),
-        "most_objects": st.sampled_from([1, 5, 12]),
-        "most_detections": st.sampled_from([3, 30, 150, 300]),
+        "max_objects": st.sampled_from([1, 5, 12]),
+        "max_detections": st.sampled_from([3, 30, 150, 300]),
         "grid": st.booleans(),
     }
 )
@@ -32,10 +32,10 @@ arguments = st.fixed_dictionaries(
 
 @pytest.fixture(scope="session")
 def tidecv() -> ModuleType:
-    """The package of TIDE's authors, with stand-ins for what only its plots use."""
+    """The package of TIDE's authors, with empty modules for imports that only its plots use."""
     if importlib.util.find_spec("tidecv") is None:
         # its opencv-python would overwrite the opencv-contrib-python-headless that selective search needs
-        pytest.skip("tidecv is not here: pip install matplotlib appdirs && pip install --no-deps tidecv==1.0.1")
+        pytest.skip("tidecv is not installed: pip install matplotlib appdirs && pip install --no-deps tidecv==1.0.1")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("pandas", "seaborn"):
             if importlib.util.find_spec(name) is None:
@@ -43,7 +43,7 @@ def tidecv() -> ModuleType:
         return importlib.import_module("tidecv")
 
 
-def by_tidecv(tidecv: ModuleType, ground_truth: GroundTruth, predictions: Predictions) -> dict[str, float]:
+def tidecv_errors(tidecv: ModuleType, ground_truth: GroundTruth, predictions: Predictions) -> dict[str, float]:
     truth, found = tidecv.Data("truth"), tidecv.Data("found")
     for c, name in enumerate(ground_truth.classes):
         truth.add_class(c, name)
@@ -67,7 +67,7 @@ def by_tidecv(tidecv: ModuleType, ground_truth: GroundTruth, predictions: Predic
 
 
 def make_truth(classes: str, *objects: tuple[int, str, tuple[float, float, float, float], bool]) -> GroundTruth:
-    """Images 0, 1 and 2 with objects: image, class, box, crowd."""
+    """Ground truth of images 0, 1 and 2 from objects (image, class, box, crowd)."""
     image_ids = np.array([image for image, _, _, _ in objects], np.int64)
     boxes = np.array([box for _, _, box, _ in objects], np.float64).reshape(-1, 4)
     return GroundTruth.from_counts(
@@ -98,14 +98,14 @@ def make_predictions(
 def test_equal_to_tidecv(make_case, tidecv, arguments):
     case = make_case(**arguments)
     if case.ground_truth.iscrowd.all() or len(case.predictions) == 0:
-        return  # tidecv divides by zero; what we say of those is tested below
+        return  # tidecv divides by zero; these cases are tested below
     ours = tide_errors(case.ground_truth, case.predictions)
-    assert ours == pytest.approx(by_tidecv(tidecv, case.ground_truth, case.predictions), abs=1e-6)
+    assert ours == pytest.approx(tidecv_errors(tidecv, case.ground_truth, case.predictions), abs=1e-6)
 
 
 def test_equal_to_tidecv_on_coco(tidecv):
     if not COCOAPI.exists():
-        pytest.skip("the pair of cocoapi is not here: ../shared/data/cocoapi")
+        pytest.skip("cocoapi's example files are missing: ../shared/data/cocoapi")
     table = read_coco(COCOAPI / "instances_val2014_100.json")
     predictions = read_coco_results(
         COCOAPI / "instances_val2014_fakebbox100_results.json", table.image_ids, table.class_ids
@@ -113,48 +113,48 @@ def test_equal_to_tidecv_on_coco(tidecv):
     truth = GroundTruth.from_table(table)
     assert truth.iscrowd.any()
     ours = tide_errors(truth, predictions)
-    assert ours == pytest.approx(by_tidecv(tidecv, truth, predictions), abs=1e-6)
+    assert ours == pytest.approx(tidecv_errors(tidecv, truth, predictions), abs=1e-6)
     assert min(ours[name] for name in ("Loc", "Miss", "FP", "FN")) > 0.001
 
 
-# ---- worked by hand ----
+# ---- computed by hand ----
 
 HERE, THERE = (0.0, 0.0, 10.0, 10.0), (100.0, 100.0, 110.0, 110.0)
 NEAR = (0.0, 0.0, 10.0, 30.0)  # IoU 1/3 with HERE
-NOTHING_LOST = dict.fromkeys(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN"), 0.0)
+NO_LOSS = dict.fromkeys(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN"), 0.0)
 HALF = 51 / 101  # AP of the first of two objects found, at recalls 0, .01 .. .5
 
 
-def test_a_box_that_is_off_is_loc():
+def test_inaccurate_box_is_loc():
     truth = make_truth("ab", (0, "a", HERE, False), (1, "a", HERE, False))
-    said = make_predictions("ab", (0, "a", HERE, 0.9), (1, "a", NEAR, 0.8))
-    # mended, it finds the second; struck from behind the right one, it changes nothing; FN: one object left, found
-    expected = NOTHING_LOST | {"Loc": 1 - HALF, "FN": 1 - HALF}
-    assert tide_errors(truth, said) == pytest.approx(expected)
+    predictions = make_predictions("ab", (0, "a", HERE, 0.9), (1, "a", NEAR, 0.8))
+    # Loc fixed: it finds the second object. FP: it is ranked last already. FN: one object left, which is found.
+    expected = NO_LOSS | {"Loc": 1 - HALF, "FN": 1 - HALF}
+    assert tide_errors(truth, predictions) == pytest.approx(expected)
 
 
-def test_a_wrong_class_is_cls_and_mended_in_the_right_one():
+def test_wrong_class_is_cls_and_fixed_in_the_correct_class():
     truth = make_truth("ab", (0, "a", HERE, False), (1, "b", HERE, False))
-    said = make_predictions("ab", (0, "a", HERE, 0.9), (1, "a", HERE, 0.8))
-    # b: 0 -> 1, and for FN b has neither object nor detection and is left out
-    assert tide_errors(truth, said) == pytest.approx(NOTHING_LOST | {"Cls": 0.5, "FN": 0.5})
+    predictions = make_predictions("ab", (0, "a", HERE, 0.9), (1, "a", HERE, 0.8))
+    # AP of b: 0 -> 1; for FN b has neither object nor detection and is left out
+    assert tide_errors(truth, predictions) == pytest.approx(NO_LOSS | {"Cls": 0.5, "FN": 0.5})
 
 
-def test_only_the_surest_of_those_that_mean_an_object_is_mended():
+def test_only_the_highest_scoring_detection_of_a_target_is_fixed():
     truth = make_truth("ab", (0, "a", HERE, False))
-    said = make_predictions("ab", (0, "b", HERE, 0.9), (0, "a", NEAR, 0.8), (0, "a", NEAR, 0.7))
-    # Base: mean of a 0 and b 0 (a detection of no object). Cls mended: a right before the two off: 1, b is gone.
-    # Loc mended: both struck, since another error mends the object: a 0. Nothing is wholly missed.
-    # FN: a has no object left and 0.
-    assert tide_errors(truth, said) == pytest.approx(NOTHING_LOST | {"Cls": 1.0})
+    predictions = make_predictions("ab", (0, "b", HERE, 0.9), (0, "a", NEAR, 0.8), (0, "a", NEAR, 0.7))
+    # Base: mean of a 0 and b 0 (a detection without an object). Cls fixed: a is found first: 1, b is left out.
+    # Loc fixed: both are removed, since the Cls detection has the same target: a 0. The object is not a Miss.
+    # FN: a has no object left and AP 0.
+    assert tide_errors(truth, predictions) == pytest.approx(NO_LOSS | {"Cls": 1.0})
 
 
-def test_a_second_detection_is_dupe():
+def test_second_detection_of_an_object_is_dupe():
     truth = make_truth("a", (0, "a", HERE, False), (1, "a", HERE, False))
-    said = make_predictions("a", (0, "a", HERE, 0.9), (0, "a", HERE, 0.8), (1, "a", HERE, 0.7))
-    # right, wrong, right: precision 1 up to recall .5, then 2/3
+    predictions = make_predictions("a", (0, "a", HERE, 0.9), (0, "a", HERE, 0.8), (1, "a", HERE, 0.7))
+    # correct, wrong, correct: precision 1 up to recall .5, then 2/3
     lost = 1 - (51 + 50 * 2 / 3) / 101
-    assert tide_errors(truth, said) == pytest.approx(NOTHING_LOST | {"Dupe": lost, "FP": lost})
+    assert tide_errors(truth, predictions) == pytest.approx(NO_LOSS | {"Dupe": lost, "FP": lost})
 
 
 @pytest.mark.parametrize(
@@ -162,46 +162,46 @@ def test_a_second_detection_is_dupe():
     [
         ("a", THERE, "Bkg"),
         ("b", (0.0, 0.0, 10.0, 200.0), "Bkg"),  # IoU .05 with an object of another class
-        ("b", (0.0, 0.0, 10.0, 100.0), "Bkg"),  # just .1
+        ("b", (0.0, 0.0, 10.0, 100.0), "Bkg"),  # exactly .1
         ("b", NEAR, "Both"),
-        ("b", (0.0, 0.0, 10.0, 20.0), "Cls"),  # just .5
+        ("b", (0.0, 0.0, 10.0, 20.0), "Cls"),  # exactly .5
     ],
 )
-def test_a_detection_of_nothing(label, box, error):
+def test_error_type_of_an_unmatched_detection(label, box, error):
     truth = make_truth("ab", (0, "a", HERE, False), (1, label, HERE, False))
-    said = make_predictions("ab", (0, label, box, 0.9), (0, "a", HERE, 0.8), (1, label, HERE, 0.7))
-    errors = tide_errors(truth, said)
+    predictions = make_predictions("ab", (0, label, box, 0.9), (0, "a", HERE, 0.8), (1, label, HERE, 0.7))
+    errors = tide_errors(truth, predictions)
     lost = errors["FP"]
     assert lost > 0.2
-    assert errors == pytest.approx(NOTHING_LOST | {error: lost, "FP": lost})
+    assert errors == pytest.approx(NO_LOSS | {error: lost, "FP": lost})
 
 
-def test_an_object_that_nothing_means_is_miss():
+def test_object_without_an_overlapping_detection_is_miss():
     truth = make_truth("a", (0, "a", HERE, False), (1, "a", HERE, False))
-    said = make_predictions("a", (0, "a", HERE, 0.9))
-    assert tide_errors(truth, said) == pytest.approx(NOTHING_LOST | {"Miss": 1 - HALF, "FN": 1 - HALF})
+    predictions = make_predictions("a", (0, "a", HERE, 0.9))
+    assert tide_errors(truth, predictions) == pytest.approx(NO_LOSS | {"Miss": 1 - HALF, "FN": 1 - HALF})
 
 
-def test_a_detection_in_a_crowd_of_its_class_counts_neither_way():
+def test_detection_in_a_crowd_of_its_class_does_not_count():
     truth = make_truth("ab", (0, "a", HERE, False), (0, "a", (90.0, 90.0, 200.0, 200.0), True))
-    assert tide_errors(truth, make_predictions("ab", (0, "a", THERE, 0.9), (0, "a", HERE, 0.8))) == NOTHING_LOST
+    assert tide_errors(truth, make_predictions("ab", (0, "a", THERE, 0.9), (0, "a", HERE, 0.8))) == NO_LOSS
     other = tide_errors(truth, make_predictions("ab", (0, "b", THERE, 0.9), (0, "a", HERE, 0.8)))
-    assert other == pytest.approx(NOTHING_LOST | {"Bkg": 0.5, "FP": 0.0})  # b, without objects, has 0 in the mean
+    assert other == pytest.approx(NO_LOSS | {"Bkg": 0.5, "FP": 0.0})  # b has no objects, so its AP is 0
 
 
-def test_what_is_beyond_a_hundred_in_an_image_does_not_count():
+def test_only_a_hundred_detections_of_an_image_count():
     truth = make_truth("ab", (0, "a", HERE, False))
-    said = make_predictions("ab", *[(0, "b", THERE, 0.9)] * 100, (0, "a", HERE, 0.1))
-    assert tide_errors(truth, said)["Miss"] == 0.0  # a then has no object and no detection, b has 0
-    assert tide_errors(truth, said)["Bkg"] == 0.0  # the hundred and first does not move up
+    predictions = make_predictions("ab", *[(0, "b", THERE, 0.9)] * 100, (0, "a", HERE, 0.1))
+    assert tide_errors(truth, predictions)["Miss"] == 0.0  # a then has neither object nor detection, b has AP 0
+    assert tide_errors(truth, predictions)["Bkg"] == 0.0  # the 101st is not used instead
 
 
-def test_nothing_said_is_all_missed():
+def test_without_detections_all_objects_are_missed():
     truth = make_truth("ab", (0, "a", HERE, False), (1, "b", HERE, False))
-    assert tide_errors(truth, make_predictions("ab")) == NOTHING_LOST | {"Miss": 1.0, "FN": 1.0}
+    assert tide_errors(truth, make_predictions("ab")) == NO_LOSS | {"Miss": 1.0, "FN": 1.0}
 
 
-def test_no_object_no_error():
-    said = make_predictions("a", (0, "a", HERE, 0.9))
-    assert tide_errors(make_truth("a"), said) == {}
-    assert tide_errors(make_truth("a", (0, "a", HERE, True)), said) == {}
+def test_without_objects_there_are_no_errors():
+    predictions = make_predictions("a", (0, "a", HERE, 0.9))
+    assert tide_errors(make_truth("a"), predictions) == {}
+    assert tide_errors(make_truth("a", (0, "a", HERE, True)), predictions) == {}

@@ -1,4 +1,4 @@
-"""The torchmetrics `Metric`: alone, in a collection, and on real process groups."""
+"""`DetectionMAP` alone, in a `MetricCollection`, and on process groups."""
 
 import multiprocessing
 import os
@@ -20,36 +20,36 @@ Images = list[tuple[Prediction, Target]]
 
 
 def as_images(case) -> Images:
-    """One prediction and one target for each image, as detector and loader give them."""
+    """Prediction and target of each image, as a detector and a loader return them."""
     truth, found = case.ground_truth, case.predictions
     images = []
-    for place, image_id in enumerate(truth.image_ids.tolist()):
-        own = truth.image_index == place
+    for index, image_id in enumerate(truth.image_ids.tolist()):
+        of_image = truth.image_index == index
         target = Target(
-            boxes=torch.from_numpy(truth.boxes[own]).float(),
-            labels=torch.from_numpy(truth.labels[own]),
+            boxes=torch.from_numpy(truth.boxes[of_image]).float(),
+            labels=torch.from_numpy(truth.labels[of_image]),
             image_id=torch.tensor(image_id),
-            iscrowd=torch.from_numpy(truth.iscrowd[own]),
-            difficult=torch.from_numpy(truth.difficult[own]),
-            area=torch.from_numpy(truth.areas[own]).float(),
+            iscrowd=torch.from_numpy(truth.iscrowd[of_image]),
+            difficult=torch.from_numpy(truth.difficult[of_image]),
+            area=torch.from_numpy(truth.areas[of_image]).float(),
         )
         images.append((found.of_image(image_id), target))
     return images
 
 
-def feed(metric: DetectionMAP | MetricCollection, images: Images, batch_size: int = 3) -> None:
+def update_in_batches(metric: DetectionMAP | MetricCollection, images: Images, batch_size: int = 3) -> None:
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         metric.update([prediction for prediction, _ in batch], [target for _, target in batch])
 
 
-def bits(values: dict[str, torch.Tensor]) -> dict[str, bytes]:
+def as_bytes(values: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return {key: value.numpy().tobytes() for key, value in values.items()}
 
 
 def test_equals_evaluate(case):
     metric = DetectionMAP(case.ground_truth.classes)
-    feed(metric, as_images(case))
+    update_in_batches(metric, as_images(case))
     values = metric.compute()
     expected = evaluate(case.ground_truth, case.predictions)
     assert {key: float(values[key]) for key in expected.metrics} == pytest.approx(expected.metrics, abs=1e-9)
@@ -60,11 +60,11 @@ def test_equals_evaluate(case):
     assert len(metric.predictions) == len(case.predictions)
 
 
-def test_given_ground_truth_counts_instead_of_targets(case):
+def test_given_ground_truth_replaces_targets(case):
     images = as_images(case)
     metric = DetectionMAP(ground_truth=case.ground_truth)
     wrong = [(prediction, {**target, "labels": target["labels"] * 0}) for prediction, target in images[:20]]
-    feed(metric, wrong)  # type: ignore[arg-type]
+    update_in_batches(metric, wrong)  # type: ignore[arg-type]
     metric.compute()
     seen = np.array([int(target["image_id"]) for _, target in images[:20]])
     kept = np.isin(case.predictions.image_ids, seen)
@@ -76,35 +76,35 @@ def test_given_ground_truth_counts_instead_of_targets(case):
     assert metric.scores == expected
 
 
-def test_order_batches_and_repetitions_do_not_change_a_bit(case):
+def test_order_batch_size_and_repeated_images_do_not_change_a_bit(case):
     images = as_images(case)
     expected = DetectionMAP(case.ground_truth.classes)
-    feed(expected, images)
+    update_in_batches(expected, images)
     metric = DetectionMAP(case.ground_truth.classes)
-    feed(metric, images[::-1] + images[:7], batch_size=4)
-    assert bits(metric.compute()) == bits(expected.compute())
+    update_in_batches(metric, images[::-1] + images[:7], batch_size=4)
+    assert as_bytes(metric.compute()) == as_bytes(expected.compute())
 
 
 def test_reset_and_forward(case):
     images = as_images(case)
     metric = DetectionMAP(case.ground_truth.classes, protocols=["voc07"])
-    feed(metric, images[:5])
+    update_in_batches(metric, images[:5])
     metric.reset()
     predictions, targets = [p for p, _ in images], [t for _, t in images]
     of_batch = metric(predictions[:20], targets[:20])
     metric(predictions[20:], targets[20:])
     whole = DetectionMAP(case.ground_truth.classes, protocols=["voc07"])
     whole.update(predictions[:20], targets[:20])
-    assert bits(of_batch) == bits(whole.compute())
+    assert as_bytes(of_batch) == as_bytes(whole.compute())
     whole.update(predictions[20:], targets[20:])
-    assert bits(metric.compute()) == bits(whole.compute())
-    assert bits(pickle.loads(pickle.dumps(metric)).compute()) == bits(whole.compute())
+    assert as_bytes(metric.compute()) == as_bytes(whole.compute())
+    assert as_bytes(pickle.loads(pickle.dumps(metric)).compute()) == as_bytes(whole.compute())
 
 
 def test_in_a_collection(case):
     ours = DetectionMAP(case.ground_truth.classes, protocols=["coco"])
     collection = MetricCollection({"coco": ours, "voc": DetectionMAP(case.ground_truth.classes, protocols=["voc10"])})
-    feed(collection, as_images(case))
+    update_in_batches(collection, as_images(case))
     values = collection.compute()
     assert {"AP", "VOC10", "AP/class0", "VOC10/class0"} <= {
         key.removeprefix("coco_").removeprefix("voc_") for key in values
@@ -116,36 +116,38 @@ def test_without_images_and_without_class_names(case):
     with pytest.warns(UserWarning, match="before the ``update`` method"):
         assert {float(value) for value in metric.compute().values()} == {-1}
     metric.reset()
-    feed(metric, as_images(case))
+    update_in_batches(metric, as_images(case))
     assert "AP/3" in metric.compute()
     with pytest.raises(ValueError, match="0 predictions for 1 targets"):
         metric.update([], [as_images(case)[0][1]])
 
 
 def work(rank: int, world_size: int, port: int, images: Images, folder: str) -> None:
-    """One process of a group: every world_size-th image, padded as Lightning's sampler pads, or none at all."""
+    """One process of a group: every world_size-th image, padded as by Lightning's sampler, or no image."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    mine = images[rank::world_size]
-    if len(mine) < len(images[::world_size]):
-        mine = [*mine, images[0]]  # a padded sampler hands the first image out again
-    if rank == 3:  # one process has nothing to do; the one before it does its part
-        mine = []
+    local = images[rank::world_size]
+    if len(local) < len(images[::world_size]):
+        local = [*local, images[0]]  # a padded sampler repeats the first image
+    if rank == 3:  # rank 3 has no images; rank 2 has them instead
+        local = []
     if rank == 2 and world_size > 3:
-        mine = [*mine, *images[3::world_size]]
+        local = [*local, *images[3::world_size]]
     metric = DetectionMAP([f"class{c}" for c in range(4)])
-    feed(metric, mine, batch_size=2)
+    update_in_batches(metric, local, batch_size=2)
     values = metric.compute()
-    pictures = {"values": bits(values), "scores": metric.scores, "has_predictions": metric.predictions is not None}
-    # what a process holds is its own again
+    results = {"values": as_bytes(values), "scores": metric.scores, "has_predictions": metric.predictions is not None}
+    # after reset the state is local again; invalid labels are an error on every rank
     metric.reset()
-    feed(metric, [(dict(prediction, labels=prediction["labels"] + 90), target) for prediction, target in mine])
+    update_in_batches(
+        metric, [(dict(prediction, labels=prediction["labels"] + 90), target) for prediction, target in local]
+    )
     try:
         metric.compute()
     except InputError as error:
-        pictures["error"] = str(error)
-    torch.save(pictures, f"{folder}/{rank}.pt")
+        results["error"] = str(error)
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -153,7 +155,7 @@ def run_group(world_size: int, images: Images, folder: str) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # processes of a server that has imported everything once: five fresh ones would take a minute to start
+    # forked from a server that has the imports done: five new processes would take a minute to start
     multiprocessing.set_forkserver_preload(["zoo.evaluation"])
     arguments = (world_size, port, images, folder)
     torch.multiprocessing.start_processes(work, arguments, nprocs=world_size, start_method="forkserver")
@@ -161,15 +163,15 @@ def run_group(world_size: int, images: Images, folder: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(5, id="5, one of them without images")])
-def test_the_same_bits_on_any_number_of_processes(make_case, tmp_path, world_size, monkeypatch):
+def test_metrics_are_bit_equal_on_any_number_of_processes(make_case, tmp_path, world_size, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    case = make_case(seed=3, num_images=16, num_classes=4, most_objects=6, most_detections=30, grid=True)
+    case = make_case(seed=3, num_images=16, num_classes=4, max_objects=6, max_detections=30, grid=True)
     images = as_images(case)
-    alone = DetectionMAP([f"class{c}" for c in range(4)])
-    feed(alone, images)
-    expected = bits(alone.compute())
+    single = DetectionMAP([f"class{c}" for c in range(4)])
+    update_in_batches(single, images)
+    expected = as_bytes(single.compute())
     for rank, result in enumerate(run_group(world_size, images, str(tmp_path))):
         assert result["values"] == expected
-        assert result["scores"] == alone.scores
+        assert result["scores"] == single.scores
         assert result["has_predictions"] == (rank == 0)
-        assert "a detection has label 9" in result["error"]  # on every process alike, and nobody is left waiting
+        assert "a detection has label 9" in result["error"]  # on every rank, so that none is left waiting

@@ -1,4 +1,4 @@
-"""Predictions as columns, and COCO-results json in and out."""
+"""Predictions as columns, reading and writing of COCO-results json, ground truth from targets."""
 
 import json
 
@@ -23,15 +23,15 @@ def prediction(*rows: tuple[list[float], float, int]) -> Prediction:
     )
 
 
-def test_an_image_has_its_surest_detection_first_whatever_the_order_of_the_file():
+def test_of_image_sorts_detections_by_score():
     rows = ([0, 0, 1, 1], 0.2, 1), ([0, 0, 2, 2], 0.9, 0), ([0, 0, 3, 3], 0.2, 0)
-    said = Predictions.from_lists([7], [prediction(*rows)]).of_image(7)
-    assert said["scores"].tolist() == pytest.approx([0.9, 0.2, 0.2])
-    assert said["boxes"][:, 2].tolist() == [2, 1, 3]  # equal scores stay in their order
-    assert said["labels"].tolist() == [0, 1, 0]
+    found = Predictions.from_lists([7], [prediction(*rows)]).of_image(7)
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.2, 0.2])
+    assert found["boxes"][:, 2].tolist() == [2, 1, 3]  # equal scores keep their order
+    assert found["labels"].tolist() == [0, 1, 0]
 
 
-def test_columns_of_lists():
+def test_from_lists_and_concatenate():
     packed = Predictions.from_lists(
         [5, 9, 2], [prediction(([0, 0, 1, 1], 0.5, 1)), prediction(), prediction(([0, 0, 2, 2], 0.25, 0))]
     )
@@ -44,9 +44,9 @@ def test_columns_of_lists():
         Predictions.from_lists([1, 2], [prediction()])
 
 
-def test_json_gives_back_every_f32_edge(tmp_path):
+def test_round_trip_through_json_is_exact(tmp_path):
     rng = np.random.default_rng(0)
-    # widths from 1e-6 to 1e4 and corners down to 1e-12: sums that f64 cannot hold exactly are among them
+    # widths from 1e-6 to 1e4 and corners down to 1e-12: includes sums that are not exact in f64
     corners = 10 ** rng.uniform(-12, 4, (5000, 2))
     boxes = np.concatenate([corners, corners + 10 ** rng.uniform(-6, 4, (5000, 2))], axis=1).astype(np.float32)
     written = Predictions(
@@ -64,7 +64,7 @@ def test_json_gives_back_every_f32_edge(tmp_path):
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
-def test_json_is_what_pycocotools_reads(tmp_path):
+def test_json_has_the_format_of_coco_results(tmp_path):
     write_coco_results(Predictions.from_lists([7], [prediction(([1.5, 2, 4.5, 6], 0.5, 2))]), tmp_path / "p", CLASS_IDS)
     assert json.loads((tmp_path / "p").read_text()) == [GOOD]
     write_coco_results(Predictions.from_lists([], []), tmp_path / "none", CLASS_IDS)
@@ -72,7 +72,7 @@ def test_json_is_what_pycocotools_reads(tmp_path):
     assert len(read_coco_results(tmp_path / "none", np.array([7]), CLASS_IDS)) == 0
 
 
-def test_file_scores_as_the_predictions_did(case, tmp_path):
+def test_metrics_of_a_file_equal_those_of_the_predictions(case, tmp_path):
     write_coco_results(case.predictions, tmp_path / "p.json", range(1, 5))
     read = read_coco_results(tmp_path / "p.json", case.ground_truth.image_ids, range(1, 5))
     assert evaluate(case.ground_truth, read) == evaluate(case.ground_truth, case.predictions)
@@ -81,21 +81,21 @@ def test_file_scores_as_the_predictions_did(case, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("[\n{", "line 2 column 2: is not json", id="cut off"),
-        pytest.param('[{"x": ' + "[" * 100_000, "is nested too deep", id="nested"),
+        pytest.param("[\n{", "line 2 column 2: is not json", id="truncated"),
+        pytest.param('[{"x": ' + "[" * 100_000, "is nested too deeply", id="nested"),
         pytest.param("{}", "expected `array`, got `object`", id="not a list"),
         pytest.param([GOOD, GOOD | {"image_id": 8}], "entry 1: image_id 8 is not in the data set", id="image"),
         pytest.param([GOOD, GOOD | {"category_id": 2}], "entry 1: category_id 2 is not in the data set", id="category"),
         pytest.param([GOOD, {**GOOD, "score": float("nan")}], "entry 1: score is not a finite number", id="NaN score"),
         pytest.param([{**GOOD, "bbox": [0, 0, 1, float("inf")]}], "entry 0: bbox is not a finite", id="infinite box"),
         pytest.param([GOOD, {"image_id": 7}], "entry 1: object missing required field `category_id`", id="missing key"),
-        pytest.param([{**GOOD, "score": "high"}], "entry 0: expected `float`, got `str` at", id="word"),
+        pytest.param([{**GOOD, "score": "high"}], "entry 0: expected `float`, got `str` at", id="score is text"),
         pytest.param([{**GOOD, "bbox": [1, 2, 3]}], "entry 0: expected `array` of length 4", id="three numbers"),
         pytest.param([{**GOOD, "bbox": [1, 2, -3, 4]}], "entry 0: bbox .* has a negative width", id="negative"),
         pytest.param([{**GOOD, "bbox": [1, 2, 1e30, 4]}], "entry 0: bbox .* is not a box in pixels", id="huge"),
     ],
 )
-def test_bad_files_are_named_with_the_place(tmp_path, text, message):
+def test_invalid_files_are_reported_with_file_and_entry(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text if isinstance(text, str) else json.dumps(text))
     with pytest.raises(InputError, match=f"^{path}: .*{message}") as caught:
@@ -103,14 +103,17 @@ def test_bad_files_are_named_with_the_place(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files_and_folders(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json: cannot be read: No such file"):
         read_coco_results(tmp_path / "nowhere.json", np.array([7]), CLASS_IDS)
-    with pytest.raises(InputError, match="cannot be written: No such file"):
-        write_coco_results(Predictions.from_lists([], []), tmp_path / "no_folder" / "p.json", CLASS_IDS)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written: "):
+        write_coco_results(Predictions.from_lists([], []), tmp_path / "file" / "p.json", CLASS_IDS)
+    write_coco_results(Predictions.from_lists([], []), tmp_path / "new" / "p.json", CLASS_IDS)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["p.json"]
 
 
-def test_label_without_category_is_refused_and_nothing_is_written(tmp_path):
+def test_label_without_category_is_an_input_error_and_no_file_is_written(tmp_path):
     with pytest.raises(InputError, match="image 7: a detection has label 3, but there are 3 category ids"):
         write_coco_results(Predictions.from_lists([7], [prediction(([0, 0, 1, 1], 1, 3))]), tmp_path / "p", CLASS_IDS)
     assert list(tmp_path.iterdir()) == []
@@ -128,7 +131,7 @@ def target(image_id: int, boxes: list[list[float]], labels: list[int]) -> Target
     )
 
 
-def test_ground_truth_of_targets_is_in_order_and_each_image_once():
+def test_ground_truth_from_targets_is_sorted_and_without_repeated_images():
     first = target(9, [[0, 0, 2, 2], [1, 1, 3, 3]], [1, 0])
     truth = GroundTruth.from_targets([first, target(4, [], []), target(2, [[5, 5, 6, 6]], [2]), first])
     assert truth.classes == ("0", "1", "2")

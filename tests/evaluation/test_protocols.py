@@ -1,4 +1,4 @@
-"""COCO's and VOC's numbers against pycocotools itself, a slow reading of VOC's rules, and tables worked by hand."""
+"""COCO's and VOC's metrics compared with pycocotools, a slow loop over VOC's rules, and hand-computed cases."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from zoo.data.formats.coco import read_coco
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, format_scores
 from zoo.evaluation.coco import KEYS
-from zoo.evaluation.scores import check_names
+from zoo.evaluation.scores import check_protocols
 from zoo.evaluation.voc import average_precisions
 
 arguments = st.fixed_dictionaries(
@@ -23,8 +23,8 @@ arguments = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "num_images": st.integers(1, 12),
         "num_classes": st.integers(1, 5),
-        "most_objects": st.sampled_from([0, 1, 5, 12]),
-        "most_detections": st.sampled_from([0, 3, 30, 150, 300]),
+        "max_objects": st.sampled_from([0, 1, 5, 12]),
+        "max_detections": st.sampled_from([0, 3, 30, 150, 300]),
         "grid": st.booleans(),
     }
 )
@@ -32,7 +32,7 @@ reproducible = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def pycocotools_stats(ground_truth: GroundTruth, predictions: Predictions) -> np.ndarray:
-    """The twelve numbers by pycocotools' own road: its dicts, its loadRes, its summary."""
+    """The twelve metrics by pycocotools' own interface: its dicts, its loadRes, its summary."""
     boxes = ground_truth.boxes
     annotations = [
         {
@@ -79,7 +79,7 @@ def pycocotools_stats(ground_truth: GroundTruth, predictions: Predictions) -> np
 
 @given(arguments=arguments, engine=st.sampled_from(["hotcoco", "hotcoco", "pycocotools"]))
 @reproducible
-def test_coco_equals_pycocotools(make_case, arguments, engine):
+def test_coco_metrics_equal_pycocotools(make_case, arguments, engine):
     case = make_case(**arguments)
     scores = evaluate(case.ground_truth, case.predictions, ["coco"], engine)
     ours = np.array([scores.metrics[key] for key in KEYS])
@@ -88,7 +88,7 @@ def test_coco_equals_pycocotools(make_case, arguments, engine):
 
 @given(arguments=arguments)
 @settings(reproducible, max_examples=20)
-def test_engines_agree_by_class(make_case, arguments):
+def test_engines_give_equal_ap_by_class(make_case, arguments):
     case = make_case(**arguments)
     ours, reference = (
         evaluate(case.ground_truth, case.predictions, ["coco"], engine) for engine in ("hotcoco", "pycocotools")
@@ -97,7 +97,7 @@ def test_engines_agree_by_class(make_case, arguments):
         assert ours.per_class[name] == pytest.approx(values, abs=1e-12)
 
 
-def test_class_ap_averages_to_ap(case):
+def test_mean_of_class_ap_is_ap(case):
     scores = evaluate(case.ground_truth, case.predictions)
     for key in ("AP", "AP50", "VOC07", "VOC10"):
         measured = [values[key] for values in scores.per_class.values() if values[key] >= 0]
@@ -105,9 +105,9 @@ def test_class_ap_averages_to_ap(case):
 
 
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
-def test_known_result_of_cocoapi(engine):
+def test_published_result_of_cocoapi(engine):
     if not COCOAPI.exists():
-        pytest.skip("the pair of cocoapi is not here: ../shared/data/cocoapi")
+        pytest.skip("cocoapi's example files are missing: ../shared/data/cocoapi")
     table = read_coco(COCOAPI / "instances_val2014_100.json")
     scores = evaluate_file(COCOAPI / "instances_val2014_fakebbox100_results.json", table, ["coco"], engine)
     published = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
@@ -118,7 +118,7 @@ def test_known_result_of_cocoapi(engine):
 
 
 def slow_voc(case, voc07: bool) -> dict[str, float]:
-    """The devkit's rules read one detection at a time (VOCevaldet.m), -1 for a class that has nothing to find."""
+    """AP by class by the devkit's rules, one detection at a time (VOCevaldet.m); -1 for a class without positives."""
     truth, found = case.ground_truth, case.predictions
     result = {}
     for label, name in enumerate(truth.classes):
@@ -134,7 +134,7 @@ def slow_voc(case, voc07: bool) -> dict[str, float]:
         ]
         detections.sort(key=lambda item: item[1])  # equal scores: by image, then as given
         detections.sort(key=lambda item: -item[0])
-        true, false = [], []
+        true_positives, false_positives = [], []
         for _, image_id, (x1, y1, x2, y2) in detections:
             best, most = None, -np.inf
             for item in objects.get(image_id, []):
@@ -145,22 +145,22 @@ def slow_voc(case, voc07: bool) -> dict[str, float]:
                     iou = overlap / ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap)
                     if iou > most:
                         best, most = item, iou
-            right = wrong = 0
+            correct = wrong = 0
             if best is not None and most >= 0.5:
                 if best["counts"]:
-                    right, wrong = (0, 1) if best["taken"] else (1, 0)
+                    correct, wrong = (0, 1) if best["taken"] else (1, 0)
                     best["taken"] = True
             else:
                 wrong = 1
-            true.append(right)
-            false.append(wrong)
+            true_positives.append(correct)
+            false_positives.append(wrong)
         if num_positive == 0:
             result[name] = -1.0
             continue
-        true, false = np.cumsum(true), np.cumsum(false)
+        num_true, num_false = np.cumsum(true_positives), np.cumsum(false_positives)
         with np.errstate(invalid="ignore"):
-            precision = np.nan_to_num(true / (true + false))
-        recall = true / num_positive
+            precision = np.nan_to_num(num_true / (num_true + num_false))
+        recall = num_true / num_positive
         if voc07:
             result[name] = sum(max(precision[recall >= k / 10], default=0) for k in range(11)) / 11
         else:
@@ -174,7 +174,7 @@ def slow_voc(case, voc07: bool) -> dict[str, float]:
 
 @given(arguments=arguments)
 @reproducible
-def test_voc_equals_the_devkits_rules(make_case, arguments):
+def test_voc_equals_a_slow_loop(make_case, arguments):
     case = make_case(**arguments)
     scores = evaluate(case.ground_truth, case.predictions, ["voc07", "voc10"])
     for key, voc07 in (("VOC07", True), ("VOC10", False)):
@@ -185,7 +185,7 @@ def test_voc_equals_the_devkits_rules(make_case, arguments):
 
 
 def one_class(objects, detections) -> tuple[GroundTruth, Predictions]:
-    """Objects as (image, box, difficult), detections as (image, box, score); images 1 to 3."""
+    """One class in images 1 to 3; objects are (image, box, difficult), detections (image, box, score)."""
     objects = sorted(objects, key=lambda item: item[0])
     boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
     ground_truth = GroundTruth.from_counts(
@@ -219,64 +219,66 @@ A, B, NEAR_A, ELSEWHERE = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 8), (50, 5
     ("objects", "detections", "voc07", "voc10"),
     [
         pytest.param([(1, A, False)], [(1, A, 0.9)], 1, 1, id="found"),
-        pytest.param([(1, A, False)], [], 0, 0, id="nothing said"),
-        pytest.param([(1, A, False)], [(2, A, 0.9)], 0, 0, id="right box in the wrong image"),
-        pytest.param([(1, A, False)], [(1, (0, 0, 10, 5), 0.9)], 1, 1, id="an IoU of exactly one half is enough"),
-        pytest.param([(1, A, False)], [(1, (0, 0, 10, 4.9), 0.9)], 0, 0, id="less is not"),
-        pytest.param([(1, A, True)], [(1, A, 0.9)], -1, -1, id="only a difficult object: nothing to measure"),
+        pytest.param([(1, A, False)], [], 0, 0, id="no detections"),
+        pytest.param([(1, A, False)], [(2, A, 0.9)], 0, 0, id="correct box in the wrong image"),
+        pytest.param([(1, A, False)], [(1, (0, 0, 10, 5), 0.9)], 1, 1, id="an IoU of 0.5 is a match"),
+        pytest.param([(1, A, False)], [(1, (0, 0, 10, 4.9), 0.9)], 0, 0, id="an IoU below 0.5 is not"),
+        pytest.param([(1, A, True)], [(1, A, 0.9)], -1, -1, id="only a difficult object: undefined"),
         # precision 1/2 at recall 1
-        pytest.param([(1, A, False)], [(1, ELSEWHERE, 0.9), (1, A, 0.8)], 0.5, 0.5, id="a mistake first"),
-        pytest.param([(1, A, False)], [(1, A, 0.8), (1, ELSEWHERE, 0.7)], 1, 1, id="a mistake last does not matter"),
-        # right, wrong (second on A), right: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1;
-        # 07: six places at 1 (0 to .5) and five at 2/3; 10: 1/2 * 1 + 1/2 * 2/3
+        pytest.param([(1, A, False)], [(1, ELSEWHERE, 0.9), (1, A, 0.8)], 0.5, 0.5, id="false positive first"),
+        pytest.param(
+            [(1, A, False)], [(1, A, 0.8), (1, ELSEWHERE, 0.7)], 1, 1, id="false positive last does not count"
+        ),
+        # correct, wrong (second on A), correct: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1;
+        # 07: 1 at six recalls (0 to .5) and 2/3 at five; 10: 1/2 * 1 + 1/2 * 2/3
         pytest.param(
             [(1, A, False), (1, B, False)],
             [(1, A, 0.9), (1, NEAR_A, 0.8), (1, B, 0.7)],
             (6 + 5 * 2 / 3) / 11,
             5 / 6,
-            id="a second detection of one object is a mistake",
+            id="second detection of an object is a false positive",
         ),
-        # the difficult object's detections are no events: as if only the third were there
+        # the difficult object's detections do not count: only the third is left
         pytest.param(
             [(1, A, True), (1, B, False)],
             [(1, A, 0.9), (1, NEAR_A, 0.8), (1, B, 0.7)],
             1,
             1,
-            id="difficult neither rewards nor punishes",
+            id="detections of a difficult object do not count",
         ),
-        # The better box of two on A comes later, and looks at A all the same: B's neighbour is no way out.
+        # The second detection overlaps the first object most, which is taken; it is not matched to the second object.
         pytest.param(
             [(1, (0, 0, 10, 10), False), (1, (0, 4, 10, 14), False)],
             [(1, (0, 0, 10, 10), 0.9), (1, (0, 1, 10, 11), 0.8)],
             6 / 11,
             0.5,
-            id="a detection looks at its best object only, taken or not",
+            id="a detection is matched to its best object only, taken or not",
         ),
-        # one of two found: recall .5 reached: six of eleven places
+        # one of two found: recall .5 is reached: six of eleven recalls
         pytest.param([(1, A, False), (2, B, False)], [(1, A, 0.9)], 6 / 11, 0.5, id="half found"),
-        # equal scores: image 1 before image 2, so the mistake comes first
-        pytest.param([(2, A, False)], [(2, A, 0.5), (1, A, 0.5)], 0.5, 0.5, id="ties go by image"),
+        # equal scores: image 1 before image 2, so the false positive comes first
+        pytest.param([(2, A, False)], [(2, A, 0.5), (1, A, 0.5)], 0.5, 0.5, id="ties are ordered by image"),
     ],
 )
 def test_voc_by_hand(objects, detections, voc07, voc10):
     assert voc(objects, detections) == pytest.approx((voc07, voc10), abs=1e-12)
 
 
-def test_voc07_recall_of_three_tenths_is_reached_by_three_of_ten():
-    # 0, .1, .2 and .3: four of eleven places (0.1 * 3 > 3 / 10 in floating point)
+def test_voc07_recall_of_0_3_is_reached_by_three_of_ten_objects():
+    # 0, .1, .2 and .3: four of eleven recalls (0.1 * 3 > 3 / 10 in floating point)
     assert average_precisions(np.array([1, 2, 3]), 10) == pytest.approx((4 / 11, 0.3), abs=1e-15)
 
 
-def test_voc_inclusive_coordinates_are_edges():
-    # VOC's 1..10 (ten pixels wide) against 1..20: 10 / 20 with its + 1; as edges 0..10 and 0..20
+def test_iou_of_edges_equals_voc_iou_of_inclusive_coordinates():
+    # VOC's 1..10 (ten pixels wide) and 1..20: 10 / 20 with its + 1; as edges 0..10 and 0..20
     assert voc([(1, (0, 0, 20, 10), False)], [(1, (0, 0, 10, 10), 0.5)]) == (1, 1)
 
 
-# ---- the front ----
+# ---- evaluate ----
 
 
 def test_order_of_images_does_not_matter(make_case):
-    case = make_case(seed=5, num_images=12, num_classes=3, most_objects=8, most_detections=40, grid=True)
+    case = make_case(seed=5, num_images=12, num_classes=3, max_objects=8, max_detections=40, grid=True)
     expected = evaluate(case.ground_truth, case.predictions)
     shuffled = np.random.default_rng(0).permutation(np.unique(case.predictions.image_ids))
     rows = np.concatenate([np.flatnonzero(case.predictions.image_ids == image_id) for image_id in shuffled])
@@ -285,21 +287,21 @@ def test_order_of_images_does_not_matter(make_case):
     assert evaluate(case.ground_truth, again) == expected
 
 
-def test_only_the_protocols_asked_for(case):
+def test_only_the_requested_protocols_are_evaluated(case):
     scores = evaluate(case.ground_truth, case.predictions, ["voc07"])
     assert list(scores.metrics) == ["VOC07"]
     assert all(list(values) == ["VOC07"] for values in scores.per_class.values())
 
 
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
-def test_nothing_to_measure_is_minus_one(engine):
+def test_metrics_without_ground_truth_are_minus_one(engine):
     ground_truth, predictions = one_class([], [(1, A, 0.5)])
     assert set(evaluate(ground_truth, predictions, engine=engine).metrics.values()) == {-1.0}
-    nobody = GroundTruth.from_targets([], classes=["thing"])
-    assert set(evaluate(nobody, Predictions.from_lists([], []), engine=engine).metrics.values()) == {-1.0}
+    empty = GroundTruth.from_targets([], classes=["thing"])
+    assert set(evaluate(empty, Predictions.from_lists([], []), engine=engine).metrics.values()) == {-1.0}
 
 
-def test_strangers_are_refused(case):
+def test_unknown_images_and_labels_and_nan_scores_are_input_errors(case):
     found = case.predictions
     other = Predictions(found.image_ids + 5000, found.boxes, found.scores, found.labels)
     with pytest.raises(InputError, match=r"image \d+: has predictions but no ground truth"):
@@ -310,13 +312,13 @@ def test_strangers_are_refused(case):
         evaluate(case.ground_truth, Predictions(found.image_ids, found.boxes, found.scores * np.nan, found.labels))
 
 
-def test_names_that_do_not_exist_are_refused():
-    with pytest.raises(InputError, match="no protocol 'voc12'; there are coco, voc07, voc10"):
-        check_names(["voc12"], "hotcoco")
-    with pytest.raises(InputError, match="no engine 'coldcoco'"):
-        check_names(["coco"], "coldcoco")
+def test_unknown_protocols_and_engines_are_input_errors():
+    with pytest.raises(InputError, match="unknown protocol 'voc12'; choose from coco, voc07, voc10"):
+        check_protocols(["voc12"], "hotcoco")
+    with pytest.raises(InputError, match="unknown engine 'coldcoco'"):
+        check_protocols(["coco"], "coldcoco")
 
 
-def test_table_in_words(case):
+def test_formatted_scores_name_classes_and_metrics(case):
     text = format_scores(evaluate(case.ground_truth, case.predictions))
-    assert all(word in text for word in ("class0", "class3", "VOC07", "AR100"))
+    assert all(name in text for name in ("class0", "class3", "VOC07", "AR100"))

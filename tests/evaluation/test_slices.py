@@ -1,4 +1,4 @@
-"""AP of parts of the objects against COCO's rule for sizes, read slowly, and against COCO's own sizes."""
+"""AP of slices compared with a slow implementation of COCO's rule for sizes, and with COCO's own sizes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +11,15 @@ from slow_overlap import overlap
 
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
-from zoo.evaluation.slices import ASPECTS, CROWDING, SIZES, slices
+from zoo.evaluation.slices import ASPECTS, CROWDING, SIZES, evaluate_slices
 
 arguments = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32 - 1),
         "num_images": st.integers(1, 8),
         "num_classes": st.integers(1, 3),
-        "most_objects": st.sampled_from([1, 5, 14]),
-        "most_detections": st.sampled_from([0, 3, 30]),
+        "max_objects": st.sampled_from([1, 5, 14]),
+        "max_detections": st.sampled_from([0, 3, 30]),
         "grid": st.booleans(),
     }
 )
@@ -32,7 +32,7 @@ def average_precision(
     has_detection: np.ndarray,
     threshold: float,
 ) -> float:
-    """COCO's AP of what is in a slice: the mean over classes that have an object there."""
+    """COCO's AP of a slice: the mean over classes with an object in it."""
     precisions = []
     for label in range(len(ground_truth.classes)):
         num_objects, judged = 0, []
@@ -73,8 +73,8 @@ def average_precision(
     return float(np.mean(precisions)) if precisions else -1.0
 
 
-def in_order(case) -> Predictions:
-    """Detections image by image, which decides between equal scores."""
+def sort_by_image(case) -> Predictions:
+    """Detections sorted by image, the order that breaks ties of equal scores."""
     order = np.argsort(case.predictions.image_ids, kind="stable")
     return Predictions(*(getattr(case.predictions, name)[order] for name in ("image_ids", "boxes", "scores", "labels")))
 
@@ -97,9 +97,9 @@ def check(
 
 @given(arguments=arguments)
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_aspect_by_its_definition(make_case, arguments):
+def test_aspect_slices_equal_a_slow_loop(make_case, arguments):
     case = make_case(**arguments)
-    predictions = in_order(case)
+    predictions = sort_by_image(case)
 
     def tall_between_wide(boxes: np.ndarray) -> list[np.ndarray]:
         ratio = (boxes[:, 2] - boxes[:, 0]).astype(np.float64) / (boxes[:, 3] - boxes[:, 1])
@@ -110,16 +110,16 @@ def test_aspect_by_its_definition(make_case, arguments):
         tall_between_wide(predictions.boxes.astype(np.float64)),
         strict=True,
     )
-    check(slices(case.ground_truth, predictions)["aspect"], case.ground_truth, predictions, list(members))
+    check(evaluate_slices(case.ground_truth, predictions)["aspect"], case.ground_truth, predictions, list(members))
 
 
 @given(arguments=arguments)
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_crowding_is_the_score_on_the_images_with_so_many_objects(make_case, arguments):
+def test_crowding_slices_equal_evaluation_of_the_images_in_the_slice(make_case, arguments):
     case = make_case(**arguments)
     truth = case.ground_truth
     counts = np.bincount(truth.image_index[~truth.iscrowd], minlength=len(truth.image_ids))
-    found = slices(truth, case.predictions)["crowding"]
+    found = evaluate_slices(truth, case.predictions)["crowding"]
     for entry, kept in zip(found, (counts <= 4, (counts >= 5) & (counts <= 9), counts >= 10), strict=True):
         inside = np.isin(case.predictions.image_ids, truth.image_ids[kept])
         columns = (getattr(case.predictions, name)[inside] for name in ("image_ids", "boxes", "scores", "labels"))
@@ -130,37 +130,37 @@ def test_crowding_is_the_score_on_the_images_with_so_many_objects(make_case, arg
 
 @given(arguments=arguments)
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_sizes_are_those_of_coco(make_case, arguments):
+def test_size_slices_equal_coco(make_case, arguments):
     case = make_case(**arguments)
     expected = evaluate(case.ground_truth, case.predictions, ["coco"]).metrics
-    found = slices(case.ground_truth, case.predictions)["size"]
+    found = evaluate_slices(case.ground_truth, case.predictions)["size"]
     assert [entry.AP for entry in found] == pytest.approx([expected[key] for key in ("APs", "APm", "APl")], abs=1e-12)
 
 
-def test_size_by_the_same_definition(case):
-    """The slow reading is COCO's: it gives COCO's own slices."""
-    predictions = in_order(case)
+def test_size_slices_equal_the_slow_loop(case):
+    """Checks the slow loop: it implements COCO's rule for sizes."""
+    predictions = sort_by_image(case)
     area = (predictions.boxes[:, 2:].astype(np.float64) - predictions.boxes[:, :2]).prod(axis=1)
     members = [
         ((case.ground_truth.areas >= low) & (case.ground_truth.areas <= high), (area >= low) & (area <= high))
         for low, high in ((0, 32**2), (32**2, 96**2), (96**2, 1e10))
     ]
-    check(slices(case.ground_truth, predictions)["size"], case.ground_truth, predictions, members)
+    check(evaluate_slices(case.ground_truth, predictions)["size"], case.ground_truth, predictions, members)
 
 
-def test_every_object_has_one_aspect_and_one_crowding(case):
-    found = slices(case.ground_truth, case.predictions)
-    looked_for = int((~case.ground_truth.iscrowd).sum())
-    assert sum(entry.objects for entry in found["aspect"]) == looked_for
-    assert sum(entry.objects for entry in found["crowding"]) == looked_for
+def test_every_object_is_in_one_aspect_slice_and_one_crowding_slice(case):
+    found = evaluate_slices(case.ground_truth, case.predictions)
+    num_objects = int((~case.ground_truth.iscrowd).sum())
+    assert sum(entry.objects for entry in found["aspect"]) == num_objects
+    assert sum(entry.objects for entry in found["crowding"]) == num_objects
     names = {"size": [*SIZES], "aspect": [*ASPECTS], "crowding": [*CROWDING]}
     assert {key: [entry.name for entry in entries] for key, entries in found.items()} == names
 
 
 @pytest.mark.parametrize(
-    ("box", "place"),
+    ("box", "index"),
     [
-        ((0.0, 0.0, 10.0, 20.0), 1),  # just twice as high
+        ((0.0, 0.0, 10.0, 20.0), 1),  # exactly twice as high
         ((0.0, 0.0, 10.0, 21.0), 0),
         ((0.0, 0.0, 20.0, 10.0), 1),
         ((0.0, 0.0, 21.0, 10.0), 2),
@@ -168,7 +168,7 @@ def test_every_object_has_one_aspect_and_one_crowding(case):
         ((0.0, 0.0, 0.0, 0.0), 1),  # a point
     ],
 )
-def test_borders_of_aspect(box, place):
+def test_limits_of_aspect_slices(box, index):
     truth = GroundTruth.from_counts(
         classes=["a"],
         image_ids=np.arange(1),
@@ -179,19 +179,19 @@ def test_borders_of_aspect(box, place):
         iscrowd=np.zeros(1, bool),
         difficult=np.zeros(1, bool),
     )
-    found = slices(truth, Predictions.from_lists([], []))
-    assert [entry.objects for entry in found["aspect"]] == [int(at == place) for at in range(3)]
-    assert [entry.AP for entry in found["aspect"]] == [0.0 if at == place else -1.0 for at in range(3)]
+    found = evaluate_slices(truth, Predictions.from_lists([], []))
+    assert [entry.objects for entry in found["aspect"]] == [int(at == index) for at in range(3)]
+    assert [entry.AP for entry in found["aspect"]] == [0.0 if at == index else -1.0 for at in range(3)]
 
 
 @pytest.mark.parametrize(
     "change", [lambda truth: truth.of_images(truth.image_ids[:0]), lambda truth: only_crowds(truth)]
 )
-def test_no_object_no_score(case, change: Callable[[GroundTruth], GroundTruth]):
+def test_ap_is_undefined_without_objects(case, change: Callable[[GroundTruth], GroundTruth]):
     truth = change(case.ground_truth)
     inside = np.isin(case.predictions.image_ids, truth.image_ids)
     columns = (getattr(case.predictions, name)[inside] for name in ("image_ids", "boxes", "scores", "labels"))
-    for entries in slices(truth, Predictions(*columns)).values():
+    for entries in evaluate_slices(truth, Predictions(*columns)).values():
         assert [(entry.objects, entry.AP, entry.AP50) for entry in entries] == [(0, -1.0, -1.0)] * 3
 
 
@@ -199,7 +199,7 @@ def only_crowds(truth: GroundTruth) -> GroundTruth:
     return replace(truth, iscrowd=np.ones(len(truth.labels), bool))
 
 
-def test_an_unknown_image_is_refused(case):
-    strange = replace(case.predictions, image_ids=case.predictions.image_ids + 5000)
+def test_unknown_image_is_an_input_error(case):
+    other = replace(case.predictions, image_ids=case.predictions.image_ids + 5000)
     with pytest.raises(InputError, match="no ground truth"):
-        slices(case.ground_truth, strange)
+        evaluate_slices(case.ground_truth, other)

@@ -1,3 +1,5 @@
+"""`zoo report` on a finished comparison: analysis, verification, external predictions, and refused input."""
+
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from zoo.report.results import Results, read_results
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A comparison of two models with two seeds, done once, in this process; its data files hold absolute paths."""
+    """A comparison of two models with two seeds, run once in this process; its data files contain absolute paths."""
     folder = tmp_path_factory.mktemp("compared")
     write_files(folder)
     write_yaml(folder / "wide.yaml", model_config(width=9))
@@ -33,7 +35,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the comparison, for a test to change."""
+    """A copy of the comparison that a test may modify."""
     shutil.copytree(compared, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
@@ -43,16 +45,16 @@ def read(folder: Path) -> Results:
     return read_results(folder / "results.json")
 
 
-def without_times(file: Path) -> dict[str, object]:
+def without_creation_time(file: Path) -> dict[str, object]:
     content = json.loads(file.read_text())
     content.pop("created")
     return content
 
 
-def test_a_comparison_ends_in_intervals_verdicts_and_errors(folder: Path) -> None:
+def test_a_comparison_has_intervals_differences_and_errors(folder: Path) -> None:
     results = read(folder / "out")
     assert results.resamples == 1000
-    assert results.class_images == dict.fromkeys(results.classes, 3)  # the last of four images holds nothing
+    assert results.class_images == dict.fromkeys(results.classes, 3)  # the last of four images has no objects
     (pair,) = results.pairs
     assert (pair.first, pair.second) == ("model", "wide")
     assert pair.differences["AP"].low <= pair.differences["AP"].value <= pair.differences["AP"].high
@@ -70,18 +72,18 @@ def test_a_comparison_ends_in_intervals_verdicts_and_errors(folder: Path) -> Non
         assert run.analysis.calibration is not None
 
 
-def test_the_report_is_made_again_from_the_kept_files_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = without_times(folder / "out/results.json")
-    for file in ("report.html", "report.md", "examples.json"):  # results.json says which command it was
+def test_a_report_made_again_has_the_same_values(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = without_creation_time(folder / "out/results.json")
+    for file in ("report.html", "report.md", "examples.json"):  # not results.json, which has the original command
         (folder / "out" / file).unlink()
     assert main(["report", "out"]) == 0
-    assert without_times(folder / "out/results.json") == before
+    assert without_creation_time(folder / "out/results.json") == before
     assert (folder / "out/report.html").exists()
     assert main(["report", "out", "--verify"]) == 0
-    assert "as they are in" in capsys.readouterr().out
+    assert "values are the same as in" in capsys.readouterr().out
 
 
-def test_verify_finds_a_figure_that_does_not_come_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_detects_a_changed_value(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "out/results.json"
     content = json.loads(file.read_text())
     content["runs"][1]["metrics"]["AP75"] += 0.001
@@ -101,10 +103,10 @@ def test_verify_refuses_other_annotations(folder: Path, capsys: pytest.CaptureFi
     assert "annotations of the test split" in capsys.readouterr().err
 
 
-def test_detectors_of_other_frameworks_take_part_by_their_predictions(folder: Path) -> None:
+def test_external_predictions_are_evaluated_like_runs(folder: Path) -> None:
     (folder / "theirs").mkdir()
     entries = json.loads((folder / "out/model_seed0/predictions.json").read_text())
-    entries.sort(key=lambda entry: entry["score"])  # theirs may come in any order, here the least sure first
+    entries.sort(key=lambda entry: entry["score"])  # external predictions may come in any order
     (folder / "theirs/detr.json").write_text(json.dumps(entries))
     assert main(["report", "out", "theirs", "--out", "both"]) == 0
     results = read(folder / "both")
@@ -116,13 +118,13 @@ def test_detectors_of_other_frameworks_take_part_by_their_predictions(folder: Pa
     assert theirs.shown_score == ours.shown_score
     assert len(results.pairs) == 3
     assert main(["report", "both", "--verify"]) == 0
-    # and alone, where a data file says what is true
+    # External predictions alone need a data file for the ground truth.
     assert main(["report", "theirs/detr.json", "--data", "data.yaml", "--out", "alone"]) == 0
     assert read(folder / "alone").runs[0].metrics == ours.metrics
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["theirs.json", "--out", "x"], "give --data FILE"),
@@ -132,25 +134,25 @@ def test_detectors_of_other_frameworks_take_part_by_their_predictions(folder: Pa
         (["out/model_seed0", "out/wide_seed0", "--verify"], "one report"),
     ],
 )
-def test_what_cannot_be_reported_on_is_said_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+def test_bad_input_of_report_gives_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (folder / "theirs.json").write_text("[]")
     (folder / "checkpoints").mkdir()
-    assert main(["report", *words]) == 2
+    assert main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "x").exists()
 
 
-def test_runs_of_one_name_that_are_not_seeds_of_one_model_are_refused(
+def test_runs_of_different_models_with_the_same_name_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They would be averaged."""
+    """Runs with the same name are averaged."""
     shutil.copytree(folder / "out/model_seed0", folder / "again/model_seed0")
     assert main(["report", "out", "again", "--out", "both"]) == 2
-    assert "another run is called model" in capsys.readouterr().err
+    assert "another run is also named model" in capsys.readouterr().err
     file = folder / "again/model_seed0/run.json"
     file.write_text(file.read_text().replace('"2 epochs"', '"3 epochs"'))
     shutil.move(folder / "out/model_seed0", folder / "aside")
@@ -158,11 +160,11 @@ def test_runs_of_one_name_that_are_not_seeds_of_one_model_are_refused(
     assert "not another seed of the same model and budget" in capsys.readouterr().err
     (folder / "wide.json").write_bytes((folder / "out/wide_seed0/predictions.json").read_bytes())
     assert main(["report", "out", "wide.json", "--out", "both"]) == 2
-    assert "another run is called wide" in capsys.readouterr().err
+    assert "another run is also named wide" in capsys.readouterr().err
     assert not (folder / "both").exists()
 
 
-def test_runs_on_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_on_other_annotations_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "out/wide_seed1/run.json"
     content = json.loads(file.read_text())
     content["annotations"]["test"] = "0" * 16

@@ -1,4 +1,4 @@
-"""Ceilings: hand-made scenes whose answer is known, and slow loops over everything."""
+"""Ceilings of every detector against scenes counted by hand and against slow loops."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.data.formats.shapes import Shapes
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
-from zoo.experiment.ceilings import ceilings, corner_ceilings, hidden_objects, match_anchors
+from zoo.experiment.ceilings import compute_ceilings, corner_ceilings, match_anchors, merged_objects
 from zoo.models import MODELS
 from zoo.models.cornernet import CornerNet
 from zoo.nn.frame import FrameConfig
@@ -41,7 +41,7 @@ def make_table(
     crowds: Sequence[int] = (),
     difficult: Sequence[int] = (),
 ) -> AnnotationTable:
-    """A table of images of one (width, height), from their boxes."""
+    """A table of images of the same size (width, height), given the boxes of each image."""
     boxes = [box for image in images for box in image]
     index = [number for number, image in enumerate(images) for _ in image]
     flags = {"iscrowd": crowds, "difficult": difficult}
@@ -58,38 +58,38 @@ def make_table(
     )
 
 
-SOURCE = Shapes(1, seed=0)  # of which nothing is read, but by selective search
+SOURCE = Shapes(1, seed=0)  # only selective search reads its images
 
 
 def objects_of(detector: Detector, table: AnnotationTable) -> list[int]:
-    return [ceiling.objects for ceiling in ceilings(detector, table, SOURCE)]
+    return [ceiling.objects for ceiling in compute_ceilings(detector, table, SOURCE)]
 
 
-# ---------------------------------------------------------------------------------------------------- what all share
+# ------------------------------------------------------------------------------------------------------ all detectors
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_to_count(name: str) -> None:
+def test_shares_are_nan_without_counted_objects(name: str) -> None:
     nothing = make_table([[], [[4, 4, 40, 40]]], crowds=[0])
     source = Shapes(2, seed=0)
     table = nothing if name not in ("rcnn", "fast_rcnn") else source.read().select([])
-    found = ceilings(build(name), table, source)
+    found = compute_ceilings(build(name), table, source)
     assert found
     assert all(math.isnan(ceiling.share) and ceiling.objects == 0 for ceiling in found)
 
 
-def test_a_detector_of_another_house_has_none() -> None:
-    assert ceilings(TinyDetector(num_classes=3), make_table([[[4, 4, 40, 40]]]), SOURCE) == []
+def test_other_detectors_have_no_ceilings() -> None:
+    assert compute_ceilings(TinyDetector(num_classes=3), make_table([[[4, 4, 40, 40]]]), SOURCE) == []
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "sliding_window", "yolov1", "cornernet"])
-def test_the_detector_stays_as_it_was(name: str) -> None:
+def test_computing_ceilings_does_not_modify_the_detector(name: str) -> None:
     detector = build(name)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    watched: list[int] = []
+    seen: list[int] = []
     table = make_table([[[4, 4, 40, 40]], [], [[1, 2, 60, 50], [30, 30, 34, 35]]])
-    found = ceilings(detector, table, SOURCE, watch=lambda images: (watched.append(i) or i for i in images))
-    assert len(watched) == 3
+    found = compute_ceilings(detector, table, SOURCE, progress=lambda images: (seen.append(i) or i for i in images))
+    assert len(seen) == 3
     assert all(isinstance(ceiling, Ceiling) and 0 <= ceiling.share <= 1 for ceiling in found)
     assert detector.training
     assert {value.device.type for value in (*detector.parameters(), *detector.buffers())} == {"cpu"}
@@ -100,7 +100,7 @@ def test_the_detector_stays_as_it_was(name: str) -> None:
 
 
 def all_anchors(detector: Detector, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Anchors of a blank image by the network itself, and how much larger its frame is."""
+    """Anchors of a blank image by the network itself, and the scale of its frame."""
     batch = detector.frame([torch.zeros(3, height, width, dtype=torch.uint8)])
     with torch.no_grad():
         return torch.cat(detector.encode(batch).anchors), batch.scales[0].repeat(2)
@@ -115,7 +115,7 @@ def iou_of(one: Sequence[float], other: Sequence[float]) -> float:
 
 @pytest.mark.parametrize(("name", "threshold"), [("retinanet", 0.5), ("faster_rcnn", 0.7)])
 def test_anchors_against_a_slow_loop(name: str, threshold: float) -> None:
-    """Images of two shapes, of which one is framed to another size than it has."""
+    """Images of two sizes, one of which is resized by framing."""
     detector = build(name).eval()
     generator = np.random.default_rng(3)
     shares: list[float] = []
@@ -124,7 +124,7 @@ def test_anchors_against_a_slow_loop(name: str, threshold: float) -> None:
         boxes = np.concatenate([start, start + generator.uniform(4, 44, (8, 2))], axis=1)
         table = make_table([boxes[:5].tolist(), boxes[5:].tolist()], size=size, crowds=[1], difficult=[6])
         anchors, scale = all_anchors(detector, *size)
-        lost, unanswered = 0, 0
+        lost, unmatched = 0, 0
         for rows in ([0, 2, 3, 4], [5, 7]):
             framed = [(torch.tensor(boxes[row]).float() * scale).tolist() for row in rows]
             overlaps = [[iou_of(box, anchor) for anchor in anchors.tolist()] for box in framed]
@@ -132,28 +132,28 @@ def test_anchors_against_a_slow_loop(name: str, threshold: float) -> None:
             matched = match(
                 pairwise_iou(torch.tensor(framed)[None], anchors), torch.ones(1, len(rows)) > 0, 0.3, threshold, True
             )
-            unanswered += sum(number not in matched[0].tolist() for number in range(len(rows)))
+            unmatched += sum(number not in matched[0].tolist() for number in range(len(rows)))
         assert lost > 0
-        assert objects_of(detector, table) == [lost, unanswered]
-        shares.append(ceilings(detector, table, SOURCE)[0].share)
+        assert objects_of(detector, table) == [lost, unmatched]
+        shares.append(compute_ceilings(detector, table, SOURCE)[0].share)
         assert shares[-1] == pytest.approx(lost / 6)
     assert min(shares) < 1
 
 
-def test_an_anchor_itself_and_a_speck() -> None:
+def test_an_object_equal_to_an_anchor_and_a_tiny_one() -> None:
     detector = build("retinanet").eval()
     anchors, _ = all_anchors(detector, 128, 64)
     inside = anchors[((anchors[:, :2] >= 0).all(1)) & (anchors[:, 2] <= 128) & (anchors[:, 3] <= 64)]
     assert objects_of(detector, make_table([[inside[7].tolist()]])) == [0, 0]
-    assert objects_of(detector, make_table([[[50, 30, 52, 32]]])) == [1, 0]  # its best anchor learns it
-    twins = [[50.0, 30.0, 52.0, 32.0]] * 2
-    assert objects_of(detector, make_table([twins])) == [2, 1]  # the first has the anchors of both
-    assert objects_of(detector, make_table([twins[:1], twins[:1]])) == [2, 0]
+    assert objects_of(detector, make_table([[[50, 30, 52, 32]]])) == [1, 0]  # its best anchor is matched
+    duplicates = [[50.0, 30.0, 52.0, 32.0]] * 2
+    assert objects_of(detector, make_table([duplicates])) == [2, 1]  # the anchors of both are matched to the first
+    assert objects_of(detector, make_table([duplicates[:1], duplicates[:1]])) == [2, 0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([0.5, 0.7]), st.booleans())
-def test_pruned_matching_is_matching(seed: int, num_objects: int, high: float, tiny: bool) -> None:
+def test_match_anchors_equals_matching_all_anchors(seed: int, num_objects: int, high: float, tiny: bool) -> None:
     """Objects of any size among anchors with gaps between them, so that some centres lie in no anchor."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(40, 2, generator=generator) * 100
@@ -163,16 +163,16 @@ def test_pruned_matching_is_matching(seed: int, num_objects: int, high: float, t
     boxes = torch.cat([corners, corners + sides], dim=1)
     iou = pairwise_iou(boxes, anchors)
     matched = match(iou[None], torch.ones(1, num_objects, dtype=torch.bool), 0.3, high, True)[0].tolist()
-    overlap, answered = match_anchors(boxes, anchors, 0.3, high)
+    overlap, is_matched = match_anchors(boxes, anchors, 0.3, high)
     assert torch.equal(overlap, iou.amax(dim=1))
-    assert answered.tolist() == [number in matched for number in range(num_objects)]
+    assert is_matched.tolist() == [number in matched for number in range(num_objects)]
 
 
 # ------------------------------------------------------------------------------------------------ windows, proposals
 
 
 def test_windows_by_hand() -> None:
-    """Square windows of 40 pixels every 8 pixels, in a frame of the image's own size."""
+    """Square windows of 40 pixels every 8 pixels, in a frame of the image's size."""
     detector = build(
         "sliding_window", window_side=40, window_shapes=((40.0, 40.0),), frame=FrameConfig(64, 128, divisor=8)
     ).eval()
@@ -192,7 +192,7 @@ def test_windows_by_hand() -> None:
 
 
 def test_windows_on_padding_do_not_count() -> None:
-    """A frame is padded to 128 x 96 for an image of 128 x 64: windows below the image are never read."""
+    """The frame of an image of 128 x 64 is padded to 128 x 96: windows below the image are not evaluated."""
     arguments = {"window_side": 28, "window_shapes": ((28.0, 28.0),)}
     padded = build("sliding_window", **arguments, frame=FrameConfig(64, 128, divisor=96)).eval()
     plain = build("sliding_window", **arguments, frame=FrameConfig(64, 128, divisor=8)).eval()
@@ -211,7 +211,7 @@ def test_selective_search_against_a_slow_loop(tmp_path: Path) -> None:
         proposals = propose(source.load_image(table, index), detector.proposals).tolist()
         for box in table.target(index)["boxes"].tolist():
             missed += max(iou_of(box, proposal) for proposal in proposals) < 0.5
-    (found,) = ceilings(detector, table, source)
+    (found,) = compute_ceilings(detector, table, source)
     assert (found.objects, found.share) == (missed, pytest.approx(missed / table.num_objects))
     assert any(tmp_path.iterdir())
 
@@ -229,15 +229,15 @@ def test_yolo_cells_by_hand() -> None:
         [2, 2, 4, 4],  # a third one in (0, 0): lost
     ]
     second = [[0, 0, 15, 7]]  # of another image
-    third = [[40, 20, 60, 30], [40, 20, 60, 30], [40, 20, 60, 30]]  # equal: the first wins
-    found = ceilings(detector, make_table([first, second, [], third]), SOURCE)
+    third = [[40, 20, 60, 30], [40, 20, 60, 30], [40, 20, 60, 30]]  # equal: the first gets the cell
+    found = compute_ceilings(detector, make_table([first, second, [], third]), SOURCE)
     assert [ceiling.objects for ceiling in found] == [4]
     assert found[0].share == pytest.approx(4 / 8)
     assert objects_of(detector, make_table([first], crowds=[0])) == [1]  # the next largest gets the cell
 
 
-def test_yolo_images_are_many() -> None:
-    """More images than are put into cells together: none is left out."""
+def test_yolo_cells_of_more_images_than_one_batch() -> None:
+    """All batches of images are counted."""
     detector = build("yolov1")
     assert objects_of(detector, make_table([[[0, 0, 15, 7], [1, 1, 5, 5]]] * 131)) == [131]
 
@@ -263,23 +263,23 @@ def test_corners_by_hand() -> None:
 
 
 def test_corners_are_of_framed_images() -> None:
-    """Of an image of 256x128, framed to half: boxes that are 8 pixels apart are one cell apart there."""
+    """An image of 256x128 is framed to half its size: boxes 8 pixels apart are one cell of 4 pixels apart."""
     detector = build("cornernet")
     boxes = [[16.5, 16.5, 60.0, 60.0], [22.0, 18.0, 62.0, 62.0]]
     assert objects_of(detector, make_table([boxes], size=(256, 128))) == [1, 1]
     assert objects_of(detector, make_table([boxes], size=(128, 64))) == [0, 1]
 
 
-def test_of_those_that_come_out_as_one_the_first_is_given() -> None:
+def test_merged_objects_by_hand() -> None:
     chain = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    assert hidden_objects(chain).tolist() == [False, True, False, True]
-    assert hidden_objects(torch.ones(3, 3, dtype=torch.bool)).tolist() == [False, True, True]
-    assert hidden_objects(torch.eye(2, dtype=torch.bool)).tolist() == [False, False]
-    assert hidden_objects(torch.zeros(0, 0, dtype=torch.bool)).tolist() == []
+    assert merged_objects(chain).tolist() == [False, True, False, True]
+    assert merged_objects(torch.ones(3, 3, dtype=torch.bool)).tolist() == [False, True, True]
+    assert merged_objects(torch.eye(2, dtype=torch.bool)).tolist() == [False, False]
+    assert merged_objects(torch.zeros(0, 0, dtype=torch.bool)).tolist() == []
 
 
 @pytest.mark.parametrize("name", ["retinanet", "cornernet", "yolov1"])
-def test_boxes_are_framed_as_the_detector_does(name: str) -> None:
+def test_boxes_are_framed_as_by_the_detector(name: str) -> None:
     from zoo.experiment.ceilings import _frame
 
     detector = build(name)

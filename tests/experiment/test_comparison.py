@@ -1,3 +1,5 @@
+"""`zoo compare` on tiny data: runs, budgets, resuming, refused folders, and failed runs."""
+
 import csv
 import json
 import math
@@ -5,7 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import pytorch_lightning.callbacks.timer
 import torch
+from clock import Clock
 from paths import HELPERS
 from tiny_data import data_config, model_config, write_files, write_yaml
 from tiny_detector import TinyDetector
@@ -15,20 +19,20 @@ import zoo.models
 from zoo.cli.main import main
 from zoo.errors import InputError
 from zoo.experiment import run as run_module
-from zoo.experiment.comparison import Budget, ComparisonInterrupted, compare
+from zoo.experiment.comparison import Budget, ComparisonInterrupted, run_comparison
 from zoo.io.files import encode_json
 from zoo.report.results import Results, read_results
 from zoo.training.configuration import first_difference
 
 
 @pytest.fixture(autouse=True)
-def _known_to_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+def _register_tiny_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(zoo.models.MODELS, "tiny", TinyDetector)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pictures, configurations, and runs that happen in this process."""
+    """A folder with images and configurations; runs are executed in this process."""
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(zoo.experiment.comparison, "launch_fork", run_module.main)
@@ -53,7 +57,7 @@ def steps(run_folder: Path) -> int:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def test_two_models_end_in_one_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_models_are_compared_in_one_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_yaml(folder / "wide.yaml", model_config(width=9))
     assert run_compare(models=("model.yaml", "wide.yaml")) == 0
     printed = capsys.readouterr().out
@@ -79,10 +83,10 @@ def test_two_models_end_in_one_report(folder: Path, capsys: pytest.CaptureFixtur
     assert run.per_class.keys() == {"box", "bar"}
     assert [point.epoch for point in run.curve] == [1, 2]
     assert [point.images_seen for point in run.curve] == [8, 16]
-    # the convolution with its bias, and the head's: (3 * 64 + 1) * width + (width + 1) * (2 + 4)
+    # convolution and head, with biases: (3 * 64 + 1) * width + (width + 1) * (2 + 4)
     assert run.cost.parameters == 193 * 4 + 5 * 6
     assert wide.cost.parameters == 193 * 9 + 10 * 6
-    # two for each product with its addition, on a grid of 16 cells
+    # two per multiply-add, on a grid of 16 cells
     assert run.cost.flops == 2 * 16 * (192 * 4 + 4 * 6)
     assert run.cost.flops_input == "48x32 framed to 32x32"
     assert run.cost.ms_per_image is not None
@@ -94,7 +98,7 @@ def test_two_models_end_in_one_report(folder: Path, capsys: pytest.CaptureFixtur
         assert {entry["category_id"] for entry in json.loads((inside / "predictions.json").read_text())} <= {3, 6}
 
 
-def test_the_configuration_of_a_run_is_one_for_fit(folder: Path) -> None:
+def test_fit_reproduces_a_run_from_its_configuration(folder: Path) -> None:
     assert run_compare("--epochs", "1") == 0
     assert main(["fit", "--config", "out/model_seed0/config.yaml"]) == 0
     ours = torch.load(folder / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -119,7 +123,7 @@ def test_seeds_and_names_and_overrides(folder: Path) -> None:
     assert not torch.equal(*weights)
 
 
-def test_no_validation_split_tests_the_last_weights(folder: Path) -> None:
+def test_without_a_val_split_the_last_weights_are_tested(folder: Path) -> None:
     config = data_config(folder)
     del config["val"]
     write_yaml(folder / "data.yaml", config)
@@ -128,7 +132,7 @@ def test_no_validation_split_tests_the_last_weights(folder: Path) -> None:
     assert results(folder).runs[0].curve == []
 
 
-def test_no_test_split_measures_on_val(folder: Path) -> None:
+def test_without_a_test_split_the_val_split_is_evaluated(folder: Path) -> None:
     config = data_config(folder)
     del config["test"]
     write_yaml(folder / "data.yaml", config)
@@ -141,7 +145,7 @@ def test_no_test_split_measures_on_val(folder: Path) -> None:
 
 
 def test_an_image_budget_counts_images_and_ends_with_a_validation(folder: Path) -> None:
-    # 8 images are an epoch of 2 steps, validated; 12 end after 3 steps, in the middle of the next
+    # An epoch has 8 images in 2 steps and ends with a validation; 12 images end in the middle of the second epoch.
     assert run_compare("--images", "12") == 0
     run = results(folder).runs[0]
     assert steps(folder / "out/model_seed0") == 3
@@ -149,13 +153,13 @@ def test_an_image_budget_counts_images_and_ends_with_a_validation(folder: Path) 
     assert results(folder).budget == "12 images"
 
 
-def test_a_run_that_is_stopped_after_its_training_is_finished_by_the_same_command(
+def test_a_run_that_fails_after_its_training_is_finished_by_the_same_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The budget ends in the middle of an epoch, and the process in the test that follows."""
+    """The budget ends in the middle of an epoch, and the process fails during the test that follows."""
     assert run_compare("--images", "12") == 0
     expected = results(folder).runs[0]
-    (folder / "out").rename(folder / "in_one_go")
+    (folder / "out").rename(folder / "uninterrupted")
     with monkeypatch.context() as patch:
         patch.setattr(TinyDetector, "test_step", lambda *_: 1 / 0)
         assert run_compare("--images", "12") == 1
@@ -167,10 +171,21 @@ def test_a_run_that_is_stopped_after_its_training_is_finished_by_the_same_comman
     ]
 
 
-def test_a_time_budget_ends_the_training(folder: Path) -> None:
-    assert run_compare("--minutes", "0.02") == 0
-    assert results(folder).budget == "0.02 minutes"
-    assert results(folder).runs[0].curve[-1].epoch > 2
+def test_a_time_budget_ends_the_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second, and so does the validation after every two steps: twelve seconds are nine steps."""
+    clock = Clock()
+    monkeypatch.setattr(pytorch_lightning.callbacks.timer, "time", clock)
+    compute_losses = TinyDetector.compute_losses
+
+    def take_a_second(self: TinyDetector, outputs: torch.Tensor, batch: object) -> dict[str, torch.Tensor]:
+        clock.now += 1
+        return compute_losses(self, outputs, batch)
+
+    monkeypatch.setattr(TinyDetector, "compute_losses", take_a_second)
+    assert run_compare("--minutes", "0.2") == 0
+    assert results(folder).budget == "0.2 minutes"
+    assert steps(folder / "out/model_seed0") == 9
+    assert [point.images_seen for point in results(folder).runs[0].curve] == [8, 16, 24, 32, 36]
 
 
 @pytest.mark.parametrize(
@@ -186,20 +201,20 @@ def test_a_budget_as_trainer_arguments(budget: Budget, arguments: dict[str, obje
 
 
 @pytest.mark.parametrize("values", [{}, {"epochs": 1, "images": 5}, {"minutes": 0}, {"epochs": -1}])
-def test_a_budget_is_one_thing(values: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="one of"):
+def test_a_budget_needs_exactly_one_positive_limit(values: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="exactly one of"):
         Budget(**values)
 
 
-def test_a_budget_in_words() -> None:
-    words = [str(Budget(epochs=1)), str(Budget(images=20000)), str(Budget(minutes=2.5))]
-    assert words == ["1 epoch", "20000 images", "2.5 minutes"]
+def test_a_budget_as_text() -> None:
+    texts = [str(Budget(epochs=1)), str(Budget(images=20000)), str(Budget(minutes=2.5))]
+    assert texts == ["1 epoch", "20000 images", "2.5 minutes"]
 
 
-# ---------------------------------------------------------------------------------------------------------- going on
+# ---------------------------------------------------------------------------------------------------------- resuming
 
 
-def test_what_is_done_is_not_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_compare() == 0
     before = results(folder)
     launched: list[Path] = []
@@ -209,13 +224,13 @@ def test_what_is_done_is_not_done_again(folder: Path, monkeypatch: pytest.Monkey
     write_yaml(folder / "wide.yaml", model_config(width=9))
     assert run_compare(models=("model.yaml", "wide.yaml")) == 0
     assert [place.name for place in launched] == ["wide_seed0"]
-    # as text: what is not defined is NaN, which is not equal to itself
+    # As text, since undefined values are NaN, which is not equal to itself.
     assert encode_json(results(folder).runs[0]) == encode_json(before.runs[0])
 
 
-def test_a_stopped_run_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComparisonInterrupted in the third of four epochs: two are kept, two are trained, and the result is that of one go."""
-    in_peace = TinyDetector.compute_losses
+def test_a_stopped_run_resumes_with_the_same_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the third of four epochs: two are kept, two are trained, and weights equal an uninterrupted run's."""
+    original = TinyDetector.compute_losses
     seen: list[int] = []
 
     def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: object) -> dict[str, torch.Tensor]:
@@ -223,12 +238,12 @@ def test_a_stopped_run_goes_on_where_it_was(folder: Path, monkeypatch: pytest.Mo
             seen.append(self.trainer.global_step)
             if seen.count(5) == 1 and seen[-1] == 5:
                 raise KeyboardInterrupt
-        return in_peace(self, outputs, batch)
+        return original(self, outputs, batch)
 
     def launch(place: Path) -> int:
         try:
             return run_module.main(place)
-        except SystemExit:  # Lightning's answer to an interrupt
+        except SystemExit:  # Lightning raises it on an interrupt
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
@@ -246,12 +261,12 @@ def test_a_stopped_run_goes_on_where_it_was(folder: Path, monkeypatch: pytest.Mo
     with (folder / "out/model_seed0/metrics_part1.csv").open() as file:
         assert any(row["val/AP"] for row in csv.DictReader(file))
 
-    monkeypatch.setattr(TinyDetector, "compute_losses", in_peace)
+    monkeypatch.setattr(TinyDetector, "compute_losses", original)
     (folder / "out").rename(folder / "stopped")
     assert run_compare("--epochs", "4") == 0
-    in_one_go = torch.load(folder / "out/model_seed0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    uninterrupted = torch.load(folder / "out/model_seed0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     resumed = torch.load(folder / "stopped/model_seed0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(resumed[key], in_one_go[key]) for key in in_one_go)
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     assert results(folder).runs[0].metrics == stopped.metrics
 
 
@@ -276,7 +291,7 @@ def test_a_folder_of_another_configuration_is_refused(
     assert (folder / "out/results.json").read_bytes() == before
 
 
-def test_other_annotations_are_another_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_runs_on_other_annotations_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_compare() == 0
     content = json.loads((folder / "test.json").read_text())
     content["annotations"][0]["bbox"][2] -= 1
@@ -285,7 +300,7 @@ def test_other_annotations_are_another_data_set(folder: Path, capsys: pytest.Cap
     assert "annotations.test" in capsys.readouterr().err
 
 
-def test_the_first_difference_is_named() -> None:
+def test_first_difference_of_configurations() -> None:
     theirs = {"data": {"batch_size": 4, "name": "x"}, "model": 1}
     assert first_difference(theirs, {"data": {"batch_size": 4, "name": "x"}, "model": 1}) is None
     assert first_difference(theirs, {"data": {"batch_size": 8, "name": "x"}, "model": 2}) == ("data.batch_size", 4, 8)
@@ -295,23 +310,23 @@ def test_the_first_difference_is_named() -> None:
 # ---------------------------------------------------------------------------------------------------------- failures
 
 
-def test_one_failure_does_not_lose_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_does_not_affect_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_yaml(folder / "bad.yaml", model_config(fails="raises"))
     write_yaml(folder / "nan.yaml", model_config(fails="diverges"))
     assert run_compare(models=("bad.yaml", "nan.yaml", "model.yaml")) == 1
     bad, nan, good = results(folder).runs
     assert (bad.status, nan.status, good.status) == ("failed", "failed", "done")
     assert bad.error is not None
-    assert bad.error.startswith("RuntimeError: this detector was told to fail with two lines")
-    assert "told to fail" in (folder / "out/bad_seed0/error.log").read_text()
+    assert bad.error.startswith("RuntimeError: this detector fails on purpose with two lines")
+    assert "fails on purpose" in (folder / "out/bad_seed0/error.log").read_text()
     assert nan.error is not None
     assert ".png" in nan.error
     assert "\n" not in nan.error
-    assert "told to fail" in capsys.readouterr().out
+    assert "fails on purpose" in capsys.readouterr().out
     assert "bad" in (folder / "out/report.md").read_text()
 
 
-def test_a_failed_run_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(TinyDetector, "compute_predictions", lambda *_: 1 / 0)
         assert run_compare() == 1
@@ -319,10 +334,10 @@ def test_a_failed_run_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPat
     assert results(folder).runs[0].status == "done"
 
 
-def test_a_killed_process_takes_only_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_fails_only_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, fails="dies")
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
-    found = compare(
+    found = run_comparison(
         [tmp_path / "model.yaml"], tmp_path / "data.yaml", tmp_path / "trainer.yaml", tmp_path / "out", Budget(epochs=2)
     )
     assert found.runs[0].status == "failed"
@@ -331,19 +346,19 @@ def test_a_killed_process_takes_only_its_own_run(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out/report.html").exists()
 
 
-def test_an_interrupt_between_runs_ends_in_order(folder: Path) -> None:
+def test_an_interrupt_between_runs_ends_the_comparison(folder: Path) -> None:
     def launch(place: Path) -> int:
         signal.raise_signal(signal.SIGTERM)
         return 0
 
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ComparisonInterrupted, match="goes on from here"):
-        compare([Path("model.yaml")], Path("data.yaml"), Path("trainer.yaml"), Path("out"), launch=launch)
+    with pytest.raises(ComparisonInterrupted, match="run the same command again to resume"):
+        run_comparison([Path("model.yaml")], Path("data.yaml"), Path("trainer.yaml"), Path("out"), launch=launch)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_the_best_weights_are_tested_not_the_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation AP is made up: .5, .9, .1, so the second of three epochs must be the one that is tested."""
+    """Validation AP is replaced by .5, .9, .1, so the second of three epochs must be tested."""
     from zoo.evaluation.metric import DetectionMAP
 
     measured = DetectionMAP.compute

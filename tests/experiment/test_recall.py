@@ -1,4 +1,4 @@
-"""Recall of proposals, by hand; the cache is full afterwards."""
+"""Recall of proposals against values by hand and a slow loop; the cache is filled afterwards."""
 
 import io
 import math
@@ -15,16 +15,16 @@ import zoo.proposals
 from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
-from zoo.experiment.recall import measure_recall, recall_table, summarise
+from zoo.experiment.recall import compute_recall, measure_recall, recall_table
 from zoo.proposals import SelectiveSearch, propose
 
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=50)
 
 
-def test_by_hand() -> None:
+def test_compute_recall_by_hand() -> None:
     overlaps = torch.tensor([0.9, 0.5, 0.7, 0.69, 0.1])
     areas = torch.tensor([10.0, 1023, 1024, 9215, 9216])
-    recall = summarise([3, 5], overlaps, areas)
+    recall = compute_recall([3, 5], overlaps, areas)
     assert (recall.num_images, recall.mean_proposals) == (2, 4)
     assert recall.num_objects == {"all": 5, "small": 2, "medium": 2, "large": 1}
     assert {name: recall.found[0.5, name] for name in recall.num_objects} == pytest.approx(
@@ -35,8 +35,8 @@ def test_by_hand() -> None:
     )
 
 
-def test_without_objects() -> None:
-    recall = summarise([], torch.zeros(0), torch.zeros(0))
+def test_recall_without_objects_is_nan() -> None:
+    recall = compute_recall([], torch.zeros(0), torch.zeros(0))
     assert recall.mean_proposals == 0
     assert all(math.isnan(value) for value in recall.found.values())
     stream = io.StringIO()
@@ -45,7 +45,7 @@ def test_without_objects() -> None:
 
 
 class Flagged(Shapes):
-    """Shapes whose first object of all is a crowd, and whose second is difficult."""
+    """Shapes whose first object is a crowd, and whose second is difficult."""
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
         table = super().read(strict, classes)
@@ -57,18 +57,18 @@ class Flagged(Shapes):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_against_a_slow_loop(num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_recall_against_a_slow_loop(num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Flagged(5, seed=4)
     data = DetectionDataModule(val=source, proposals=SEARCH, proposal_cache=str(tmp_path))
-    watched: list[int] = []
+    seen: list[int] = []
 
-    def watch(loader: Iterable[Any]) -> Iterator[Any]:
+    def progress(loader: Iterable[Any]) -> Iterator[Any]:
         for item in loader:
-            watched.append(1)
+            seen.append(1)
             yield item
 
-    recall = measure_recall(data, "val", num_workers, watch)
-    assert len(watched) == 5
+    recall = measure_recall(data, "val", num_workers, progress)
+    assert len(seen) == 5
     table = source.read()
     hits, objects, proposals = 0, 0, 0
     for index in range(5):

@@ -1,4 +1,4 @@
-"""`zoo compare --array` and `--collect`, without SLURM: bash does the script's tasks, and a small srun starts them."""
+"""`zoo compare --slurm` and `--collect` without SLURM: bash executes the tasks of the script with a minimal srun."""
 
 import json
 import os
@@ -20,20 +20,20 @@ import zoo.models
 from zoo.cli.main import main
 from zoo.errors import InputError, Preempted
 from zoo.experiment import run as run_module
-from zoo.experiment.slurm import Layout, count_devices, layout
+from zoo.experiment.slurm import ProcessLayout, count_devices, process_layout
 from zoo.report.results import Results, read_results, read_run
 from zoo.types import Batch, Losses
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pictures and configurations, in a folder whose name wants quotes."""
+    """Images and configurations, in a folder whose name needs quotes."""
     place = tmp_path / 'it\'s 100% "mine" $HOME'
     place.mkdir()
     write_files(place)
     write_yaml(place / "wide.yaml", model_config(width=9))
     monkeypatch.chdir(place)
-    monkeypatch.setenv("PYTHONPATH", HELPERS)  # for the processes of the tasks
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))  # for the processes of the tasks
     monkeypatch.setitem(zoo.models.MODELS, "tiny", TinyDetector)
     monkeypatch.setattr(zoo.experiment.comparison, "launch_fork", run_module.main)
     monkeypatch.setattr(zoo.experiment.comparison, "warm_up", lambda: None)
@@ -49,7 +49,7 @@ def run_compare(*extra: str, models: tuple[str, ...] = ("model.yaml", "wide.yaml
 
 def write_script(*extra: str, capsys: pytest.CaptureFixture[str], models: tuple[str, ...] = ("model.yaml",)) -> str:
     capsys.readouterr()
-    assert run_compare("--array", *extra, models=models) == 0
+    assert run_compare("--slurm", *extra, models=models) == 0
     return capsys.readouterr().out
 
 
@@ -60,8 +60,10 @@ def results(out: str = "out") -> Results:
 # ------------------------------------------------------------------------------------------------------------ script
 
 
-def test_the_script_says_where_the_processes_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four nodes of eight GPUs, none of which this machine has."""
+def test_the_script_requests_the_nodes_and_gpus_of_the_trainer(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four nodes of eight GPUs, which this machine need not have."""
     text = {"accelerator": "gpu", "devices": 8, "num_nodes": 4, "strategy": "ddp", "max_epochs": 1, "logger": None}
     write_yaml(folder / "trainer.yaml", text)
     script = write_script("--data.num_workers", "3", capsys=capsys, models=("model.yaml", "wide.yaml"))
@@ -81,7 +83,7 @@ def test_the_script_says_where_the_processes_are(folder: Path, capsys: pytest.Ca
     assert shlex.quote(sys.executable) in script
 
 
-def test_a_script_for_cpus_asks_for_no_gpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_for_cpus_requests_no_gpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = write_script(capsys=capsys)
     assert "gpus" not in batch_options(script)
     assert batch_options(script)["cpus-per-task"] == "1"
@@ -97,23 +99,25 @@ def test_a_budget_counts_the_images_of_all_processes(folder: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("devices", "number"), [(3, 3), ("3", 3), ("3,", 1), ("0,3", 2), ([0, 3], 2), ("auto", 0), (-1, 0), ("-1", 0)]
 )
-def test_devices_as_lightning_reads_them(devices: int | str | list[int], number: int) -> None:
+def test_devices_are_counted_as_in_lightning(devices: int | str | list[int], number: int) -> None:
     assert count_devices(devices) == number
 
 
 def test_a_layout_is_read_from_the_trainer() -> None:
-    assert layout({"accelerator": "cuda", "devices": [0, 1], "num_nodes": 3}) == Layout(3, 2, on_gpus=True)
+    assert process_layout({"accelerator": "cuda", "devices": [0, 1], "num_nodes": 3}) == ProcessLayout(
+        3, 2, on_gpus=True
+    )
     with pytest.raises(InputError, match=r"trainer\.accelerator"):
-        layout({"accelerator": "auto", "devices": 1, "num_nodes": 1})
+        process_layout({"accelerator": "auto", "devices": 1, "num_nodes": 1})
     with pytest.raises(InputError, match=r"trainer\.devices"):
-        layout({"accelerator": "gpu", "devices": "auto", "num_nodes": 1})
+        process_layout({"accelerator": "gpu", "devices": "auto", "num_nodes": 1})
 
 
 # ----------------------------------------------------------------------------------------------- tasks, and the report
 
 
-def test_the_tasks_of_the_script_make_the_report_of_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And a fourth seed that is finished is left alone."""
+def test_the_tasks_of_the_script_give_the_results_of_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is finished already is not repeated."""
     models = ("model.yaml", "wide.yaml")
     assert run_compare("--seeds", "3", models=("model.yaml",)) == 0
     finished = folder / "out/model_seed3/result.json"
@@ -123,9 +127,9 @@ def test_the_tasks_of_the_script_make_the_report_of_compare(folder: Path, capsys
     file = folder / "runs.sh"
     file.write_text(script)
     for task in array_tasks(script):
-        said = sbatch(file, task=task, start=False)
-        assert said.returncode == 0, said.stderr
-        place, *options, python, dash_m, module, run = said.stdout.splitlines()
+        done = sbatch(file, task=task, start=False)
+        assert done.returncode == 0, done.stderr
+        place, *options, python, dash_m, module, run = done.stdout.splitlines()
         assert (place, python, dash_m, module) == (str(folder), sys.executable, "-m", "zoo.experiment.run")
         assert options == ["--wait=0", "--kill-on-bad-exit=1"]
         assert run_module.main(Path(run)) == 0
@@ -140,12 +144,12 @@ def test_the_tasks_of_the_script_make_the_report_of_compare(folder: Path, capsys
     assert collected.runs[0].metrics["AP"] > 0
     assert collected.hardware == local.hardware
     assert collected.budget == local.budget
-    with pytest.raises(AssertionError):  # nothing is left to do
+    with pytest.raises(AssertionError):  # all runs are finished
         write_script("--seeds", "0", "3", capsys=capsys, models=models)
     assert "finished" in capsys.readouterr().err
 
 
-def test_what_has_not_finished_is_in_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_runs_are_reported_as_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_compare(models=("model.yaml",)) == 0
     write_script(capsys=capsys, models=("model.yaml", "wide.yaml"))
     assert run_compare("--collect") == 1
@@ -159,13 +163,13 @@ def test_what_has_not_finished_is_in_the_report(folder: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("extra", "word"),
     [
-        (["--collect"], "--array"),
-        (["--collect", "--array"], "not allowed"),
-        (["--array", "--trainer.devices", "auto"], "trainer.devices"),
-        (["--array", "--trainer.accelerator", "auto"], "trainer.accelerator"),
+        (["--collect"], "--slurm"),
+        (["--collect", "--slurm"], "not allowed"),
+        (["--slurm", "--trainer.devices", "auto"], "trainer.devices"),
+        (["--slurm", "--trainer.accelerator", "auto"], "trainer.accelerator"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_bad_input_gives_one_line(
     folder: Path, extra: list[str], word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_compare(*extra) == 2
@@ -176,14 +180,14 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not (folder / "out").exists()
 
 
-def test_a_task_whose_time_is_up_queues_again_and_goes_on(
+def test_a_task_at_its_time_limit_is_requeued_and_resumes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As SLURM has it: SIGUSR1 in the middle of the second epoch, and later the same task again."""
+    """As under SLURM: SIGUSR1 in the middle of the second epoch, and later the same task again."""
     assert run_compare("--epochs", "3", models=("model.yaml",), out="local") == 0
     write_script("--epochs", "3", capsys=capsys)
     run = folder / "out/model_seed0"
-    in_peace = TinyDetector.compute_losses
+    original = TinyDetector.compute_losses
     seen: list[int] = []
 
     def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: Batch) -> Losses:
@@ -191,7 +195,7 @@ def test_a_task_whose_time_is_up_queues_again_and_goes_on(
             seen.append(self.trainer.global_step)
             if seen == [0, 1, 2]:
                 signal.raise_signal(signal.SIGUSR1)
-        return in_peace(self, outputs, batch)
+        return original(self, outputs, batch)
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
     (folder / "bin").mkdir()
@@ -209,15 +213,15 @@ def test_a_task_whose_time_is_up_queues_again_and_goes_on(
     assert read_run(run / "result.json").metrics == read_run(folder / "local/model_seed0/result.json").metrics
 
 
-def test_a_task_goes_on_from_nothing_but_its_own(
+def test_a_task_does_not_resume_from_hpc_checkpoints(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lightning would take these for checkpoints that SLURM's signal made."""
+    """Lightning would resume from these files, which it writes on SLURM's signal."""
     write_script("--epochs", "1", capsys=capsys)
     run = folder / "out/model_seed0"
     (folder / "runs").mkdir()
     for place in (folder / "runs", run):
-        (place / "hpc_ckpt_1.ckpt").write_text("not one")
+        (place / "hpc_ckpt_1.ckpt").write_text("not a checkpoint")
     for name, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 4711}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert run_module.main(run) == 0, (run / "error.log").read_text()
@@ -248,7 +252,7 @@ def test_two_tasks_of_srun_are_one_run(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_two_tasks_that_fail_before_they_know_each_other_write_one_result(
+def test_two_tasks_that_fail_before_they_connect_write_one_result(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_two_processes(folder)

@@ -1,7 +1,8 @@
-"""ONNX files of small detectors against PyTorch, the check itself, and what is refused in one line."""
+"""ONNX files of small detectors against PyTorch, the check of an exported file, and error messages."""
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,21 +10,23 @@ import jaxtyping
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 from forms import FORMS as CONTRACT
 from forms import FRAME
 from torch import Tensor
 
-from zoo.cli.main import BAD_INPUT, OK, main
+from zoo.cli.exit_codes import BAD_INPUT, OK
+from zoo.cli.main import main
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.export import onnx as module
-from zoo.export.onnx import check_file, compare, example_inputs, unsupported_reason, write_onnx
+from zoo.export.onnx import check_file, compare_predictions, example_inputs, unsupported_reason, write_onnx
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
 from zoo.types import Prediction
 
 LARGE = FrameConfig(min_size=320, max_size=400)
-SIZES = ((100, 130), (64, 200), (160, 96))  # resized a little, by the longer side, and not at all
+SIZES = ((100, 130), (64, 200), (160, 96))  # resized slightly, resized by the longer side, not resized
 
 FAST: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t", "channels": 64, "head_depth": 1}),
@@ -31,7 +34,7 @@ FAST: dict[str, tuple[str, dict[str, object]]] = {
 }
 SLOW: dict[str, tuple[str, dict[str, object]]] = {
     "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", "channels": 64, "head_width": 64}),
-    # Not RoIPool: on small frames it gives near proposals the very same features, and rounding says which is kept.
+    # Not RoIPool: on small frames it gives close proposals identical features, and rounding decides which is kept.
     "faster_rcnn of one level": (
         "faster_rcnn",
         {
@@ -63,14 +66,14 @@ FORMS = FAST | SLOW
 
 @pytest.fixture(scope="module", autouse=True)
 def without_shape_checks() -> Iterator[None]:
-    """Sizes are symbols while torch.export runs, and none may be asked for."""
+    """Shape checks would read sizes, which are symbolic while torch.export runs."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def build(form: str) -> Detector:
-    """An untrained detector with scores far apart: else rounding alone decides what NMS keeps."""
+    """An untrained detector with well separated scores: with close ones rounding decides what NMS keeps."""
     torch.manual_seed(0)
     name, arguments = FORMS[form]
     arguments = {"frame": FRAME, "class_names": ["red", "green", "blue"]} | arguments
@@ -78,8 +81,8 @@ def build(form: str) -> Detector:
     detector.score_threshold = 1e-3  # type: ignore[assignment]
     with torch.no_grad():
         for name, parameter in detector.named_parameters():
-            says_class = "class" in name or "heat" in name
-            parameter.add_(torch.randn_like(parameter) * (0.1 if says_class else 0.02))
+            is_classifier = "class" in name or "heat" in name
+            parameter.add_(torch.randn_like(parameter) * (0.1 if is_classifier else 0.02))
     return detector
 
 
@@ -91,10 +94,14 @@ def save(detector: Detector, file: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def retinanet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
-    """A detector and its file."""
-    file = tmp_path_factory.mktemp("export") / "retinanet.onnx"
+    """A detector and its ONNX file, which is written once for all workers of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file = folder / "retinanet.onnx"
     detector = build("retinanet")
-    write_onnx(detector, file, {"checkpoint": "last.ckpt"})
+    with FileLock(folder / "retinanet.lock"):
+        if not file.exists():
+            write_onnx(detector, file, {"checkpoint": "last.ckpt"})
     return detector, file
 
 
@@ -128,33 +135,33 @@ EMPTY: dict[str, Tensor] = {
 }
 
 
-def test_the_file_finds_what_pytorch_finds(retinanet: tuple[Detector, Path]) -> None:
+def test_onnx_detections_equal_pytorch(retinanet: tuple[Detector, Path]) -> None:
     detector, file = retinanet
     assert_same(detector, file)
-    agreement = check_file(file, detector)
-    assert agreement.num_detections >= 30
-    assert 0 < agreement.box_difference <= 1e-3
-    assert agreement.score_difference <= 1e-4
+    check = check_file(file, detector)
+    assert check.num_detections >= 30
+    assert 0 < check.box_difference <= 1e-3
+    assert check.score_difference <= 1e-4
 
 
 @pytest.mark.parametrize(
     "form", [*(set(FAST) - {"retinanet"}), *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW)]
 )
-def test_every_form_finds_what_pytorch_finds(form: str, tmp_path: Path) -> None:
+def test_onnx_detections_equal_pytorch_for_every_form(form: str, tmp_path: Path) -> None:
     detector = build(form)
     write_onnx(detector, tmp_path / "m.onnx", {})
-    # Not `check_file`: its large images multiply what rounding does to boxes in these small frames.
+    # Not `check_file`: its large images are scaled to small frames here, which multiplies rounding errors of boxes.
     assert_same(detector, tmp_path / "m.onnx")
 
 
-def test_the_file_says_what_it_is(retinanet: tuple[Detector, Path]) -> None:
+def test_metadata_inputs_and_outputs_of_the_file(retinanet: tuple[Detector, Path]) -> None:
     detector, file = retinanet
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    notes = session.get_modelmeta().custom_metadata_map
-    assert json.loads(notes["class_names"]) == ["red", "green", "blue"]
-    assert (notes["detector"], notes["checkpoint"]) == ("RetinaNet", "last.ckpt")
-    assert json.loads(notes["arguments"]) == json.loads(json.dumps(detector.arguments))
-    assert torch.__version__.startswith(json.loads(notes["versions"])["torch"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == ["red", "green", "blue"]
+    assert (metadata["detector"], metadata["checkpoint"]) == ("RetinaNet", "last.ckpt")
+    assert json.loads(metadata["arguments"]) == json.loads(json.dumps(detector.arguments))
+    assert torch.__version__.startswith(json.loads(metadata["versions"])["torch"])
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("image", "tensor(uint8)", [3, "height", "width"])
     ]
@@ -168,7 +175,7 @@ def test_the_file_says_what_it_is(retinanet: tuple[Detector, Path]) -> None:
 # -------------------------------------------------------------------------------------------------------- the check
 
 
-def test_one_wrong_weight_is_found(retinanet: tuple[Detector, Path]) -> None:
+def test_check_detects_a_single_changed_weight(retinanet: tuple[Detector, Path]) -> None:
     detector, file = retinanet
     other = copy.deepcopy(detector)
     with torch.no_grad():
@@ -181,21 +188,23 @@ def prediction(boxes: list[list[float]], scores: list[float], labels: list[int])
     return Prediction(boxes=torch.tensor(boxes).view(-1, 4), scores=torch.tensor(scores), labels=torch.tensor(labels))
 
 
-def test_comparing() -> None:
+def test_compare_predictions_by_hand() -> None:
     a, b = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 40.0]
     expected = prediction([a, b], [0.9, 0.9], [1, 2])
-    assert compare(expected, expected) == (0.0, 0.0)
-    assert compare(expected, prediction([b, a], [0.9, 0.9], [2, 1])) == (0.0, 0.0)
-    boxes, scores = compare(expected, prediction([a, [20.0, 20.0, 30.0, 40.0005]], [0.90005, 0.9], [1, 2]))
+    assert compare_predictions(expected, expected) == (0.0, 0.0)
+    assert compare_predictions(expected, prediction([b, a], [0.9, 0.9], [2, 1])) == (0.0, 0.0)
+    boxes, scores = compare_predictions(expected, prediction([a, [20.0, 20.0, 30.0, 40.0005]], [0.90005, 0.9], [1, 2]))
     assert boxes == pytest.approx(5e-4, rel=0.02)
     assert scores == pytest.approx(5e-5, rel=0.02)
-    assert compare(expected, prediction([a], [0.9], [1])) == "1 detections instead of 2"
-    assert compare(expected, prediction([a, [20.0, 20.0, 30.0, 40.002]], [0.9, 0.9], [1, 2])).startswith("1 of 2")
-    assert compare(expected, prediction([a, b], [0.9, 0.8998], [1, 2])).startswith("1 of 2")
-    assert compare(expected, prediction([a, b], [0.9, 0.9], [1, 1])).startswith("1 of 2")
-    assert compare(expected, prediction([a, a], [0.9, 0.9], [1, 1])).startswith("1 of 2")
+    assert compare_predictions(expected, prediction([a], [0.9], [1])) == "1 detections instead of 2"
+    assert compare_predictions(expected, prediction([a, [20.0, 20.0, 30.0, 40.002]], [0.9, 0.9], [1, 2])).startswith(
+        "1 of 2"
+    )
+    assert compare_predictions(expected, prediction([a, b], [0.9, 0.8998], [1, 2])).startswith("1 of 2")
+    assert compare_predictions(expected, prediction([a, b], [0.9, 0.9], [1, 1])).startswith("1 of 2")
+    assert compare_predictions(expected, prediction([a, a], [0.9, 0.9], [1, 1])).startswith("1 of 2")
     nothing = prediction([], [], [])
-    assert compare(nothing, nothing) == (0.0, 0.0)
+    assert compare_predictions(nothing, nothing) == (0.0, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -205,7 +214,7 @@ def call(checkpoint: Path, out: Path) -> int:
     return main(["export", "--checkpoint", str(checkpoint), "--out", str(out)])
 
 
-def test_a_checked_file_is_put_in_place_and_another_is_not(
+def test_only_a_file_that_passes_the_check_is_written(
     retinanet: tuple[Detector, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,14 +224,14 @@ def test_a_checked_file_is_put_in_place_and_another_is_not(
     out, checkpoint = tmp_path / "out" / "model.onnx", save(detector, tmp_path / "last.ckpt")
     out.parent.mkdir()
 
-    def write_ready(detector: Detector, to: Path, notes: dict[str, str]) -> None:
+    def write_prepared(detector: Detector, to: Path, metadata: dict[str, str]) -> None:
         assert to != out
         to.write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(module, "write_onnx", write_ready)
+    monkeypatch.setattr(module, "write_onnx", write_prepared)
     monkeypatch.setattr(module, "load", lambda _: copy.deepcopy(detector))
     assert call(checkpoint, out) == OK
-    assert "detections of three images as in PyTorch" in capsys.readouterr().out
+    assert "detections as PyTorch on 3 images" in capsys.readouterr().out
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
     assert out.read_bytes() == file.read_bytes()
 
@@ -237,12 +246,12 @@ def test_a_checked_file_is_put_in_place_and_another_is_not(
     assert out.read_text() == "an older file"
 
 
-def test_what_cannot_be_exported_is_one_line(
+def test_unusable_input_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.onnx"
 
-    def refused(checkpoint: Path, out: Path = out) -> str:
+    def error_line(checkpoint: Path, out: Path = out) -> str:
         before = sorted(tmp_path.iterdir())
         assert call(checkpoint, out) == BAD_INPUT
         assert sorted(tmp_path.iterdir()) == before
@@ -251,23 +260,23 @@ def test_what_cannot_be_exported_is_one_line(
 
     detector = build("retinanet")
     checkpoint = save(detector, tmp_path / "last.ckpt")
-    assert "no such checkpoint" in refused(tmp_path / "other.ckpt")
-    assert "no such folder" in refused(checkpoint, tmp_path / "folder" / "model.onnx")
-    assert "give --out a file" in refused(checkpoint, tmp_path)
+    assert "no such checkpoint" in error_line(tmp_path / "other.ckpt")
+    assert "no such folder" in error_line(checkpoint, tmp_path / "folder" / "model.onnx")
+    assert "give --out a file" in error_line(checkpoint, tmp_path)
     detector = build("sliding_window")
     detector.arguments["evaluation"] = "crops"
-    assert "evaluation: dense" in refused(save(detector, tmp_path / "crops.ckpt"))
+    assert "evaluation: dense" in error_line(save(detector, tmp_path / "crops.ckpt"))
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the cause") from ValueError("of it\nand more")
 
     monkeypatch.setattr(torch.export, "export", fail)
-    assert "this RetinaNet cannot be translated to ONNX (ValueError: of it)" in refused(checkpoint)
+    assert "this RetinaNet cannot be translated to ONNX (ValueError: of it)" in error_line(checkpoint)
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
-    assert "zoo export needs onnxruntime: pip install detection-zoo[export]" in refused(checkpoint)
+    assert "zoo export needs onnxruntime: pip install detection-zoo[export]" in error_line(checkpoint)
 
 
-def test_r_cnn_and_files_too_large_are_refused() -> None:
+def test_rcnn_and_too_large_detectors_are_refused() -> None:
     assert "Fast R-CNN" in (unsupported_reason(MODELS["rcnn"](num_classes=3, trunk="resnet10t")) or "")
     detector = build("retinanet")
     assert unsupported_reason(detector) is None
@@ -276,10 +285,10 @@ def test_r_cnn_and_files_too_large_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_is_found_a_lower_threshold_is_checked(tmp_path: Path) -> None:
+def test_without_detections_the_check_uses_score_threshold_zero(tmp_path: Path) -> None:
     detector = build("retinanet")
     detector.arguments["score_threshold"] = 0.9999
     checkpoint = save(detector, tmp_path / "last.ckpt")
-    agreement = module.export(checkpoint, tmp_path / "model.onnx")
-    assert agreement.num_detections > 100
+    check = module.export_onnx(checkpoint, tmp_path / "model.onnx")
+    assert check.num_detections > 100
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.onnx"]

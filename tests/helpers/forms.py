@@ -1,4 +1,6 @@
-"""Small forms of every detector: what the contract holds them to, and export writes, comes from one list."""
+"""Small configurations of every detector, for the contract, export and distributed tests."""
+
+from dataclasses import replace
 
 from zoo.nn.frame import FrameConfig
 from zoo.proposals import SelectiveSearch
@@ -20,7 +22,7 @@ HOURGLASSES: dict[str, object] = {
 }
 
 
-# form -> (key of MODELS, arguments): small ones, and each form of a detector that differs in more than numbers.
+# name -> (key of MODELS, arguments): small configurations, one for each variant of a detector's architecture.
 FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t"}),
     "faster_rcnn": ("faster_rcnn", {"trunk": "resnet10t", **FEW_REGIONS}),
@@ -33,7 +35,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "pooling": "pool",
             "head_width": 64,
             "proposals": SEARCH,
-            "background_iou": 0.0,  # one image alone hardly has regions that overlap its objects a little
+            "background_iou": 0.0,  # a single image has hardly any regions with a low IoU with its objects
         },
     ),
     "rcnn": (
@@ -86,7 +88,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "neck": (64,),
             "head": "local",
             "head_widths": (64,),
-            "dropout": 0.0,  # half of so narrow a layer finds no box to the pixel
+            "dropout": 0.0,  # with dropout, so narrow a layer cannot be overfitted
             "grid": 2,
             "frame": SQUARE,
         },
@@ -121,4 +123,14 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "cornernet": ("cornernet", {"trunk": "resnet10t", "channels": 64, "pooled_channels": 32}),
     "cornernet of hourglasses": ("cornernet", {**HOURGLASSES, "num_stacks": 2}),
     "cornernet with mirror images": ("cornernet", {**HOURGLASSES, "num_stacks": 1, "flip_test": True}),
+}
+
+
+# name -> arguments that make it smaller still, for tests that write checkpoints often or compute in float64.
+NARROW: dict[str, dict[str, object]] = {
+    "faster_rcnn": {"channels": 32, "head_width": 32},
+    "fast_rcnn": {"channels": 32, "head_width": 32, "proposals": replace(SEARCH, limit=30)},
+    "retinanet": {"channels": 32},
+    "rcnn": {"proposals": replace(SEARCH, limit=30)},
+    "rcnn of the paper": {"proposals": replace(SEARCH, limit=30)},
 }

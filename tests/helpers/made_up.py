@@ -1,4 +1,4 @@
-"""A made-up comparison in all its parts: every figure is invented, but figures that say the same agree."""
+"""Synthetic results of a comparison: invented but consistent values."""
 
 import math
 from itertools import combinations
@@ -34,10 +34,10 @@ _SIZES = (("APs", -0.12), ("APm", -0.03), ("APl", 0.05))
 def make_results(
     num_models: int = 7, seeds: tuple[int, ...] = (0,), classes: tuple[str, ...] = ("disc", "ring")
 ) -> Results:
-    """All parts filled for up to seven detectors; neighbours in AP are less than their intervals apart."""
+    """Complete results of up to seven detectors; intervals of detectors with similar AP overlap."""
     runs = [
-        _make_run(at, seed, classes, _AP[at] + (0.01 * (order - (len(seeds) - 1) / 2)))
-        for at in range(num_models)
+        _make_run(index, seed, classes, _AP[index] + (0.01 * (order - (len(seeds) - 1) / 2)))
+        for index in range(num_models)
         for order, seed in enumerate(seeds)
     ]
     pairs = [_make_pair(first, second, classes) for first, second in combinations(range(num_models), 2)]
@@ -58,7 +58,7 @@ def make_results(
 
 
 def make_examples(results: Results, count: int, side: int = 480) -> list[Example]:
-    """Noisy pictures, as heavy as photographs, with a few objects each and what each first seed said of them."""
+    """Noise images, as large in bytes as photographs, with objects and the predictions of each entry's first seed."""
     random = np.random.default_rng(0)
     folders = list({run.config: run.folder for run in reversed(results.runs) if run.status == "done"}.values())[::-1]
     examples = []
@@ -71,7 +71,7 @@ def make_examples(results: Results, count: int, side: int = 480) -> list[Example
             box = tuple(boxes[0].tolist())
             reason = (
                 Reason("miss", folders[-1:], [box], int(labels[0])),
-                Reason("mistake", folders[:1], [box], int(labels[0]), 0.97, "nothing is there"),
+                Reason("mistake", folders[:1], [box], int(labels[0]), 0.97, "no object there"),
                 Reason("pair", [folders[0], folders[-1]], [box]),
             )[number % 3]
         examples.append(
@@ -86,31 +86,31 @@ def make_examples(results: Results, count: int, side: int = 480) -> list[Example
     return examples
 
 
-def _make_run(at: int, seed: int, classes: tuple[str, ...], ap: float) -> Run:
+def _make_run(index: int, seed: int, classes: tuple[str, ...], ap: float) -> Run:
     per_class = {
-        name: ap + 0.04 * (index - (len(classes) - 1) / 2) / len(classes) for index, name in enumerate(classes)
+        name: ap + 0.04 * (label - (len(classes) - 1) / 2) / len(classes) for label, name in enumerate(classes)
     }
     sizes = {name: ap + shift for name, shift in _SIZES}
     metrics = {"AP": ap, "AP50": min(1.0, ap * 1.45), "AP75": ap * 0.9, **sizes, "AR100": ap + 0.08, "VOC07": ap * 1.4}
-    ms = _MS[at]
+    ms = _MS[index]
     return Run(
-        model=MODELS[at],
-        config=f"{MODELS[at]}_tiny",
+        model=MODELS[index],
+        config=f"{MODELS[index]}_tiny",
         seed=seed,
-        folder=f"{MODELS[at]}_tiny_seed{seed}",
+        folder=f"{MODELS[index]}_tiny_seed{seed}",
         status="done",
         metrics={**metrics, "VOC10": ap * 1.45},
         per_class={name: {"AP": value} for name, value in per_class.items()},
         cost=Cost(
-            parameters=(at + 1) * 4_000_000,
-            flops=(at + 1) * 3e9,
+            parameters=(index + 1) * 4_000_000,
+            flops=(index + 1) * 3e9,
             flops_input="640x480 framed to 341x256",
-            train_images_per_s=20.0 - at,
-            train_minutes=8.0 + at,
+            train_images_per_s=20.0 - index,
+            train_minutes=8.0 + index,
             ms_per_image=ms,
-            peak_memory_mb=300.0 + 20 * at,
-            proposals=300 if "rcnn" in MODELS[at] else None,
-            joules_per_image=0.5 * (at + 1),
+            peak_memory_mb=300.0 + 20 * index,
+            proposals=300 if "rcnn" in MODELS[index] else None,
+            joules_per_image=0.5 * (index + 1),
             timings=[timing for batch in (1, 8, 32) for timing in _make_timings(ms, batch)],
         ),
         curve=[
@@ -133,7 +133,7 @@ def _make_analysis(ap: float, metrics: dict[str, float], per_class: dict[str, fl
     recall = np.linspace(0, 1, 101)
     precision = (1 - recall ** (2 + 10 * ap)) * (0.6 + 0.4 * ap)
     num = len(per_class) + 1
-    confusion = [[100 if said == true else 5 for said in range(num)] for true in range(num)]
+    confusion = [[100 if predicted == true else 5 for predicted in range(num)] for true in range(num)]
     confusion[-1][-1] = 0
     lost = {"Cls": 0.1, "Loc": 0.35, "Both": 0.05, "Dupe": 0.1, "Bkg": 0.2, "Miss": 0.2, "FP": 0.6, "FN": 0.4}
     return Analysis(

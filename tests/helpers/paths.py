@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, and the real data that only some machines have beside it."""
+"""Paths of the checkout and of the real data sets, which may be missing."""
 
 from pathlib import Path
 

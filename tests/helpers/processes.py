@@ -1,4 +1,4 @@
-"""Real processes for tests: a group of them as torchrun would start it, forked from a server that has zoo imported."""
+"""Run a function in a group of processes as torchrun does, forked from a server that has zoo imported."""
 
 import multiprocessing
 import os
@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-SECONDS = 240  # a group that takes longer hangs
+import zoo.callbacks.preemption
+
+SECONDS = 3600  # time limit of started processes, against hanging only: far more than a busy machine needs
 
 
 def run_group(work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any) -> list[Any]:
-    """work(rank, *arguments) in processes that know each other; what each of them gives back, by rank.
+    """Run work(rank, *arguments) in a group of processes, and return their results by rank.
 
-    In them, `torch.distributed.init_process_group("gloo")` works as it stands, and so does a Trainer of that many
-    devices with strategy "ddp". A failure of one is raised here; a group that hangs is killed and fails.
+    In them `torch.distributed.init_process_group("gloo")` needs no arguments, and a Trainer with that many devices and
+    strategy "ddp" works. An exception in one is raised here; a group that exceeds the time limit is killed.
 
     Args:
-        work: of an importable module.
+        work: function of an importable module.
         world_size: number of processes.
         folder: for their results.
         arguments: of `work`.
@@ -34,7 +36,7 @@ def run_group(work: Callable[..., Any], world_size: int, folder: Path, *argument
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
-            raise TimeoutError(f"{work.__name__} in {world_size} processes hangs")
+            raise TimeoutError(f"{work.__name__} in {world_size} processes exceeded {SECONDS} s")
     return [torch.load(folder / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
@@ -48,7 +50,8 @@ def _work(
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(start_method, force=True)  # a fork of a server would have the server fork for it
+    zoo.callbacks.preemption.SECONDS_TO_STEP = SECONDS
+    multiprocessing.set_start_method(start_method, force=True)  # else the server forks the children of this process
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

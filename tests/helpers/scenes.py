@@ -9,7 +9,7 @@ from zoo.types import Target
 
 
 def make_target(boxes: Sequence[Sequence[float]], labels: Sequence[int], image_id: int = 0) -> Target:
-    """A target of these objects, none of them a crowd or difficult."""
+    """Target with these objects, none of them crowd or difficult."""
     edges = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return Target(
         boxes=edges,
@@ -22,7 +22,7 @@ def make_target(boxes: Sequence[Sequence[float]], labels: Sequence[int], image_i
 
 
 def make_image(height: int, width: int, target: Target, seed: int = 0) -> Tensor:
-    """Grey noise with each object a plain rectangle whose colour tells its class."""
+    """Grey noise with a uniform rectangle for each object, coloured by class."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(90, 130, (3, height, width), dtype=torch.uint8, generator=generator)
     colours = torch.tensor([[230, 40, 40], [40, 220, 60], [50, 60, 240]], dtype=torch.uint8)

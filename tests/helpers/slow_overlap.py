@@ -1,10 +1,10 @@
-"""Overlap of two boxes as COCO defines it, for tests that read a definition slowly."""
+"""COCO's overlap of two boxes, for tests against slow loops."""
 
 import numpy as np
 
 
 def overlap(box: np.ndarray, other: np.ndarray, crowd: bool) -> float:
-    """IoU of xyxy boxes; where the other is a crowd region, the share of the first box that lies in it."""
+    """IoU of xyxy boxes; if `other` is a crowd region, intersection over the area of `box`."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     both = max(width, 0) * max(height, 0)

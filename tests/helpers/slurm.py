@@ -1,6 +1,6 @@
-"""As much of SLURM as a batch script needs: `sbatch` reads its options, an `srun` starts the tasks of all nodes here.
+"""A fake SLURM for batch scripts: `sbatch` reads the options, `srun` starts the tasks of all nodes on this machine.
 
-Every task has the variables that SLURM gives it, so that Lightning's SLURMEnvironment is what it is on a cluster.
+Every task has SLURM's environment variables, so that Lightning's SLURMEnvironment works as on a cluster.
 """
 
 import os
@@ -10,28 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import SECONDS
+
 PRINT = """#!/bin/bash
 printf '%s\\n' "$PWD" "$@"
 """
 SRUN = """#!{python}
 import os, subprocess, sys, time
 
-words = sys.argv[1:]
+command = sys.argv[1:]
 options = []
-while words and words[0].startswith("-"):
-    options.append(words.pop(0))
+while command and command[0].startswith("-"):
+    options.append(command.pop(0))
 per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
 tasks = []
 for rank in range(int(os.environ["SLURM_NTASKS"])):
-    place = {{
+    task_variables = {{
         "SLURM_PROCID": rank,
         "SLURM_LOCALID": rank % per_node,
         "SLURM_NODEID": rank // per_node,
         "SLURM_STEP_ID": 0,
         "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"],
     }}
-    variables = os.environ | {{key: str(value) for key, value in place.items()}}
-    tasks.append(subprocess.Popen(words, env=variables))
+    variables = os.environ | {{key: str(value) for key, value in task_variables.items()}}
+    tasks.append(subprocess.Popen(command, env=variables))
 while any(task.poll() is None for task in tasks):
     if "--kill-on-bad-exit=1" in options and any(task.poll() for task in tasks):
         for task in tasks:
@@ -42,14 +44,14 @@ sys.exit(max(abs(task.returncode) for task in tasks))
 
 
 def batch_options(script: str) -> dict[str, str]:
-    """What the #SBATCH lines of a script say: {"nodes": "1", "requeue": "", ...}."""
+    """Options of the #SBATCH lines of a script: {"nodes": "1", "requeue": "", ...}."""
     lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-    words = [word.removeprefix("--") for line in lines for word in shlex.split(line)]
-    return {name: value for name, _, value in (word.partition("=") for word in words)}
+    options = [option.removeprefix("--") for line in lines for option in shlex.split(line)]
+    return {name: value for name, _, value in (option.partition("=") for option in options)}
 
 
 def array_tasks(script: str) -> range:
-    """The indices that `--array=0-n` asks for."""
+    """Task indices of the option `--array=0-n`."""
     first, last = map(int, batch_options(script)["array"].split("-"))
     return range(first, last + 1)
 
@@ -58,28 +60,26 @@ def sbatch(
     script: Path,
     *arguments: str,
     task: int | None = None,
-    seconds: float = 600,
     start: bool = True,
-    **said: str,
+    **overrides: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a batch script as a job does, on loopback addresses in the place of nodes.
+    """Run a batch script as a SLURM job, with loopback addresses as nodes.
 
     Args:
-        script: its file.
+        script: file of the batch script.
         arguments: of the script.
         task: index in the job array.
-        seconds: after which it counts as hanging.
-        start: False for an srun that only prints: the folder it is called in, and its arguments, one a line.
-        said: options of sbatch's command line, which are stronger than the script's: nodes="2", ntasks_per_node="1".
+        start: False replaces srun by a script that prints its working folder and its arguments, one a line.
+        overrides: options of sbatch's command line, which override the script's: nodes="2", ntasks_per_node="1".
     """
-    options = batch_options(script.read_text()) | {name.replace("_", "-"): value for name, value in said.items()}
+    options = batch_options(script.read_text()) | {name.replace("_", "-"): value for name, value in overrides.items()}
     folder = script.parent / "bin"
     folder.mkdir(exist_ok=True)
     (folder / "srun").write_text(SRUN.format(python=sys.executable) if start else PRINT)
     (folder / "srun").chmod(0o755)
     nodes, per_node = int(options.get("nodes", "1")), int(options.get("ntasks-per-node", "1"))
     hosts = f"127.0.0.[1-{nodes}]" if nodes > 1 else "127.0.0.1"
-    job = os.getpid()  # Lightning makes a port of it, which other tests must not have at the same time
+    job = os.getpid()  # Lightning derives the port from it, which must differ between concurrent tests
     variables = {
         "SLURM_JOB_ID": job + (task or 0),
         "SLURM_JOB_NAME": options.get("job-name", script.name),
@@ -101,6 +101,6 @@ def sbatch(
         | {"PATH": f"{folder}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=SECONDS,
         check=False,
     )

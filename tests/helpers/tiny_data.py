@@ -1,4 +1,4 @@
-"""A data set of a few small pictures in COCO's format, and configuration files for it and for the tiny detector."""
+"""A data set of a few small images in COCO format, and configuration files for it and for TinyDetector."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ NUM_IMAGES = {"train": 8, "val": 3, "test": 4}
 
 
 def write_split(folder: Path, split: str, num_images: int, class_names: tuple[str, ...] = ("box", "bar")) -> None:
-    """Light things on a dark ground; the last image has none. Category ids are 3, 6, ..., image ids 10, 11, ..."""
+    """Write bright rectangles on dark noise; the last image has none. Category ids 3, 6, ..., image ids 10, 11, ..."""
     random = np.random.default_rng(list(NUM_IMAGES).index(split))
     (folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -32,7 +32,7 @@ def write_split(folder: Path, split: str, num_images: int, class_names: tuple[st
 
 
 def write_files(folder: Path, **model: object) -> None:
-    """data.yaml, model.yaml and trainer.yaml beside the pictures; paths in them are absolute."""
+    """Write the images, data.yaml, model.yaml and trainer.yaml; paths in them are absolute."""
     for split, num_images in NUM_IMAGES.items():
         write_split(folder, split, num_images)
     write_yaml(folder / "data.yaml", data_config(folder))

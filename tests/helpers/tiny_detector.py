@@ -1,4 +1,4 @@
-"""The smallest thing that keeps the contract: a box and class scores for each cell of a 4 x 4 grid."""
+"""A minimal detector: a box and class scores for each cell of a 4 x 4 grid; can fail on purpose."""
 
 import os
 import signal
@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from processes import SECONDS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import zoo.callbacks.preemption
+import zoo.experiment.launch
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.types import Batch, Losses, Prediction
 
 SIDE, CELLS = 32, 4
+
+# In every process that uses this detector: a run that receives SIGTERM is not killed on a busy machine.
+zoo.callbacks.preemption.SECONDS_TO_STEP = zoo.experiment.launch.SECONDS_TO_FINISH = SECONDS
 
 
 class TinyDetector(Detector[Tensor]):
@@ -41,11 +47,11 @@ class TinyDetector(Detector[Tensor]):
         return self.head(self.body(batch.images).relu())
 
     def compute_losses(self, outputs: Tensor, batch: Batch) -> Losses:
-        self._fail_if_asked()
+        self._fail_if_requested()
         logits = outputs[:, : self.num_classes].amax(dim=(2, 3))
         present = torch.zeros_like(logits)
         present.scatter_reduce_(1, batch.labels, batch.mask.to(logits.dtype), "amax")
-        factor = float("nan") if self.fails == "diverges" and self._is_time() else 1.0
+        factor = float("nan") if self.fails == "diverges" and self._should_fail() else 1.0
         box = outputs[:, self.num_classes :].sigmoid().float().sub(0.5).abs().mean()
         return {"class": F.binary_cross_entropy_with_logits(logits.float(), present.float()) * factor, "box": box}
 
@@ -59,14 +65,14 @@ class TinyDetector(Detector[Tensor]):
             for i in range(len(scores))
         ]
 
-    def _is_time(self) -> bool:
+    def _should_fail(self) -> bool:
         return self.training and self.trainer.global_step >= self.fails_at
 
-    def _fail_if_asked(self) -> None:
-        if not self._is_time():
+    def _fail_if_requested(self) -> None:
+        if not self._should_fail():
             return
         if self.fails == "raises":
-            raise RuntimeError("this detector was told to fail\nwith two lines")
+            raise RuntimeError("this detector fails on purpose\nwith two lines")
         if self.fails == "interrupted":
             raise KeyboardInterrupt
         if self.fails == "dies":

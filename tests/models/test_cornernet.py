@@ -14,17 +14,17 @@ from zoo.models.cornernet import (
     CornerNet,
     Corners,
     make_targets,
-    mirror_boxes,
-    mirror_images,
     offset_loss,
     pair_corners,
     pull_push_losses,
     stack_losses,
 )
 from zoo.nn.frame import Frame, FrameConfig
+from zoo.ops.flip import flip_boxes
 from zoo.ops.heatmap import gaussian_radius
 from zoo.types import Batch, Target
-from zoo.weights import from_cornernet, load_weights
+from zoo.weights import load_weights
+from zoo.weights.cornernet import from_cornernet
 
 SMALL: dict[str, object] = {
     "num_stacks": 2,
@@ -242,18 +242,6 @@ def test_pairs_against_a_loop(num_corners: int, num_pairs: int) -> None:
             assert expected[near][1] == label
 
 
-def test_mirror_images_and_boxes_there_and_back() -> None:
-    """Within each image's own width: 5 of 6 columns in the first, all in the second."""
-    images = torch.arange(36.0).view(2, 3, 1, 6)
-    sizes = torch.tensor([[5.0, 1.0], [6.0, 1.0]])
-    mirrored = mirror_images(images, sizes)
-    assert mirrored[0, 0, 0].tolist() == [4, 3, 2, 1, 0, 5]
-    assert mirrored[1, 0, 0].tolist() == [23, 22, 21, 20, 19, 18]
-    assert torch.equal(mirror_images(mirrored, sizes), images)
-    boxes = torch.tensor([[[1.0, 0, 3, 1]], [[1.0, 0, 3, 1]]])
-    assert mirror_boxes(boxes, sizes)[:, 0].tolist() == [[2, 0, 4, 1], [3, 0, 5, 1]]
-
-
 def test_flip_test_sees_a_mirror_image_as_its_image_mirrored() -> None:
     """So that images of several widths, padded in one frame, have the mirror images' detections mirrored."""
     targets = [make_target([[9, 14, 53, 37]], [1], 0), make_target([[4, 5, 50, 60]], [2], 1)]
@@ -263,7 +251,7 @@ def test_flip_test_sees_a_mirror_image_as_its_image_mirrored() -> None:
     alone = small(score_threshold=0.0)(images)
     for image, one, other, without in zip(images, there, back, alone, strict=True):
         torch.testing.assert_close(one["scores"], other["scores"])
-        mirrored = mirror_boxes(other["boxes"][None], torch.tensor([[float(image.shape[2]), 96.0]]))[0]
+        mirrored = flip_boxes(other["boxes"][None], torch.tensor([[float(image.shape[2]), 96.0]]))[0]
         torch.testing.assert_close(one["boxes"], mirrored, atol=1e-3, rtol=0)
         assert len(without["scores"]) > 0
         assert not torch.allclose(one["scores"][:5], without["scores"][:5])

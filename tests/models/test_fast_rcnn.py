@@ -8,9 +8,10 @@ from scenes import make_image, make_target
 from torch import Tensor
 
 import zoo.detector
+import zoo.models.fast_rcnn
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.nn.frame import FrameConfig
-from zoo.nn.roi import sample_rois
+from zoo.nn.roi import RoIHead, RoIPooling, sample_rois, score_rois
 from zoo.ops.coding import ROI_WEIGHTS
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Batch, Target
@@ -60,7 +61,7 @@ def test_the_loss_is_that_of_the_paper(detector: FastRCNN) -> None:
         losses = detector.compute_losses(outputs, batch)
         torch.manual_seed(3)
         rois = sample_rois(batch.proposals, batch.proposal_mask, batch, 64, 0.25, 0.5, 0.1)
-        logits, deltas = detector.score_rois(outputs, rois.boxes, rois.filled)
+        logits, deltas = score_rois(detector.roi_head, detector.roi_pooling, outputs, rois.boxes, rois.filled)
 
     class_loss = box_loss = 0.0
     count = num_positive = 0
@@ -91,13 +92,14 @@ def test_the_loss_is_that_of_the_paper(detector: FastRCNN) -> None:
 
 def test_at_most_a_quarter_of_the_regions_is_positive(detector: FastRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    read = FastRCNN.score_rois
 
-    def watched(self: FastRCNN, outputs: list[Tensor], boxes: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+    def watched(
+        head: RoIHead, pooling: RoIPooling, features: list[Tensor], boxes: Tensor, filled: Tensor
+    ) -> tuple[Tensor, Tensor]:
         seen.append(boxes)
-        return read(self, outputs, boxes, filled)
+        return score_rois(head, pooling, features, boxes, filled)
 
-    monkeypatch.setattr(FastRCNN, "score_rois", watched)
+    monkeypatch.setattr(zoo.models.fast_rcnn, "score_rois", watched)
     near = [[10.0 + i / 4, 12, 60, 70] for i in range(100)]
     far = [[100.0 + i / 10, 50, 125, 95] for i in range(100)]
     targets = with_proposals(TARGETS[:1], near + far)

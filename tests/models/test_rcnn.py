@@ -3,99 +3,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytorch_lightning
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from rcnn_scenes import FRAME, SEARCH, Scenes, build, collate, fit, make_batch, make_loader
 from scenes import make_image, make_target
 from sklearn.svm import LinearSVC
-from torch.utils.data import DataLoader, Dataset
 
 import zoo
-from zoo.detector import Recipe
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.rcnn import RCNN, REGRESSION_IOU, Windows, sample_windows, svm_signs, window_predictions
-from zoo.nn.frame import FrameConfig
+from zoo.nn.head_fitting import fit_linear_heads
 from zoo.ops.boxes import pairwise_iou
 from zoo.ops.coding import encode_boxes
-from zoo.proposals import SelectiveSearch
-from zoo.types import Batch, RawBatch, Sample
-
-FRAME = FrameConfig(min_size=64, max_size=96)
-SEARCH = SelectiveSearch("single", width=None, min_side=6, limit=40, min_segment=10)
-
-
-def build(**arguments: object) -> RCNN:
-    torch.manual_seed(0)
-    defaults: dict[str, object] = {
-        "trunk": "resnet10t",
-        "crop_size": 32,
-        "context": 4,
-        "windows_per_batch": 32,
-        "proposals": SEARCH,
-        "frame": FRAME,
-        "recipe": Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant"),
-        "score_threshold": 0.01,
-    }
-    return RCNN(num_classes=2, **(defaults | arguments))  # type: ignore[arg-type]
-
-
-class Scenes(Dataset[Sample]):
-    """Coloured rectangles on grey noise, one or two an image, the proposals jittered around them and elsewhere."""
-
-    def __init__(self, num: int) -> None:
-        self.num = num
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __getitem__(self, index: int) -> Sample:
-        random = torch.Generator().manual_seed(index)
-        x = 4 + 20 * torch.rand(1, generator=random).item()
-        y = 4 + 20 * torch.rand(1, generator=random).item()
-        boxes = [[x, y, x + 26, y + 30], [58.0, 30.0, 78.0, 58.0]][: 1 + index % 2]
-        target = make_target(boxes, [index // 2 % 2, index % 2][: len(boxes)], index)
-        image = make_image(64, 80, target, index)
-        near = target["boxes"].repeat(4, 1) + 8 * (torch.rand(4 * len(boxes), 4, generator=random) - 0.5)
-        corner = torch.rand(12, 2, generator=random) * 40
-        far = torch.cat((corner, corner + 12 + 10 * torch.rand(12, 2, generator=random)), dim=1)
-        limits = torch.tensor([80.0, 64.0, 80.0, 64.0])
-        target["proposals"] = torch.cat((near, far)).clamp(min=0).minimum(limits)
-        return image, target
-
-
-def collate(samples: list[Sample]) -> RawBatch:
-    return [image for image, _ in samples], [target for _, target in samples]
-
-
-def make_loader(num: int = 12, batch_size: int = 4) -> DataLoader:
-    return DataLoader(Scenes(num), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-
-
-def make_batch(detector: RCNN, num: int = 4) -> Batch:
-    return detector.frame_batch(*collate([Scenes(num)[index] for index in range(num)]))
-
-
-def fit(detector: RCNN, num: int = 12, batch_size: int = 4) -> RCNN:
-    loader = make_loader(num, batch_size)
-    detector.fit_heads(iter(loader), len(loader), report=lambda line: None)
-    return detector.eval()
-
-
-def make_trainer(folder: Path, **arguments: object) -> Trainer:
-    return Trainer(  # type: ignore[arg-type]
-        **{
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "default_root_dir": folder,
-        }
-        | arguments
-    )
-
 
 # ------------------------------------------------------------------------------------------------------------ windows
 
@@ -105,7 +23,7 @@ def test_a_batch_without_any_window() -> None:
     image, target = make_image(64, 80, make_target([], [], 0), 0), make_target([], [], 0)
     target["proposals"] = torch.zeros(0, 4)
     assert len(detector([image], [target])[0]["boxes"]) == 0
-    detector.fit_heads(iter([([image], [target]), next(iter(make_loader(4)))]), 2, report=lambda line: None)
+    fit_linear_heads(detector, iter([([image], [target]), next(iter(make_loader(4)))]), 2, report=lambda line: None)
     assert len(detector([image], [target])[0]["boxes"]) == 0
 
 
@@ -158,7 +76,7 @@ def test_an_image_without_objects_is_all_negatives() -> None:
     assert (svm_signs(pairwise_iou(batch.boxes, batch.proposals), batch, 2) == -1).all()
     _, labels = sample_windows(batch, 8, 0.25, 0.5)
     assert labels.tolist() == [-1] * 8
-    detector.fit_heads(iter([([image], [empty])]), 1, report=lambda line: None)  # type: ignore[list-item]
+    fit_linear_heads(detector, iter([([image], [empty])]), 1, report=lambda line: None)  # type: ignore[list-item]
     assert detector.linear_heads.fitted
     assert (detector.linear_heads.box_weight == 0).all()
     assert (detector.linear_heads.svm_bias < 0).all()
@@ -182,7 +100,7 @@ def slow_examples(detector: RCNN, num: int) -> Iterator[tuple[torch.Tensor, list
         boxes, labels = batch.boxes[0], batch.labels[0].tolist()
         for place, box in enumerate(torch.cat((batch.proposals[0], boxes))):
             windows = Windows(torch.tensor([0]), box[None])
-            features = detector.read_windows(batch.images, batch, windows)[0]
+            features = detector.extract_features(batch.images, batch, windows)[0]
             overlaps = pairwise_iou(box[None], boxes)[0].tolist()
             signs = []
             for label in range(2):
@@ -273,18 +191,18 @@ def test_autocast_does_not_round_decision_values() -> None:
 def test_the_switches_give_the_papers_ablation() -> None:
     detector = fit(build())
     features = torch.randn(6, detector.trunk.channels).abs()
-    svm, deltas = detector.read_features(features)
+    svm, deltas = detector.score_features(features)
     torch.testing.assert_close(svm, torch.sigmoid(3 * detector.linear_heads.decide(features)))
     assert deltas is not None
     detector.head = "softmax"
-    softmax, deltas = detector.read_features(features)
+    softmax, deltas = detector.score_features(features)
     torch.testing.assert_close(softmax, detector.softmax(features).softmax(dim=1)[:, 1:])
     assert deltas is not None
     detector.regress_boxes = False
-    assert detector.read_features(features)[1] is None
+    assert detector.score_features(features)[1] is None
     detector.head, detector.regress_boxes = "svm", True
-    detector.linear_heads.forget()
-    unfitted, deltas = detector.read_features(features)
+    detector.linear_heads.invalidate()
+    unfitted, deltas = detector.score_features(features)
     torch.testing.assert_close(unfitted, softmax)
     assert deltas is None
 
@@ -326,83 +244,3 @@ def test_rcnn_and_fast_rcnn_score_the_same_proposals(monkeypatch: pytest.MonkeyP
 
 def _order(boxes: torch.Tensor) -> list[int]:
     return sorted(range(len(boxes)), key=lambda row: [round(edge, 2) for edge in boxes[row].tolist()])
-
-
-# ------------------------------------------------------------------------------------------------------ in a training
-
-
-class Watch(pytorch_lightning.Callback):
-    """Whether heads were fitted as each validation's first batch came, and as checkpoints were made."""
-
-    def __init__(self) -> None:
-        self.validated: list[bool] = []
-
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: RCNN, *_: object) -> None:
-        self.validated.append(bool(pl_module.linear_heads.fitted))
-
-
-@pytest.mark.parametrize("end", [{"max_epochs": 2}, {"max_steps": 5}, {"max_time": {"seconds": 1}, "max_epochs": -1}])
-def test_validations_and_the_last_checkpoint_see_fitted_heads(tmp_path: Path, end: dict[str, object]) -> None:
-    detector, watch = build(fit_images=8), Watch()
-    last = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=[watch, last], **end)
-    trainer.fit(detector, make_loader(), make_loader(4))
-    # the sanity check comes first, and sees the untrained network
-    assert watch.validated[0] is False
-    assert all(watch.validated[1:])
-    assert zoo.load(tmp_path / "last.ckpt").linear_heads.fitted
-    trainer.validate(detector, make_loader(4), verbose=False)
-    assert watch.validated[-1] is True
-
-
-def test_a_training_that_goes_on_forgets_what_was_fitted(tmp_path: Path) -> None:
-    detector = build(fit_images=4)
-    fit(detector)
-    first = ModelCheckpoint(
-        tmp_path, filename="step{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False
-    )
-    trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=[first], max_steps=4)
-    trainer.fit(detector, make_loader(8), make_loader(4))
-    fitted = [bool(zoo.load(tmp_path / f"step{step}.ckpt").linear_heads.fitted) for step in range(1, 5)]
-    assert fitted[0] is False, "nor does it keep what a checkpoint brought"
-    assert fitted[2] is False, "one step after a validation"
-    assert detector.linear_heads.fitted
-
-
-def test_nothing_is_fitted_for_nothing(tmp_path: Path) -> None:
-    detector = build(head="softmax", regress_boxes=False)
-    make_trainer(tmp_path, max_steps=1).fit(detector, make_loader(4), make_loader(4))
-    assert not detector.linear_heads.fitted
-
-
-def _fit_in_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    samples = [collate([Scenes(10)[i] for i in range(start + rank, min(start + 4, 10), 2)]) for start in (0, 4, 8)]
-    if rank == 1:
-        samples = samples[:2]  # the second process runs out of images first
-    detector = build().eval()
-    detector.fit_heads(iter(samples), 3, report=lambda line: None)
-    torch.save(detector.linear_heads.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_fit_in_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    samples = [collate([Scenes(10)[i] for i in range(start, min(start + 4, 10))]) for start in (0, 4)]
-    samples.append(collate([Scenes(10)[8]]))  # the process that ran out had the other one
-    detector = build().eval()
-    detector.fit_heads(iter(samples), 3, report=lambda line: None)
-    for name, alone in detector.linear_heads.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], alone, rtol=1e-3, atol=1e-5, msg=name)
-
-
-@pytest.mark.slow
-def test_two_processes_of_a_trainer_have_the_same_heads(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, devices=2, strategy="ddp_spawn", max_steps=2)
-    detector = build(fit_images=8)
-    trainer.fit(detector, make_loader(8, 2))
-    assert detector.linear_heads.fitted

@@ -15,11 +15,10 @@ from zoo.models.sliding_window import (
     Windows,
     is_inside,
     sample_windows,
-    slot_windows,
     window_losses,
 )
 from zoo.nn.frame import FrameConfig
-from zoo.nn.image_pyramid import Slot, slot_cells
+from zoo.nn.image_pyramid import slot_cells
 from zoo.ops.matching import BACKGROUND, IGNORED
 from zoo.types import Batch
 
@@ -179,7 +178,7 @@ def test_crops_are_cut_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_window_sees_another_level() -> None:
     detector = liven(build())
-    canvas, slots = detector.draw_pyramid(frame_noise(detector).images)
+    canvas, slots = detector.pyramid.draw(frame_noise(detector).images)
     columns = canvas.shape[3] // 8
     for blank, slot in enumerate(slots):
         spoiled = canvas.clone()
@@ -193,30 +192,18 @@ def test_no_window_sees_another_level() -> None:
             assert bool(windows.logits.isnan().any()) == (level == blank)
 
 
-def test_windows_worked_by_hand() -> None:
-    """The level is half as wide as the frame and as high; cell 0 sees pixels -27 .. 27, so its middle is 0.5."""
-    first = torch.tensor([[-11.5, -11.5, 12.5, 12.5]])
-    boxes = slot_windows(first, Slot(top=3, left=5, rows=2, columns=2), 8, shape=(48.0, 24.0), side=24)
-    assert boxes.tolist() == [
-        [-23.0, -11.5, 25.0, 12.5],
-        [-7.0, -11.5, 41.0, 12.5],
-        [-23.0, -3.5, 25.0, 20.5],
-        [-7.0, -3.5, 41.0, 20.5],
-    ]
-
-
 @pytest.mark.parametrize("trunk", ["resnet10t", "vgg11"])
 def test_what_fills_a_window_on_the_frame_fills_it_on_its_level(trunk: str) -> None:
     detector = build(trunk=trunk, window_shapes=((56.0, 40.0), (28.0, 28.0)))
     batch = frame_noise(detector)
-    columns = detector.draw_pyramid(batch.images)[0].shape[3] // 8
+    columns = detector.pyramid.draw(batch.images)[0].shape[3] // 8
     outputs = detector.encode(batch)
     whole = ((outputs.boxes > 4) & (outputs.boxes < 124)).all(dim=1).nonzero()[:, 0].tolist()
     assert whole[0] < 20 * 16 <= whole[-1], "windows of both levels"
     for number in (whole[0], whole[3], whole[-1]):
         x1, y1, x2, y2 = outputs.boxes[number].round().long().tolist()
         batch.images.zero_()[:, :, y1:y2, x1:x2] = 1
-        canvas, _ = detector.draw_pyramid(batch.images)
+        canvas, _ = detector.pyramid.draw(batch.images)
         row, column = divmod(int(outputs.cells[number]), columns)
         left, top, right, bottom = (detector.first_window[0] + 8 * torch.tensor([column, row] * 2)).long().tolist()
         assert canvas[:, :, top + 2 : bottom - 1, left + 2 : right - 1].min() > 0.9

@@ -1,3 +1,5 @@
+"""Classifiers as trunks that return one vector of each crop."""
+
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from zoo.errors import InputError
 from zoo.nn.trunk import CropTrunk, FrozenBatchNorm
 
 
-def test_any_model_gives_one_vector_a_crop() -> None:
+def test_timm_model_returns_one_vector_a_crop() -> None:
     trunk = CropTrunk("resnet10t", 40, False, "batch", 0.0)
     assert trunk(torch.zeros(3, 3, 40, 40)).shape == (3, trunk.channels)
 
@@ -23,7 +25,7 @@ def test_vgg_keeps_its_hidden_layers() -> None:
     assert torch.equal(trunk(crops), trunk(crops))
 
 
-def test_alexnet_is_torchvisions_up_to_fc7(tmp_path: Path) -> None:
+def test_alexnet_equals_torchvision_up_to_fc7(tmp_path: Path) -> None:
     whole = torchvision.models.alexnet().eval()
     torch.save(whole.state_dict(), tmp_path / "alexnet.pth")
     trunk = CropTrunk("alexnet", 227, str(tmp_path / "alexnet.pth"), "batch", 0.5).eval()
@@ -32,7 +34,7 @@ def test_alexnet_is_torchvisions_up_to_fc7(tmp_path: Path) -> None:
         torch.testing.assert_close(whole.classifier[6](trunk(crops)), whole(crops))
 
 
-def test_a_file_of_a_timm_model_is_loaded(tmp_path: Path) -> None:
+def test_local_timm_weights_are_loaded(tmp_path: Path) -> None:
     whole = timm.create_model("resnet10t").eval()
     torch.save(whole.state_dict(), tmp_path / "trunk.pth")
     trunk = CropTrunk("resnet10t", 64, str(tmp_path / "trunk.pth"), "frozen", 0.0).eval()
@@ -46,19 +48,19 @@ def test_a_file_of_a_timm_model_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "side", "message"),
     [
-        ("resnet1", 64, "does not know a trunk 'resnet1'"),
-        ("vit_tiny_patch16_224", 100, "does not take crops of 100 pixels"),
-        ("alexnet", 20, "does not take crops of 20 pixels"),
+        ("resnet1", 64, "has no trunk 'resnet1'"),
+        ("vit_tiny_patch16_224", 100, "does not accept crops of 100 pixels"),
+        ("alexnet", 20, "does not accept crops of 20 pixels"),
     ],
 )
-def test_what_cannot_be_a_trunk_is_said_in_one_line(name: str, side: int, message: str) -> None:
+def test_unusable_trunks_raise_a_one_line_error(name: str, side: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         CropTrunk(name, side, False, "batch", 0.0)
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_not_alexnets(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no readable file"):
+def test_unusable_alexnet_files_raise(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read as trunk weights"):
         CropTrunk("alexnet", 227, str(tmp_path / "missing.pth"), "batch", 0.0)
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"does not hold weights of trunk 'alexnet': features\.0\.weight"):

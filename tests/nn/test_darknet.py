@@ -1,4 +1,4 @@
-"""darknet's layers, the trunks of them, and the files of their weights."""
+"""darknet's layers, trunks and weights files."""
 
 import re
 import struct
@@ -16,13 +16,13 @@ VERSIONS = [(0, 1), (0, 2), (1001, 0)]  # seen as int32; as int64; as int32 and 
 
 
 def write_darknet(file: Path, numbers: Tensor, major: int = 0, minor: int = 2) -> None:
-    """A file as darknet's save_weights writes it: header, then the numbers."""
+    """Write a file as darknet's save_weights does: header, then the values."""
     seen = struct.pack("<q" if minor == 2 else "<i", 64)
     file.write_bytes(struct.pack("<iii", major, minor, 0) + seen + numbers.to(torch.float32).numpy().tobytes())
 
 
 class Small(nn.Module):
-    """Every kind of layer once; a map of 3x3 places."""
+    """One layer of each kind, on a 3x3 map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class Small(nn.Module):
 
 
 @pytest.mark.parametrize(("major", "minor"), VERSIONS)
-def test_each_layers_numbers_are_at_their_place(tmp_path: Path, major: int, minor: int) -> None:
+def test_values_are_assigned_to_layers_in_file_order(tmp_path: Path, major: int, minor: int) -> None:
     sizes = [4, 4, 4, 4, 4 * 2 * 9, 5 * 9, 9 * 5 * 36, 6, 6 * 45]
     write_darknet(tmp_path / "small.weights", torch.arange(sum(sizes)), major, minor)
     state = read_darknet(tmp_path / "small.weights", Small())
-    # the end of one layer's numbers is the start of the next one's
+    # each layer's values follow those of the previous layer
     assert state["conv.norm.bias"].tolist() == [0, 1, 2, 3]
     assert state["conv.norm.weight"].tolist() == [4, 5, 6, 7]
     assert state["conv.norm.running_mean"].tolist() == [8, 9, 10, 11]
@@ -51,8 +51,7 @@ def test_each_layers_numbers_are_at_their_place(tmp_path: Path, major: int, mino
     assert list(state) == [name for name, _ in darknet_rows(Small())]
 
 
-def test_a_read_network_computes_what_its_numbers_say(tmp_path: Path) -> None:
-    """Against plain functions on the numbers themselves, cut out by hand."""
+def test_network_read_from_a_file_against_plain_functions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     beta, scale, mean = torch.randn(3, 4)
     variance = torch.rand(4) + 0.5
@@ -82,22 +81,22 @@ def test_a_read_network_computes_what_its_numbers_say(tmp_path: Path) -> None:
     torch.testing.assert_close(found[0], weight @ local.flatten() + bias, rtol=1e-4, atol=1e-4)
 
 
-def test_a_local_layer_has_its_own_weights_at_each_place_and_keeps_images_apart() -> None:
+def test_local_layer_has_separate_weights_at_each_cell_and_image_independence() -> None:
     layer = LocalConv(2, 3, 4)
     images = torch.randn(2, 2, 4, 4)
     before = layer(images)
     torch.testing.assert_close(before[1:], layer(images[1:]))
     with torch.no_grad():
-        layer.weight[6] += 1  # the place in row 1, column 2
+        layer.weight[6] += 1  # the cell in row 1, column 2
     assert (layer(images) != before).any(dim=(0, 1)).nonzero().tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize(
     ("name", "stride", "channels", "num_convs", "num_numbers"),
-    # 89,721,616 bytes: a count of others of the released network's first 20 convolutions and a header of 16
+    # 89,721,616 bytes: published size of the file of the first 20 convolutions, with a header of 16 bytes
     [("darknet20", 32, 1024, 20, (89_721_616 - 16) // 4), ("darknet6", 64, 512, 6, 9 * 174_640 + 4 * 1_008)],
 )
-def test_trunks_are_those_of_the_paper(name: str, stride: int, channels: int, num_convs: int, num_numbers: int) -> None:
+def test_trunks_have_the_papers_layers(name: str, stride: int, channels: int, num_convs: int, num_numbers: int) -> None:
     with torch.device("meta"):
         trunk = Darknet(name)
     assert sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) == num_convs
@@ -106,7 +105,7 @@ def test_trunks_are_those_of_the_paper(name: str, stride: int, channels: int, nu
     assert sum(torch.Size(shape).numel() for _, shape in darknet_rows(trunk)) == num_numbers
 
 
-def test_a_trunk_starts_from_a_file(tmp_path: Path) -> None:
+def test_pretrained_trunk_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "trunk.weights"
     write_darknet(file, torch.arange(1_575_792) % 1000)
     trunk = Darknet("darknet6", str(file))
@@ -118,7 +117,7 @@ def test_a_trunk_starts_from_a_file(tmp_path: Path) -> None:
     assert last.conv.weight.flatten()[-1].item() == 791
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_unusable_files_raise(tmp_path: Path) -> None:
     file = tmp_path / "some.weights"
     with pytest.raises(InputError, match=r"some\.weights: no such weights file"):
         read_darknet(file, Small())
@@ -126,10 +125,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too short"):
         read_darknet(file, Small())
     write_darknet(file, torch.zeros(2028))
-    with pytest.raises(InputError, match=re.escape("holds 2,028 numbers after its header, the network wants 2,029")):
+    with pytest.raises(InputError, match=re.escape("holds 2,028 values after its header, but the network has 2,029")):
         read_darknet(file, Small())
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(InputError, match="no header and whole numbers"):
+    with pytest.raises(InputError, match="not a header and float32 values"):
         read_darknet(file, Small())
     with pytest.raises(InputError, match=r"--model\.pretrained FILE"):
         Darknet("darknet6", pretrained=True)

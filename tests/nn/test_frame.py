@@ -1,4 +1,4 @@
-"""Framing by hand and as torchvision's transform does it; boxes there and back."""
+"""Framing against hand-worked sizes and torchvision's transform; boxes mapped to the frame and back."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_targets_are_scaled_padded_and_masked() -> None:
     assert batch.images[0, :, 50:].abs().sum() == 0, "padding is 0 after normalising"
 
 
-def test_proposals_travel_like_boxes() -> None:
+def test_proposals_are_scaled_padded_and_masked() -> None:
     proposals = [torch.tensor([[10.0, 20, 50, 60]]), torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])]
     images = [make_image(100, 100, make_target([], [])) for _ in proposals]
     frame = Frame(FrameConfig(min_size=200, max_size=400))
@@ -61,10 +61,10 @@ def test_proposals_travel_like_boxes() -> None:
     assert batch.proposal_mask.tolist() == [[True, False], [True, True]]
     none = frame(images, None, [torch.zeros(0, 4)] * 2)
     assert none.proposals is not None
-    assert none.proposals.shape == (2, 1, 4), "regions are pooled from at least one slot"
+    assert none.proposals.shape == (2, 1, 4), "P is at least 1"
 
 
-def test_predictions_return_to_the_image_s_pixels() -> None:
+def test_unframe_maps_predictions_to_image_pixels() -> None:
     images = [make_image(100, 150, make_target([], []))]
     frame = Frame(FrameConfig(min_size=50, max_size=400))
     inside, beyond, vanished = [5.0, 10, 25, 30], [60.0, 40, 90, 60], [80.0, 10, 90, 20]
@@ -79,12 +79,12 @@ def test_predictions_return_to_the_image_s_pixels() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"min_size": 0}, {"min_size": 10, "max_size": 5}, {"std": (1.0, 0.0, 1.0)}])
-def test_senseless_configurations(wrong: dict[str, object]) -> None:
+def test_invalid_configurations_raise(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"min_size|std"):
         FrameConfig(**wrong)
 
 
-def test_what_an_exported_program_computes_is_what_is_computed_here() -> None:
+def test_framing_under_export_equals_eager_framing() -> None:
     config = FrameConfig(min_size=96, max_size=150)
     generator = torch.Generator().manual_seed(0)
     for height, width in torch.randint(1, 4000, (2000, 2), generator=generator).tolist():

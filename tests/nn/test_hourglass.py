@@ -1,4 +1,4 @@
-"""Hourglass networks: sizes, width, what reaches what."""
+"""Hourglass networks: map sizes, channels, and which parameters get gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from zoo.nn.trunk import Trunk
 CHANNELS, DEPTHS = (16, 24, 32), (1, 2, 2)
 
 
-def test_hourglass_104_goes_down_and_up_as_the_paper_draws_it() -> None:
+def test_hourglass_104_has_the_papers_layers() -> None:
     """Five times down by stride-2 residuals, two each; four residuals at the bottom; no pooling anywhere."""
     with torch.device("meta"):
         network = StackedHourglass(2, (256, 256, 384, 384, 384, 512), (2, 2, 2, 2, 2, 4), 128, 256)
@@ -36,7 +36,7 @@ def test_each_stack_s_map_has_stride_4_at_any_size(size: tuple[int, int]) -> Non
 
 
 def test_one_hourglass_by_its_parts() -> None:
-    """Skip plus doubled inner maps, where each value of a coarse cell stands four times."""
+    """Skip plus the inner maps, each value of which is repeated in 2 x 2 cells."""
     torch.manual_seed(0)
     hourglass = Hourglass(CHANNELS[:2], DEPTHS[:2]).double().eval()
     maps = torch.randn(1, 16, 6, 8, dtype=torch.float64)
@@ -50,13 +50,13 @@ def test_one_hourglass_by_its_parts() -> None:
     torch.testing.assert_close(hourglass(odd), expected)
 
 
-def test_the_second_stack_sees_the_first_one_s_input_and_output() -> None:
+def test_second_stack_takes_input_and_output_of_the_first() -> None:
     torch.manual_seed(0)
     network = StackedHourglass(2, CHANNELS, DEPTHS, 16, 20)
     first, second = network.eval()(torch.randn(1, 3, 32, 32))
     second.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    # and the first only of itself
+    # the first output does not depend on the second stack
     network.zero_grad()
     first, _ = network(torch.randn(1, 3, 32, 32))
     first.sum().backward()
@@ -64,7 +64,7 @@ def test_the_second_stack_sees_the_first_one_s_input_and_output() -> None:
     assert without == {"hourglasses", "outputs", "from_inputs", "from_outputs", "merged"}
 
 
-def test_a_trunk_s_levels_come_together_at_its_finest() -> None:
+def test_upsampled_trunk_merges_all_levels() -> None:
     network = UpsampledTrunk(Trunk("resnet10t", (4, 8, 16, 32), False, "batch", 0), 24)
     images = torch.randn(2, 3, 64, 96)
     (maps,) = network(images)
@@ -76,11 +76,11 @@ def test_a_trunk_s_levels_come_together_at_its_finest() -> None:
 @pytest.mark.parametrize(
     ("channels", "depths", "stem", "message"),
     [
-        ((16, 16), (1,), 16, "want one of each a level"),
-        ((16,), (1,), 16, "want one of each a level"),
+        ((16, 16), (1,), 16, "give one of each"),
+        ((16,), (1,), 16, "give one of each"),
         ((16, 16), (1, 1), 8, "at least 16"),
     ],
 )
-def test_forms_that_cannot_be(channels: tuple[int, ...], depths: tuple[int, ...], stem: int, message: str) -> None:
+def test_invalid_widths_raise(channels: tuple[int, ...], depths: tuple[int, ...], stem: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StackedHourglass(1, channels, depths, stem, 16)

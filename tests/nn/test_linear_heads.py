@@ -1,3 +1,5 @@
+"""Example bank and fitted weights of R-CNN's SVMs and box regressors."""
+
 import torch
 
 from zoo.nn.linear_heads import EASY, HARD, HeadFitter, LinearHeads
@@ -11,7 +13,7 @@ def make_fitter(bank_size: int = 10000) -> HeadFitter:
 
 
 def make_round(seed: int, num: int = 60) -> Round:
-    """Two classes in two corners of the features, the rest around zero."""
+    """Features of two separable classes, and negatives around zero."""
     random = torch.Generator().manual_seed(seed)
     features = torch.randn(num, 6, generator=random)
     signs = torch.full((num, 2), -1, dtype=torch.int8)
@@ -24,7 +26,7 @@ def make_round(seed: int, num: int = 60) -> Round:
     return features, signs, deltas, (signs[:, 1] == 1).long(), regressed
 
 
-def test_easy_negatives_go_and_positives_stay() -> None:
+def test_easy_negatives_are_removed_and_positives_kept() -> None:
     fitter = make_fitter()
     rounds = [make_round(seed) for seed in range(3)]
     fitter.add_round(*rounds[0])
@@ -35,11 +37,11 @@ def test_easy_negatives_go_and_positives_stay() -> None:
     before = len(fitter.signs)
     fitter.add_round(*rounds[1])
     added = fitter.features[before:] @ fitter.weight.T + fitter.bias
-    assert (added[fitter.signs[before:] == -1] > HARD).all(), "none but hard ones are taken in"
+    assert (added[fitter.signs[before:] == -1] > HARD).all(), "only hard negatives are added"
     assert (fitter.signs == 1).sum() == 2 * (rounds[0][1] == 1).sum()
 
 
-def test_the_bank_is_bounded_and_keeps_the_hardest() -> None:
+def test_bounded_bank_keeps_positives_and_hardest_negatives() -> None:
     unbounded, bounded = make_fitter(), make_fitter(bank_size=16)
     one = make_round(0)
     unbounded.add_round(*one)
@@ -53,8 +55,8 @@ def test_the_bank_is_bounded_and_keeps_the_hardest() -> None:
     assert kept == {tuple(row) for row in unbounded.features[hardest].tolist()}
 
 
-def test_scaling_is_folded_into_the_weights() -> None:
-    """Features a hundred times larger lead to the same decisions and deltas."""
+def test_feature_scale_is_folded_into_the_weights() -> None:
+    """Features a hundred times larger give the same decision values and deltas."""
     heads, large_heads = LinearHeads(2, 6), LinearHeads(2, 6)
     for target, factor in ((heads, 1.0), (large_heads, 100.0)):
         fitter = make_fitter()
@@ -69,7 +71,7 @@ def test_scaling_is_folded_into_the_weights() -> None:
     assert heads.decide(features)[0].tolist()[0] > 0 > heads.decide(features)[3].max()
 
 
-def test_heads_of_nothing_say_nothing() -> None:
+def test_heads_fitted_to_no_windows_are_zero() -> None:
     heads, fitter = LinearHeads(2, 6), make_fitter()
     fitter.add_round(*(part[:0] for part in make_round(0)))
     fitter.finish(heads)
@@ -77,6 +79,6 @@ def test_heads_of_nothing_say_nothing() -> None:
     assert (heads.regress(torch.ones(1, 6)) == 0).all()
 
 
-def test_rows_of_one_process_are_its_own() -> None:
+def test_gather_in_one_process_returns_its_rows() -> None:
     rows = torch.randn(3, 2)
     assert all_gather_rows(rows) is rows

@@ -1,4 +1,4 @@
-"""Which pixels a cell sees, against hand-worked layers."""
+"""Receptive fields against hand-worked layers, and networks without a bounded one."""
 
 import pytest
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from zoo.nn.trunk import Trunk
 
 
 class Listed(nn.Module):
-    """A network that gives its one map in a list, as trunks do."""
+    """A network that returns its map in a list, as trunks do."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class Listed(nn.Module):
         ([nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1)], 2, (2, 4)),
     ],
 )
-def test_layers_worked_by_hand(layers: list[nn.Module], stride: int, field: tuple[int, int]) -> None:
+def test_layers_by_hand(layers: list[nn.Module], stride: int, field: tuple[int, int]) -> None:
     network = Listed(*layers).train()
     assert receptive_field(network, stride, "mine") == field
     assert network.training
 
 
-def test_it_does_not_hang_on_weights_that_are_zero() -> None:
+def test_zero_weights_do_not_shrink_the_field() -> None:
     convolution = nn.Conv2d(3, 4, 3, padding=1)
     nn.init.zeros_(convolution.weight)
     assert receptive_field(Listed(convolution, nn.ReLU()), 1, "mine") == (1, 2)
@@ -53,17 +53,17 @@ def test_resnet18_at_stride_16() -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)])
-def test_what_sees_the_whole_image_is_refused(layer: nn.Module) -> None:
+def test_norms_over_the_whole_image_raise(layer: nn.Module) -> None:
     with pytest.raises(InputError, match="'mine' sees the whole image"):
         receptive_field(Listed(nn.Conv2d(3, 4, 3, 16, 1), layer), 16, "mine")
 
 
-def test_squeeze_and_excitation_is_refused() -> None:
+def test_squeeze_and_excitation_raises() -> None:
     trunk = Trunk("mobilenetv3_small_050", (8,), pretrained=False, norm="batch", frozen_stages=0)
     with pytest.raises(InputError, match="squeeze-and-excitation"):
         receptive_field(trunk, 8, "mobilenetv3_small_050")
 
 
-def test_a_field_with_holes_is_refused() -> None:
+def test_a_field_with_holes_raises() -> None:
     with pytest.raises(InputError, match="has holes"):
         receptive_field(Listed(nn.Conv2d(3, 4, 3, dilation=2, padding=2)), 1, "mine")

@@ -1,4 +1,4 @@
-"""RoIAlign against torchvision's and a slow loop, RoIPool against one; sampling and losses by hand; FPN's levels."""
+"""RoIAlign against torchvision and a slow loop, RoIPool against a slow loop; FPN levels, sampling, losses by hand."""
 
 import math
 
@@ -38,7 +38,7 @@ def make_boxes(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def test_levels_by_equation_1() -> None:
-    # 224 -> level 4 (stride 16), half of it one finer, twice one coarser, and no further than there are levels
+    # 224 -> level 4 (stride 16), half of it one finer, twice one coarser, clamped to the existing levels
     boxes = torch.tensor([[[0.0, 0, side, side] for side in (223, 224, 112, 447, 448, 5, 2000)]])
     assert (assign_levels(boxes, 5, 2)[0] + 2).tolist() == [3, 4, 3, 4, 5, 2, 5]
 
@@ -48,7 +48,7 @@ def test_same_as_torchvision_forward_and_backward() -> None:
     theirs = MultiScaleRoIAlign([str(i) for i in range(4)], 7, 2)
     expected = theirs({str(i): level for i, level in enumerate(levels)}, list(boxes), [(256, 320)] * 2)
     found = pyramid_roi_align(levels, boxes, STRIDES, side=7, samples=2)
-    # torchvision computes the scale of each level, and so the corners of its readings, in float32
+    # torchvision computes the scale of each level, and so its sampling points, in float32
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=expected.dtype)
     ours = torch.autograd.grad((found * direction).sum(), levels)
@@ -57,7 +57,7 @@ def test_same_as_torchvision_forward_and_backward() -> None:
 
 
 def slow_roi_align(level: Tensor, box: list[float], stride: int, side: int, samples: int) -> Tensor:
-    """The mean of bilinear readings, one by one (Mask R-CNN, arXiv 1703.06870, section 3)."""
+    """RoIAlign of one box by explicit loops (Mask R-CNN, arXiv 1703.06870, section 3)."""
     channels, height, width = level.shape
     x1, y1, x2, y2 = (edge / stride for edge in box)
     step_x, step_y = max(x2 - x1, 1) / side, max(y2 - y1, 1) / side
@@ -91,7 +91,7 @@ def test_against_a_slow_loop() -> None:
             torch.testing.assert_close(found[image, roi], slow_roi_align(levels[level][image], *args))
 
 
-def test_in_bf16_the_gradient_keeps_its_direction() -> None:
+def test_bf16_gradient_is_close_to_float32() -> None:
     wide, boxes = make_levels(16, torch.float32), make_boxes(100, torch.float32)
     narrow = [level.detach().to(torch.bfloat16).requires_grad_() for level in wide]
     expected = torch.autograd.grad(pyramid_roi_align(wide, boxes, STRIDES, 7, 2).square().sum(), wide)
@@ -105,15 +105,15 @@ def test_no_regions() -> None:
     assert pyramid_roi_align(make_levels(3), make_boxes(0), STRIDES, 7, 2).shape == (0, 3, 7, 7)
 
 
-def test_roi_pool_is_for_one_level() -> None:
+def test_roi_pool_with_a_pyramid_raises() -> None:
     with pytest.raises(ValueError, match="one feature level"):
         RoIPooling((4, 8), "pool")
 
 
 def slow_roi_pool(level: Tensor, box: list[float], stride: int, side: int) -> Tensor:
-    """The largest value in each cell (Fast R-CNN, arXiv 1504.08083, section 2.1).
+    """RoIPool of one box by explicit loops (Fast R-CNN, arXiv 1504.08083, section 2.1).
 
-    Edges are rounded to whole pixels of the map, both of which belong to the region; cells that share a pixel overlap.
+    Edges are rounded to pixels of the map, which both belong to the region; neighbouring cells may share pixels.
     """
     channels, height, width = level.shape
     x1, y1, x2, y2 = (math.floor(edge / stride + 0.5) for edge in box)
@@ -127,7 +127,7 @@ def slow_roi_pool(level: Tensor, box: list[float], stride: int, side: int) -> Te
             ]
             for c in range(channels):
                 values = [float(level[c, y, x]) for y in rows for x in columns]
-                pooled[c, i, j] = max(values, default=0.0)  # a cell beyond the map is empty
+                pooled[c, i, j] = max(values, default=0.0)  # a cell outside the map is empty
     return pooled
 
 
@@ -148,7 +148,7 @@ def test_roi_pool_against_a_slow_loop(side: int) -> None:
         torch.testing.assert_close(found[number], expected, rtol=0, atol=0)
 
 
-def test_roi_pool_passes_the_gradient_to_the_largest_values() -> None:
+def test_roi_pool_gradient_goes_to_the_maxima() -> None:
     level = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
     RoIPooling((16,), "pool", 2)([level], torch.tensor([[[0.0, 0, 48, 48]]])).sum().backward()
     assert level.grad is not None
@@ -156,7 +156,7 @@ def test_roi_pool_passes_the_gradient_to_the_largest_values() -> None:
 
 
 def sampled(background_iou: float, num: int = 8, objects: bool = True) -> tuple[SampledRoIs, Tensor]:
-    """Proposals with IoU 0.8, 0.5, 0.3, 0.1, 0.09 and 0 with the only object, and one with a difficult object."""
+    """Sample from proposals of IoU 0.8, 0.5, 0.3, 0.1, 0.09 and 0 with the object, and one on a difficult object."""
     target = make_target([[0, 0, 100, 10], [0, 80, 100, 90]], [2, 1]) if objects else make_target([], [])
     target["difficult"] = torch.tensor([False, True][: len(target["labels"])], dtype=torch.bool)
     proposals = torch.tensor([[0.0, 0, width, 10] for width in (80, 50, 30, 10, 9)] + [[0, 50, 9, 60], [0, 80, 95, 90]])
@@ -167,25 +167,25 @@ def sampled(background_iou: float, num: int = 8, objects: bool = True) -> tuple[
     return sample_rois(batch.proposals, batch.proposal_mask, batch, num, 0.5, 0.5, background_iou), proposals
 
 
-def test_regions_are_sampled_by_their_overlap() -> None:
+def test_rois_are_sampled_by_iou() -> None:
     for background_iou, background in ((0.0, [2, 3, 4, 5, 6]), (0.1, [2, 3]), (0.2, [2])):
         rois, proposals = sampled(background_iou, num=16)
         chosen = [box for box, filled in zip(rois.boxes[0].tolist(), rois.filled[0].tolist(), strict=True) if filled]
         labels = rois.labels[0][rois.filled[0]].tolist()
-        # the object itself, which joins the proposals, and the two that overlap it by half
+        # the ground truth box, which joins the proposals, and the two of IoU 0.5 or more
         positive = [[0, 0, 100, 10], *proposals[:2].tolist()]
         assert sorted(zip(chosen, labels, strict=True)) == sorted(
             [(box, 2) for box in positive] + [(box, -1) for box in proposals[background].tolist()]
         )
 
 
-def test_no_more_regions_are_positive_than_asked_for() -> None:
+def test_positive_fraction_limits_positives() -> None:
     rois, _ = sampled(0.0, num=4)
     assert rois.filled.all()
     assert (rois.labels >= 0).sum() == 2
 
 
-def test_an_image_without_objects_gives_background_unless_that_must_overlap_one() -> None:
+def test_image_without_objects_has_negatives_only_at_background_iou_0() -> None:
     rois, _ = sampled(0.0, objects=False)
     assert rois.filled.sum() == 7
     assert (rois.labels[rois.filled] == -1).all()
@@ -193,7 +193,7 @@ def test_an_image_without_objects_gives_background_unless_that_must_overlap_one(
 
 
 def test_losses_by_hand() -> None:
-    # Image 1: a region on an object of class 1, one on background; image 2: one on background, an empty slot.
+    # Image 1: a positive of class 1 and a negative; image 2: a negative and an empty slot.
     rois = SampledRoIs(
         boxes=torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [0, 0, 0, 0]]]),
         labels=torch.tensor([[1, -1], [-1, 0]]),
@@ -203,7 +203,7 @@ def test_losses_by_hand() -> None:
     logits = torch.zeros(2, 2, 3, requires_grad=True)
     deltas = torch.zeros(2, 2, 2, 4, requires_grad=True)
     losses = roi_losses(logits, deltas, rois)
-    # three regions, three equal classes; the only target is dx = 10 * 1/10 = 1: smooth L1 = 1 - beta / 2
+    # three RoIs, three equal classes; the only non-zero target is dx = 10 * 1/10 = 1: smooth L1 = 1 - beta / 2
     assert losses["roi_class"].item() == pytest.approx(math.log(3))
     assert losses["roi_box"].item() == pytest.approx((1 - 1 / 18) / 3)
     assert roi_losses(logits, deltas, rois, beta=1.0)["roi_box"].item() == pytest.approx(0.5 / 3)
@@ -214,8 +214,8 @@ def test_losses_by_hand() -> None:
 
 def test_predictions_by_hand() -> None:
     logits = torch.full((1, 2, 3), -20.0)
-    logits[0, 0, 2] = 0.0  # surely class 1
-    logits[0, 1, 0] = 0.0  # surely background
+    logits[0, 0, 2] = 0.0  # class 1
+    logits[0, 1, 0] = 0.0  # background
     rois = torch.tensor([[[10.0, 10, 30, 30], [0, 0, 5, 5]]])
     found = roi_predictions(
         logits,

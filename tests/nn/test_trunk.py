@@ -1,4 +1,4 @@
-"""Any timm model as a trunk; what cannot be had is said in one line."""
+"""timm models as trunks, and the errors for models and weights that cannot be used."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_maps_have_their_strides_and_channels(name: str, strides: tuple[int, ...
     ]
 
 
-def test_frozen_norms_do_not_follow_the_images() -> None:
+def test_frozen_norms_do_not_update_their_statistics() -> None:
     trunk = Trunk("resnet10t", (32,), pretrained=False, norm="frozen", frozen_stages=0).train()
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in trunk.modules())
     before = {key: value.clone() for key, value in trunk.state_dict().items()}
@@ -48,27 +48,27 @@ def test_frozen_stages_are_the_first_ones() -> None:
     assert isinstance(trunk.network.layer2[0].bn1, torch.nn.BatchNorm2d)
 
 
-def test_vgg_freezes_its_first_two_stages_and_mobilenet_says_that_it_cannot() -> None:
+def test_frozen_stages_of_vgg_and_error_for_mobilenet() -> None:
     trunk = Trunk("vgg16", (16,), pretrained=False, norm="batch", frozen_stages=2)
     frozen = [tuple(weight.shape[:2]) for weight in trunk.parameters() if weight.ndim == 4 and not weight.requires_grad]
     assert frozen == [(64, 3), (64, 64), (128, 64), (128, 128)]  # conv1_1 to conv2_2, as in py-faster-rcnn
-    with pytest.raises(InputError, match="cannot have its first 2 stages frozen"):
+    with pytest.raises(InputError, match="first 2 stages of trunk 'mobilenetv3_small_050' cannot be frozen"):
         Trunk("mobilenetv3_small_050", (16,), pretrained=False, norm="batch", frozen_stages=2)
 
 
-def test_a_name_that_timm_does_not_know() -> None:
-    with pytest.raises(InputError, match=r"does not know a trunk 'resnet500'; near it: .*resnet50"):
+def test_unknown_name_raises_with_suggestions() -> None:
+    with pytest.raises(InputError, match=r"has no trunk 'resnet500'; did you mean .*resnet50.*\?"):
         Trunk("resnet500", (8,), False, "batch", 0)
 
 
-def test_a_stride_that_the_trunk_does_not_have() -> None:
+def test_missing_stride_raises() -> None:
     with pytest.raises(InputError, match=r"'resnet10t' has no features at stride 3"):
         Trunk("resnet10t", (3,), False, "batch", 0)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
-def test_transformers_that_give_no_maps_of_any_size(name: str) -> None:
-    with pytest.raises(InputError, match=f"trunk '{name}' (gives maps of shape|does not take images of any size)"):
+def test_transformers_without_maps_of_any_size_raise(name: str) -> None:
+    with pytest.raises(InputError, match=f"trunk '{name}' (returns maps of shape|does not accept images of any size)"):
         Trunk(name, (8,), False, "batch", 0)
 
 
@@ -79,8 +79,8 @@ def test_weights_from_a_local_file(tmp_path: Path) -> None:
     assert torch.equal(trunk.network.layer1[0].conv1.weight, whole.layer1[0].conv1.weight)
 
 
-def test_weights_that_are_missing_or_of_another_trunk(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.safetensors: no such file of trunk weights"):
+def test_missing_or_other_weights_raise(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.safetensors: no such trunk weights file"):
         Trunk("resnet10t", (32,), "nowhere.safetensors", "batch", 0)
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"other\.safetensors: does not hold weights of trunk 'resnet10t'"):
@@ -95,5 +95,5 @@ def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch, t
         raise OSError("network is unreachable")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
-    with pytest.raises(InputError, match=r"could not be fetched .* --model\.pretrained /path/to/weights"):
+    with pytest.raises(InputError, match=r"could not be downloaded .* --model\.pretrained /path/to/weights"):
         Trunk("resnet18", (32,), True, "batch", 0)

@@ -1,4 +1,4 @@
-"""Anchors by hand, and as torchvision's generator lays them."""
+"""Anchors compared with hand-computed ones and with torchvision's generator."""
 
 import pytest
 import torch
@@ -8,19 +8,19 @@ from torchvision.models.detection.image_list import ImageList
 from zoo.ops.anchors import cell_anchors, grid_anchors, pyramid_anchors
 
 
-def test_cell_by_hand() -> None:
+def test_cell_anchors_by_hand() -> None:
     # 16^2 at 1:1; and at height / width 4: 8 wide, 32 high
     assert cell_anchors([16], [1.0, 4.0]).tolist() == [[-8, -8, 8, 8], [-4, -16, 4, 16]]
 
 
-def test_grid_goes_row_by_row() -> None:
+def test_grid_anchors_are_ordered_row_by_row() -> None:
     anchors = grid_anchors(torch.tensor([[-1.0, -2, 1, 2]]), (2, 3), (10, 20))
     centres = ((anchors[:, :2] + anchors[:, 2:]) / 2).tolist()
     assert centres == [[0, 0], [20, 0], [40, 0], [0, 10], [20, 10], [40, 10]]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 160)])
-def test_same_as_torchvision(size: tuple[int, int]) -> None:
+def test_pyramid_anchors_equal_torchvision(size: tuple[int, int]) -> None:
     sizes, ratios = ((32, 40, 50), (64, 80, 101)), ((0.5, 1.0, 2.0),) * 2
     grids = [(size[0] // 16, size[1] // 16), (-(-size[0] // 64), -(-size[1] // 64))]
     images = ImageList(torch.zeros(1, 3, *size), [size])

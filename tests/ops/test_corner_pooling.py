@@ -1,4 +1,4 @@
-"""Corner pooling against loops over cells, forward and backward, ties included."""
+"""Corner pooling compared with loops over cells, forward and backward, including ties."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from zoo.ops.corner_pooling import _running_max_by_doubling, corner_pool, runnin
 
 
 def slow_running_max(maps: Tensor, grad: Tensor, dim: int, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Result and gradient, cell by cell; the first of equal values met on the way is the one that counts."""
+    """Result and gradient, cell by cell; of equal values the first one scanned receives the gradient."""
     result, gradient = torch.empty_like(maps), torch.zeros_like(maps)
     for b, c, i, j in torch.cartesian_prod(*map(torch.arange, maps.shape)).tolist():
         place, size = (i, maps.shape[2]) if dim == 2 else (j, maps.shape[3])
-        way = range(size - 1, place - 1, -1) if reverse else range(place + 1)
-        cells = [(b, c, k, j) if dim == 2 else (b, c, i, k) for k in way]
+        scan = range(size - 1, place - 1, -1) if reverse else range(place + 1)
+        cells = [(b, c, k, j) if dim == 2 else (b, c, i, k) for k in scan]
         winner = max(cells, key=lambda cell: maps[cell].item())  # Python's max is the first of equals
         result[b, c, i, j] = maps[winner]
         gradient[winner] += grad[b, c, i, j]
@@ -24,8 +24,10 @@ def slow_running_max(maps: Tensor, grad: Tensor, dim: int, reverse: bool) -> tup
 @pytest.mark.parametrize("reverse", [True, False])
 @pytest.mark.parametrize("levels", [3, 1000])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_running_max_and_its_gradient(dim: int, reverse: bool, levels: int, memory_format: torch.memory_format) -> None:
-    """Of three values most are ties, of a thousand few."""
+def test_running_max_and_its_gradient_equal_a_slow_loop(
+    dim: int, reverse: bool, levels: int, memory_format: torch.memory_format
+) -> None:
+    """With few levels most values tie, with many levels few do."""
     torch.manual_seed(0)
     maps = torch.randint(-levels, levels, (2, 3, 6, 5)).double().to(memory_format=memory_format).requires_grad_()
     grad = torch.randn(2, 3, 6, 5, dtype=torch.float64)
@@ -38,7 +40,7 @@ def test_running_max_and_its_gradient(dim: int, reverse: bool, levels: int, memo
 
 
 def test_figure_6_of_the_paper() -> None:
-    """Rows read right to left: 2 1 3 0 2 -> 3 3 3 2 2; and two maps are added."""
+    """Rows scanned from right to left: 2 1 3 0 2 -> 3 3 3 2 2; and two maps are added."""
     row = torch.tensor([2.0, 1, 3, 0, 2])
     across, down = row.view(1, 1, 1, 5), row.view(1, 1, 5, 1)
     assert running_max(across, 3, True).flatten().tolist() == [3, 3, 3, 2, 2]
@@ -50,7 +52,7 @@ def test_figure_6_of_the_paper() -> None:
 
 
 def test_gradients_of_a_long_run_are_summed_in_float32() -> None:
-    """One cell collects 512 shares of 1: a sum in bf16 would stop at 256."""
+    """One cell accumulates 512 gradients of 1: a sum in bf16 would stop at 256."""
     maps = torch.zeros(1, 1, 512, 1, dtype=torch.bfloat16)
     maps[0, 0, -1] = 1
     maps.requires_grad_()
@@ -66,7 +68,7 @@ def test_maps_of_one_row_or_column(shape: tuple[int, ...]) -> None:
     assert torch.isfinite(maps.grad).all()
 
 
-def test_an_exported_graph_takes_other_sizes() -> None:
+def test_exported_graph_accepts_other_sizes() -> None:
     class Pool(torch.nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
             return corner_pool(maps, maps, "bottom_right")

@@ -1,4 +1,4 @@
-"""Radii against all boxes that they allow, gaussians and peaks against loops over cells."""
+"""Gaussian radius tested by moving box corners; gaussians and peaks compared with loops over cells."""
 
 import math
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from zoo.ops.boxes import pairwise_iou
-from zoo.ops.heatmap import gaussian_radius, splat_gaussians, top_peaks
+from zoo.ops.heatmap import draw_gaussians, gaussian_radius, top_peaks
 
 
 @pytest.mark.parametrize("min_iou", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("size", [(20.0, 20.0), (40.0, 9.0), (3.0, 50.0)])
-def test_corners_within_the_radius_keep_the_overlap_and_just_so(size: tuple[float, float], min_iou: float) -> None:
+def test_lowest_iou_within_the_radius_is_the_required_one(size: tuple[float, float], min_iou: float) -> None:
     box = torch.tensor([[100.0, 100.0, 100 + size[0], 100 + size[1]]], dtype=torch.float64)
     radius = gaussian_radius(torch.tensor(size, dtype=torch.float64), min_iou).item()
     steps = torch.linspace(-1, 1, 9, dtype=torch.float64) * radius
@@ -21,14 +21,14 @@ def test_corners_within_the_radius_keep_the_overlap_and_just_so(size: tuple[floa
 
 
 def test_radius_by_hand() -> None:
-    """A square of side 1 whose corners both move in: (1 - 2r)^2 = 0.3."""
+    """A square of side 1 with both corners moved inwards: (1 - 2r)^2 = 0.3."""
     assert gaussian_radius(torch.ones(2), 0.3).item() == pytest.approx((1 - math.sqrt(0.3)) / 2)
     assert gaussian_radius(torch.tensor([[4.0, 4.0], [0.0, 0.0]]), 0.3).tolist() == pytest.approx(
         [2 - 2 * math.sqrt(0.3), 0]
     )
 
 
-def slow_splat(cells: Tensor, radii: Tensor, labels: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+def slow_gaussians(cells: Tensor, radii: Tensor, labels: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     maps = torch.zeros(shape, dtype=torch.float64)
     for b, m in mask.nonzero().tolist():
         (x, y), r, c = cells[b, m].tolist(), radii[b, m].item(), labels[b, m].item()
@@ -41,28 +41,28 @@ def slow_splat(cells: Tensor, radii: Tensor, labels: Tensor, mask: Tensor, shape
 
 
 @pytest.mark.parametrize("num_objects", [6, 70])
-def test_gaussians(num_objects: int) -> None:
-    """More than are drawn at once, some at the borders, many that meet."""
+def test_gaussians_equal_a_slow_loop(num_objects: int) -> None:
+    """Fewer and more than are drawn at once, some at the borders, many overlapping."""
     torch.manual_seed(0)
     cells = torch.stack([torch.randint(0, side, (2, num_objects)) for side in (11, 8)], dim=-1)
     radii, labels = torch.randint(0, 5, (2, num_objects)), torch.randint(0, 3, (2, num_objects))
     mask = torch.rand(2, num_objects) < 0.6
-    found = splat_gaussians(cells, radii, labels, mask, 3, (8, 11), torch.float64)
-    torch.testing.assert_close(found, slow_splat(cells, radii, labels, mask, (2, 3, 8, 11)))
+    found = draw_gaussians(cells, radii, labels, mask, 3, (8, 11), torch.float64)
+    torch.testing.assert_close(found, slow_gaussians(cells, radii, labels, mask, (2, 3, 8, 11)))
     b, m = mask.nonzero(as_tuple=True)
     assert (found[b, labels[b, m], cells[b, m, 1], cells[b, m, 0]] == 1).all()
 
 
 def test_no_objects() -> None:
     nothing = torch.zeros(2, 0, dtype=torch.int64)
-    maps = splat_gaussians(torch.zeros(2, 0, 2, dtype=torch.int64), nothing, nothing, nothing.bool(), 3, (4, 5))
+    maps = draw_gaussians(torch.zeros(2, 0, 2, dtype=torch.int64), nothing, nothing, nothing.bool(), 3, (4, 5))
     assert maps.shape == (2, 3, 4, 5)
     assert maps.abs().sum() == 0
 
 
 def test_peaks() -> None:
     logits = torch.full((2, 2, 4, 5), -5.0)
-    logits[0, 0, 1, 1], logits[0, 0, 1, 2], logits[0, 0, 3, 4] = 3.0, 2.0, 1.0  # the second stands beside the first
+    logits[0, 0, 1, 1], logits[0, 0, 1, 2], logits[0, 0, 3, 4] = 3.0, 2.0, 1.0  # the second is next to the first
     logits[0, 1, 1, 2] = 2.5  # another class's map
     values, labels, cells = top_peaks(logits, 3)
     assert values[0].tolist() == [3, 2.5, 1]
@@ -71,4 +71,4 @@ def test_peaks() -> None:
     values, _, _ = top_peaks(logits, 1000)
     assert values.shape == (2, 40)
     assert values[0].isfinite().sum() < 40
-    assert values[1].tolist() == [-5.0] * 40  # a plateau is nowhere lower than its neighbours
+    assert values[1].tolist() == [-5.0] * 40  # cells of equal values are all peaks

@@ -1,4 +1,4 @@
-"""Which candidates survive threshold, top-k and NMS, by hand."""
+"""Score threshold, top-k and NMS compared with hand-computed results and a slow loop."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def logit(p: float) -> float:
     return torch.logit(torch.tensor(p)).item()
 
 
-def test_candidates_above_the_threshold_surest_of_each_image() -> None:
+def test_top_candidates_of_each_image_above_the_threshold() -> None:
     logits = torch.tensor(
         [
             [[logit(0.9), logit(0.04)], [logit(0.06), logit(0.7)]],
@@ -26,10 +26,10 @@ def test_candidates_above_the_threshold_surest_of_each_image() -> None:
     assert found.anchor.tolist() == [0, 1, 1, 0, 0, 1]
     assert found.label.tolist() == [0, 0, 1, 0, 1, 1]
     torch.testing.assert_close(found.logit.sigmoid(), torch.tensor([0.9, 0.06, 0.7, 0.1, 0.2, 0.3]))
-    surest = top_candidates(logits, 0.05, 2)
-    assert surest.image.tolist() == [0, 0, 2, 2]
-    torch.testing.assert_close(surest.logit.sigmoid(), torch.tensor([0.9, 0.7, 0.3, 0.2]))
-    assert surest.anchor.tolist() == [0, 1, 1, 0]
+    top = top_candidates(logits, 0.05, 2)
+    assert top.image.tolist() == [0, 0, 2, 2]
+    torch.testing.assert_close(top.logit.sigmoid(), torch.tensor([0.9, 0.7, 0.3, 0.2]))
+    assert top.anchor.tolist() == [0, 1, 1, 0]
     assert len(top_candidates(logits, 0.95, 2).image) == 0
 
 
@@ -43,14 +43,14 @@ def test_nms_within_classes_only() -> None:
     assert nms_by_class([boxes], [scores], [labels], 0.5, 1)[0]["labels"].tolist() == [0]
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_no_candidates_give_an_empty_prediction() -> None:
     (found,) = nms_by_class([torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)], 0.5, 10)
     assert found["boxes"].shape == (0, 4)
 
 
 @pytest.mark.parametrize("num_groups", [3, 90])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_nms_of_a_batch_is_greedy_nms_of_each_image_on_any_number_of_threads(
+def test_nms_equals_greedy_nms_of_each_image_on_any_number_of_threads(
     num_groups: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def test_nms_of_a_batch_is_greedy_nms_of_each_image_on_any_number_of_threads(
     boxes = torch.cat((corners, corners + torch.rand(3, 200, 2, generator=generator) * 20), dim=2)
     scores = torch.rand(3, 200, generator=generator)
     groups = torch.randint(0, num_groups, (3, 200), generator=generator)
-    monkeypatch.setattr(postprocess, "WORTH_SHARING", 100)
+    monkeypatch.setattr(postprocess, "MIN_BOXES_FOR_THREADS", 100)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -78,7 +78,7 @@ def greedy_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: flo
     return kept
 
 
-def test_rows_go_to_their_images_in_the_order_they_had() -> None:
+def test_split_by_image_keeps_the_order_of_rows() -> None:
     image, rows = torch.tensor([2, 0, 2, 0, 2]), torch.arange(5)
     for tables in split_by_image((rows, 10 * rows, rows[:, None]), image, 3):
         assert [len(part) for part in tables] == [2, 0, 3]

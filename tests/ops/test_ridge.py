@@ -1,10 +1,12 @@
+"""Ridge regression compared with the normal equations and a hand-computed solution."""
+
 import torch
 
 from zoo.ops.ridge import RidgeSums, solve_ridge
 
 
-def test_it_solves_the_normal_equations() -> None:
-    """A slow loop over regressions and examples: (sum x x^T + penalty I) w = sum x (t - mean)."""
+def test_solution_satisfies_the_normal_equations() -> None:
+    """Slow loop over regressions and examples: (sum x x^T + penalty I) w = sum x (t - mean)."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 5, dtype=torch.float64, generator=generator)
     targets = torch.randn(40, 4, dtype=torch.float64, generator=generator) + 2
@@ -35,7 +37,7 @@ def test_one_feature_by_hand() -> None:
     torch.testing.assert_close(biases, torch.tensor([[3.0]], dtype=torch.float64))
 
 
-def test_without_examples_nothing_is_moved() -> None:
+def test_without_examples_weights_and_biases_are_zero() -> None:
     sums = RidgeSums.zeros(2, 3, 4, torch.device("cpu"))
     sums.add(torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     weights, biases = solve_ridge(sums, 1000.0)

@@ -1,4 +1,4 @@
-"""How many are drawn, from where, and that each is as likely as the other."""
+"""Numbers of sampled positives and negatives, and uniform sampling probability."""
 
 import torch
 
@@ -9,35 +9,35 @@ def flags(*rows: str) -> torch.Tensor:
     return torch.tensor([[letter == "x" for letter in row] for row in rows])
 
 
-def test_counts() -> None:
+def test_numbers_of_positives_and_negatives() -> None:
     positive = flags("xxxxx.....", "x.........", "..........")
     negative = flags(".....xxx..", ".xxxxxxxxx", "..........")
     chosen, filled = sample(positive, negative, num=6, positive_fraction=0.5)
     assert chosen.shape == filled.shape == (3, 6)
     num_positive = (positive.gather(1, chosen) & filled).sum(1).tolist()
     num_negative = (negative.gather(1, chosen) & filled).sum(1).tolist()
-    # three positives of five and all three negatives; one and five; nothing to draw from
+    # three positives of five and all three negatives; one and five; no candidates
     assert num_positive == [3, 1, 0]
     assert num_negative == [3, 5, 0]
     assert filled.sum(1).tolist() == [6, 6, 0]
     for row, mask in zip(chosen, filled, strict=True):
-        assert len(set(row[mask].tolist())) == mask.sum(), "nothing is drawn twice"
+        assert len(set(row[mask].tolist())) == mask.sum(), "a candidate was sampled twice"
 
 
-def test_fewer_candidates_than_places() -> None:
+def test_fewer_candidates_than_slots() -> None:
     chosen, filled = sample(flags("x.."), flags(".x."), num=256, positive_fraction=0.5)
     assert chosen.shape == (1, 3)
     assert sorted(chosen[filled].tolist()) == [0, 1]
 
 
-def test_the_share_of_positives_is_of_the_number_asked_for() -> None:
-    """With fewer candidates than places, 128 of 512 may be positive, not a quarter of the candidates."""
+def test_positive_fraction_is_relative_to_the_requested_number() -> None:
+    """With fewer candidates than slots, 128 of 512 may be positive, not a quarter of the candidates."""
     positive = torch.arange(100)[None] < 60
     chosen, filled = sample(positive, ~positive, num=512, positive_fraction=0.25)
     assert (positive.gather(1, chosen) & filled).sum() == 60
 
 
-def test_every_candidate_is_as_likely() -> None:
+def test_candidates_are_sampled_uniformly() -> None:
     torch.manual_seed(0)
     positive = flags("xxxxxxxx" + "." * 24).expand(4000, -1)
     chosen, filled = sample(positive, ~positive, num=8, positive_fraction=0.25)

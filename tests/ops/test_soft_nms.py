@@ -1,4 +1,4 @@
-"""Soft-NMS against a loop over one image's candidates, as the paper writes it."""
+"""Soft-NMS compared with the paper's loop over the candidates of one image."""
 
 import math
 
@@ -12,19 +12,19 @@ from zoo.ops.soft_nms import soft_nms
 
 def slow_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> list[tuple[float, int]]:
     iou = pairwise_iou(boxes, boxes)
-    left = dict(enumerate(scores.tolist()))
+    remaining = dict(enumerate(scores.tolist()))
     taken = []
-    while left:
-        best = max(left, key=lambda index: left[index])
-        taken.append((left.pop(best), best))
-        for other in left:
+    while remaining:
+        best = max(remaining, key=lambda index: remaining[index])
+        taken.append((remaining.pop(best), best))
+        for other in remaining:
             if labels[other] == labels[best]:
-                left[other] *= math.exp(-(iou[best, other].item() ** 2) / sigma)
+                remaining[other] *= math.exp(-(iou[best, other].item() ** 2) / sigma)
     return taken
 
 
 @pytest.mark.parametrize("limit", [5, 30, 100])
-def test_against_the_papers_loop(limit: int) -> None:
+def test_equals_the_papers_loop(limit: int) -> None:
     torch.manual_seed(0)
     corners = torch.rand(3, 30, 2, dtype=torch.float64) * 20
     boxes = torch.cat([corners, corners + 5 + torch.rand(3, 30, 2) * 20], dim=-1)
@@ -37,7 +37,7 @@ def test_against_the_papers_loop(limit: int) -> None:
 
 
 def test_by_hand() -> None:
-    """IoU of the first two is 1/2: 0.8 exp(-(1/2)^2 / 0.5). The third is another class, the fourth is none."""
+    """IoU of the first two is 1/2: 0.8 exp(-(1/2)^2 / 0.5). The third has another class, the fourth is padding."""
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 10], [0, 0, 10, 10]]])
     scores, index = soft_nms(boxes, torch.tensor([[0.9, 0.8, 0.7, -1.0]]), torch.tensor([[0, 0, 1, 0]]), 0.5, 4)
     assert scores[0].tolist()[:3] == pytest.approx([0.9, 0.7, 0.8 * math.exp(-0.5)])

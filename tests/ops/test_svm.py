@@ -1,3 +1,5 @@
+"""Linear SVMs compared with scikit-learn, with the optimality condition and with a hand-computed solution."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from zoo.ops.svm import fit_linear_svms
 
 
 def make_examples(seed: int, num: int = 300, dims: int = 12, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features that classes lean on, and signs of which some are 0."""
+    """Random features, and signs that depend on them, some of them 0."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(num, dims, dtype=torch.float64, generator=generator) * 3
     values = features @ torch.randn(dims, classes, dtype=torch.float64, generator=generator)
@@ -18,12 +20,12 @@ def make_examples(seed: int, num: int = 300, dims: int = 12, classes: int = 3) -
 
 
 @pytest.mark.parametrize(("cost", "positive_weight", "bias_scale"), [(1e-3, 2.0, 10.0), (1.0, 1.0, 1.0)])
-def test_it_is_what_scikit_learn_finds(cost: float, positive_weight: float, bias_scale: float) -> None:
+def test_weights_and_biases_equal_scikit_learn(cost: float, positive_weight: float, bias_scale: float) -> None:
     features, signs = make_examples(0)
     weights, biases = fit_linear_svms(features, signs, cost, positive_weight, bias_scale)
     for label in range(3):
         counted = signs[:, label] != 0
-        machine = LinearSVC(
+        svm = LinearSVC(
             C=cost,
             loss="squared_hinge",
             dual=False,
@@ -32,11 +34,11 @@ def test_it_is_what_scikit_learn_finds(cost: float, positive_weight: float, bias
             tol=1e-9,
             max_iter=10000,
         ).fit(features[counted].numpy(), signs[counted, label].numpy())
-        np.testing.assert_allclose(weights[label].numpy(), machine.coef_[0], rtol=1e-2, atol=1e-4)
-        np.testing.assert_allclose(biases[label].item(), machine.intercept_[0], rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(weights[label].numpy(), svm.coef_[0], rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(biases[label].item(), svm.intercept_[0], rtol=1e-2, atol=1e-3)
 
 
-def test_the_gradient_of_the_objective_vanishes() -> None:
+def test_gradient_of_the_objective_is_zero() -> None:
     features, signs = make_examples(1)
     weights, biases = (part.requires_grad_() for part in fit_linear_svms(features, signs, 0.1, 2.0, 10.0))
     objective = 0.5 * weights.square().sum() + 0.5 * (biases / 10).square().sum()
@@ -51,7 +53,7 @@ def test_the_gradient_of_the_objective_vanishes() -> None:
 
 
 def test_two_points_by_hand() -> None:
-    """At x = +1 and -1 with a free bias: w = 4 cost / (1 + 4 cost), b = 0, from w + 2 cost * 2 (w - 1) = 0."""
+    """At x = +1 and -1: w = 4 cost / (1 + 4 cost), b = 0, from w + 2 cost * 2 (w - 1) = 0."""
     weights, biases = fit_linear_svms(
         torch.tensor([[1.0], [-1.0]]), torch.tensor([[1], [-1]], dtype=torch.int8), 0.5, 1.0, 10.0
     )
@@ -59,21 +61,21 @@ def test_two_points_by_hand() -> None:
     torch.testing.assert_close(biases, torch.zeros(1), rtol=0, atol=1e-5)
 
 
-def test_examples_of_sign_zero_and_empty_classes_count_for_nothing() -> None:
+def test_examples_of_sign_zero_are_ignored_and_classes_without_examples_are_zero() -> None:
     features, signs = make_examples(2)
     signs[:, 1] = 0
     weights, biases = fit_linear_svms(features, signs, 1e-2, 2.0, 10.0)
     assert (weights[1] == 0).all()
     assert biases[1] == 0
-    alone = signs[:, 0] != 0
-    again, _ = fit_linear_svms(features[alone], signs[alone, :1], 1e-2, 2.0, 10.0)
-    torch.testing.assert_close(weights[:1], again, rtol=1e-3, atol=1e-5)
+    counted = signs[:, 0] != 0
+    expected, _ = fit_linear_svms(features[counted], signs[counted, :1], 1e-2, 2.0, 10.0)
+    torch.testing.assert_close(weights[:1], expected, rtol=1e-3, atol=1e-5)
     no_weights, no_biases = fit_linear_svms(features[:0], signs[:0], 1e-2, 2.0, 10.0)
     assert (no_weights == 0).all()
     assert (no_biases == 0).all()
 
 
-def test_only_negatives_give_a_machine_that_says_no() -> None:
+def test_only_negatives_give_a_negative_bias() -> None:
     features, signs = make_examples(3)
     _, biases = fit_linear_svms(features, torch.full_like(signs, -1), 1.0, 2.0, 10.0)
     assert (biases < -0.9).all()

@@ -1,3 +1,5 @@
+"""Warped crops compared with a slow loop over pixels and hand-computed crops."""
+
 import math
 
 import torch
@@ -7,7 +9,7 @@ from zoo.ops.warp import warp_windows
 
 
 def slow_warp(image: Tensor, width: int, height: int, box: list[float], side: int, context: int) -> Tensor:
-    """Pixel by pixel: the box takes side - 2 context pixels of the crop; 0 outside of the image."""
+    """One crop, pixel by pixel: the box fills side - 2 context pixels of it; 0 outside of the image."""
     x1, y1, x2, y2 = box
     pixel_width, pixel_height = (x2 - x1) / (side - 2 * context), (y2 - y1) / (side - 2 * context)
     crop = torch.zeros(3, side, side, dtype=image.dtype)
@@ -25,8 +27,8 @@ def slow_warp(image: Tensor, width: int, height: int, box: list[float], side: in
     return crop
 
 
-def test_it_equals_a_slow_loop() -> None:
-    """Within, across each edge, across the padding of the smaller image, tiny and larger than the image."""
+def test_crops_equal_a_slow_loop() -> None:
+    """Windows inside the image, over its edges and next to its padding, small ones and the whole image."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, 24, 32, dtype=torch.float64, generator=generator)
     sizes = torch.tensor([[32.0, 24.0], [20.0, 24.0], [30.0, 17.0]], dtype=torch.float64)
@@ -49,8 +51,8 @@ def test_it_equals_a_slow_loop() -> None:
             torch.testing.assert_close(crop, slow_warp(images[number], width, height, box, side, context))
 
 
-def test_places_are_not_rounded_with_the_pixels() -> None:
-    """In bf16 neighbours beyond pixel 256 would be one place."""
+def test_positions_are_not_rounded_to_bf16() -> None:
+    """In bf16 neighbouring pixels beyond 256 would have the same position."""
     columns = torch.arange(640.0).remainder(2).expand(1, 3, 8, 640)
     box, size = torch.tensor([[600.0, 0.0, 608.0, 8.0]]), torch.tensor([[640.0, 8.0]])
     image = torch.zeros(1, dtype=torch.int64)
@@ -61,7 +63,7 @@ def test_places_are_not_rounded_with_the_pixels() -> None:
 
 
 def test_context_by_hand() -> None:
-    """A box of 8 x 8 pixels at 16 with 4 of context is a plain cut of the 16 x 16 pixels around it."""
+    """A box of 8 x 8 pixels with a side of 16 and a context of 4 gives the 16 x 16 pixels around it unchanged."""
     image = torch.arange(3 * 32 * 32, dtype=torch.float32).view(1, 3, 32, 32)
     crop = warp_windows(
         image, torch.tensor([[32.0, 32.0]]), torch.tensor([0]), torch.tensor([[10.0, 12.0, 18.0, 20.0]]), 16, 4
@@ -69,7 +71,7 @@ def test_context_by_hand() -> None:
     torch.testing.assert_close(crop[0], image[0, :, 8:24, 6:22])
 
 
-def test_outside_is_the_mean() -> None:
+def test_pixels_outside_of_the_image_are_the_mean() -> None:
     images = torch.ones(1, 3, 16, 16)
     crop = warp_windows(
         images, torch.tensor([[16.0, 16.0]]), torch.tensor([0]), torch.tensor([[0.0, 0.0, 16.0, 16.0]]), 227, 16

@@ -1,4 +1,4 @@
-"""Parameters, operations and memory against figures worked out by hand."""
+"""Parameters, FLOPs and memory against hand-worked values."""
 
 from types import SimpleNamespace
 
@@ -37,27 +37,27 @@ class WithOurRoIAlign(TinyDetector):
         return super().encode(batch)
 
 
-def test_parameters_count_frozen_ones_too() -> None:
+def test_frozen_parameters_are_counted() -> None:
     detector = TinyDetector(num_classes=3)
     detector.body.requires_grad_(False)
     assert count_parameters(detector) == (3 * 64 + 1) * 4 + (4 + 1) * 7
 
 
-def test_flops_are_those_of_the_products() -> None:
+def test_flops_of_convolutions() -> None:
     operations = count_flops(TinyDetector(num_classes=3), IMAGE)
     assert operations.flops == 2 * 16 * (3 * 64 * 4 + 4 * 7)
-    assert operations.image == "30x20 framed to 32x32"
+    assert operations.input_size == "30x20 framed to 32x32"
     assert operations.proposals is None
 
 
 @pytest.mark.parametrize("kind", [WithRoIAlign, WithOurRoIAlign])
-def test_flops_see_roi_align(kind: type[TinyDetector]) -> None:
+def test_flops_of_roi_align(kind: type[TinyDetector]) -> None:
     more = count_flops(kind(num_classes=3), IMAGE).flops - count_flops(TinyDetector(num_classes=3), IMAGE).flops
-    # 5 regions of 3 channels and 49 bins, 2 x 2 samples each, 4 products with their additions a sample
+    # 5 regions of 3 channels and 49 bins, 2 x 2 samples each, 4 multiply-adds a sample
     assert more == 5 * 3 * 49 * 4 * 8
 
 
-def test_proposals_do_not_count_in_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selective_search_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
 
     def counted(image: torch.Tensor, search: SelectiveSearch) -> torch.Tensor:
@@ -80,14 +80,14 @@ def build(form: str, **changes: object) -> Detector:
 
 
 @pytest.mark.parametrize("form", ["fast_rcnn", "rcnn"])
-def test_searched_proposals_are_stated(form: str) -> None:
+def test_number_of_searched_proposals(form: str) -> None:
     image = make_image(96, 128, make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2]))
     detector = build(form)
     assert detector.proposals is not None
     assert count_flops(detector, image).proposals == len(propose(image, detector.proposals)) > 1
 
 
-def test_proposals_of_the_network_are_stated() -> None:
+def test_number_and_flops_of_the_rpn_s_proposals() -> None:
     image = make_image(96, 128, make_target([[10, 12, 60, 70]], [0]))
     many, few = (count_flops(build("faster_rcnn", proposals_after_nms=(50, number)), image) for number in (12, 5))
     assert (many.proposals, few.proposals) == (12, 5)
@@ -96,21 +96,21 @@ def test_proposals_of_the_network_are_stated() -> None:
     head = detector.roi_head
     layers = [layer for layer in (*head.fcs, head.class_logits, head.box_deltas) if isinstance(layer, nn.Linear)]
     products = sum(layer.in_features * layer.out_features for layer in layers)
-    # what a proposal costs more: its pooled cells (8 operations a sample, 4 samples) and the head
+    # cost of a proposal: its pooled cells (8 operations a sample, 4 samples) and the head
     pooled = detector.roi_pooling.side**2 * 4 * 8 * layers[0].in_features // detector.roi_pooling.side**2
     assert many.flops - few.flops == 7 * (2 * products + pooled)
 
 
-def test_one_stage_has_no_proposals() -> None:
+def test_one_stage_detector_has_no_proposals() -> None:
     assert count_flops(build("yolov1"), torch.zeros(3, 96, 128, dtype=torch.uint8)).proposals is None
 
 
-def test_memory_of_a_cpu_is_what_tensors_hold() -> None:
+def test_cpu_memory_is_that_of_tensors() -> None:
     held = 5_000_000
 
     class Holding(TinyDetector):
         def encode(self, batch: Batch) -> torch.Tensor:
-            for _ in range(3):  # one after the other: only one is there at a time
+            for _ in range(3):  # only one exists at a time
                 torch.empty(held, dtype=torch.uint8).zero_()
             return super().encode(batch)
 
@@ -123,12 +123,12 @@ def test_memory_of_a_cpu_is_what_tensors_hold() -> None:
     assert holding == pytest.approx(held / 1e6, abs=0.2)
 
 
-def test_memory_of_a_gpu_starts_from_what_the_detector_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_excludes_other_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = TinyDetector(num_classes=3)
     monkeypatch.setattr(TinyDetector, "device", property(lambda self: torch.device("cuda")))
     fake = SimpleNamespace(
         reset_peak_memory_stats=lambda device: None,
-        memory_allocated=lambda device: 40_000_000,  # other tensors, too
+        memory_allocated=lambda device: 40_000_000,  # includes other tensors
         max_memory_allocated=lambda device: 43_000_000,
     )
     monkeypatch.setattr(zoo.profiling.flops.torch, "cuda", fake)
@@ -136,7 +136,7 @@ def test_memory_of_a_gpu_starts_from_what_the_detector_holds(monkeypatch: pytest
     assert measure_memory(detector, IMAGE) == pytest.approx((3_000_000 + kept) / 1e6)
 
 
-def test_counting_leaves_the_detector_as_it_was() -> None:
+def test_modes_and_hooks_are_restored() -> None:
     detector = TinyDetector(num_classes=3)
     detector.body.eval()
     modes = [module.training for module in detector.modules()]

@@ -1,4 +1,4 @@
-"""Time by parts, on a clock that the test turns by hand; and what ends where on real detectors."""
+"""Latency by parts with a fake clock, and the end of the network part on real detectors."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from forms import FORMS, FRAME
 from scenes import make_image, make_target
 from tiny_detector import TinyDetector
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import zoo.profiling.latency
 from zoo.detector import Detector
 from zoo.models import MODELS
-from zoo.profiling.energy import Counter, EnergyMeter
+from zoo.profiling.energy import EnergyCounter, EnergyMeter
 from zoo.profiling.latency import (
     PARTS,
     LatencySettings,
@@ -32,16 +33,6 @@ from zoo.types import Batch, Image, Prediction
 
 def blank(width: int = 30) -> Image:
     return torch.zeros(3, 20, width, dtype=torch.uint8)
-
-
-class Clock:
-    """Shows what was put on it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -62,7 +53,7 @@ class SecondStage(nn.Module):
 
 
 class Slow(TinyDetector):
-    """Each part takes a time of its own: powers of two, so that sums are exact."""
+    """A detector whose parts take different powers of two seconds, so that sums are exact."""
 
     def __init__(self, clock: Clock, stages: int) -> None:
         super().__init__(num_classes=3)
@@ -88,7 +79,7 @@ class Slow(TinyDetector):
 
 
 @pytest.mark.parametrize(("stages", "network"), [(1, 2), (2, 2.5625)])
-def test_where_parts_begin_and_end(clock: Clock, monkeypatch: pytest.MonkeyPatch, stages: int, network: float) -> None:
+def test_seconds_of_each_part(clock: Clock, monkeypatch: pytest.MonkeyPatch, stages: int, network: float) -> None:
     detector = Slow(clock, stages)
     detector.proposals = SelectiveSearch("single", width=None)
 
@@ -114,19 +105,19 @@ def test_where_parts_begin_and_end(clock: Clock, monkeypatch: pytest.MonkeyPatch
     assert detector.seen == [[40, 42]]
 
 
-def test_what_is_not_there_takes_no_time(clock: Clock) -> None:
+def test_absent_parts_are_not_reported(clock: Clock) -> None:
     found = time_batch(Slow(clock, 1), LatencySettings([blank()]), [0])
     assert found == {"frame": 1, "network": 2, "post-processing": 4, "total": 7}
 
 
-def test_images_come_in_turn_and_again_where_a_batch_wants_more(clock: Clock) -> None:
+def test_images_are_used_in_turn_and_repeated(clock: Clock) -> None:
     detector = Slow(clock, 1)
     images = [blank(width) for width in (30, 31, 32)]
-    speed = measure_latency(detector, LatencySettings(images, seconds=34.0), batch=1)
+    result = measure_latency(detector, LatencySettings(images, seconds=34.0), batch=1)
     assert [width for (width,) in detector.seen] == [30, 31, 32, 30, 31, 32, 30, 31]  # warm-up: a pass; then > 34 s
-    assert {timing.batches for timing in speed.timings} == {5}
+    assert {timing.batches for timing in result.timings} == {5}
     detector.seen.clear()
-    measure_latency(detector, LatencySettings(images, seconds=1.0, least=2), batch=4)
+    measure_latency(detector, LatencySettings(images, seconds=1.0, min_batches=2), batch=4)
     assert detector.seen == [[30, 31, 32, 30], [31, 32, 30, 31]] * 2
 
 
@@ -141,25 +132,24 @@ def test_median_and_95th_percentile_an_image() -> None:
     rounds = [
         {"decode": 0.0, "frame": 0.25 * t, "network": 0.5 * t, "post-processing": 0.25 * t, "total": t} for t in totals
     ]
-    speed = summarise(rounds, batch=2)
-    by_part = {timing.part: timing for timing in speed.timings}
+    result = summarise(rounds, batch=2)
+    by_part = {timing.part: timing for timing in result.timings}
     assert list(by_part) == ["decode", "frame", "network", "post-processing", "total"]
     assert by_part["total"].median == pytest.approx(50.5 / 2)
-    assert by_part["total"].p95 == pytest.approx(95.05 / 2)  # numpy's and everybody's: linear between ranks
+    assert by_part["total"].p95 == pytest.approx(95.05 / 2)  # interpolated linearly between ranks
     assert by_part["network"].p95 == pytest.approx(95.05 / 4)
-    assert {timing.batch for timing in speed.timings} == {2}
+    assert {timing.batch for timing in result.timings} == {2}
 
 
-def test_the_time_in_memory_has_no_decoding() -> None:
+def test_in_memory_total_excludes_decoding() -> None:
     rounds = [{"decode": d, "total": d + rest} for d, rest in ((9.0, 0.001), (1.0, 0.002), (5.0, 0.003))]
     assert summarise(rounds, batch=1).in_memory == pytest.approx(2)
 
 
-def test_energy_is_of_the_measurement_alone(clock: Clock) -> None:
-    """100 watts: the warm-up's joules are not in it."""
-    meter = EnergyMeter([Counter(lambda: 100 * clock.now)])
-    speed = measure_latency(Slow(clock, 1), LatencySettings([blank()] * 4, seconds=20.0, meter=meter), batch=2)
-    assert speed.joules == pytest.approx(100 * 7 / 2)  # 7 s a batch of two
+def test_energy_excludes_the_warm_up(clock: Clock) -> None:
+    meter = EnergyMeter([EnergyCounter(lambda: 100 * clock.now)])  # 100 W
+    result = measure_latency(Slow(clock, 1), LatencySettings([blank()] * 4, seconds=20.0, meter=meter), batch=2)
+    assert result.joules == pytest.approx(100 * 7 / 2)  # 7 s a batch of two
     assert measure_latency(Slow(clock, 1), LatencySettings([blank()], seconds=1.0)).joules is None
 
 
@@ -171,22 +161,22 @@ def test_out_of_memory_keeps_the_smaller_batches() -> None:
             return super().encode(batch)
 
     lines: list[str] = []
-    speeds = measure_latencies(
-        Hungry(num_classes=3), LatencySettings([blank()], seconds=0.01), [8, 1, 32, 4], say=lines.append
+    results = measure_latencies(
+        Hungry(num_classes=3), LatencySettings([blank()], seconds=0.01), [8, 1, 32, 4], log=lines.append
     )
-    assert list(speeds) == [1, 4]
-    assert lines[-1] == "batch 8: left out, out of memory"
+    assert list(results) == [1, 4]
+    assert lines[-1] == "batch 8: skipped, out of memory"
     assert len(lines) == 3
 
 
-def test_a_batch_that_would_end_the_process_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_beyond_free_memory_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo.profiling.latency, "free_memory_mb", lambda: 1000.0)
     lines: list[str] = []
-    conditions = LatencySettings([blank()], seconds=0.01)
-    speeds = measure_latencies(TinyDetector(num_classes=3), conditions, [1, 8, 32], memory_mb=100.0, say=lines.append)
-    assert list(speeds) == [1, 8]
-    assert lines[-1] == "batch 32: left out, would take up to 3200 MB and 1000 MB are free"
-    assert list(measure_latencies(TinyDetector(num_classes=3), conditions, [1], memory_mb=2000.0)) == [1]
+    settings = LatencySettings([blank()], seconds=0.01)
+    results = measure_latencies(TinyDetector(num_classes=3), settings, [1, 8, 32], memory_mb=100.0, log=lines.append)
+    assert list(results) == [1, 8]
+    assert lines[-1] == "batch 32: skipped, needs up to 3200 MB but 1000 MB are free"
+    assert list(measure_latencies(TinyDetector(num_classes=3), settings, [1], memory_mb=2000.0)) == [1]
 
 
 def test_free_memory(tmp_path: Path) -> None:
@@ -198,7 +188,7 @@ def test_free_memory(tmp_path: Path) -> None:
     assert free_memory_mb(file) is None
 
 
-def test_measuring_leaves_the_detector_as_it_was() -> None:
+def test_modes_gradients_and_hooks_are_restored() -> None:
     detector = TinyDetector(num_classes=3)
     detector.body.eval()
     modes = [module.training for module in detector.modules()]
@@ -210,17 +200,17 @@ def test_measuring_leaves_the_detector_as_it_was() -> None:
         assert not torch.is_grad_enabled()
         yield
 
-    speed = measure_latency(detector, LatencySettings([blank()], context=context, seconds=0.0, least=4))
+    result = measure_latency(detector, LatencySettings([blank()], context=context, seconds=0.0, min_batches=4))
     assert len(entered) == 2 + 4
-    assert speed.in_memory > 0
+    assert result.in_memory > 0
     assert [module.training for module in detector.modules()] == modes
     assert torch.is_grad_enabled()
     assert not torch.nn.modules.module._global_forward_hooks
 
 
 @pytest.mark.parametrize("form", ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window in crops"])
-def test_post_processing_holds_no_layer(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that ticks with each layer, a part holds as many as are run in it; predictions are the detector's."""
+def test_post_processing_contains_no_layer(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks at each layer, a part lasts as many seconds as layers run in it."""
     torch.manual_seed(0)
     name, arguments = FORMS[form]
     detector: Detector = MODELS[name](num_classes=3, **({"frame": FRAME} | arguments)).eval()
@@ -231,12 +221,12 @@ def test_post_processing_holds_no_layer(form: str, monkeypatch: pytest.MonkeyPat
         if layer is not detector.frame:
             layer.register_forward_pre_hook(lambda *_: setattr(clock, "now", float(next(count))))
     monkeypatch.setattr(zoo.profiling.latency, "time", clock)
-    said: list[Prediction] = []
+    predictions: list[Prediction] = []
     unframe = detector.frame.unframe
-    monkeypatch.setattr(detector.frame, "unframe", lambda *args: said.extend(unframe(*args)) or said)
+    monkeypatch.setattr(detector.frame, "unframe", lambda *args: predictions.extend(unframe(*args)) or predictions)
     found = time_batch(detector, LatencySettings([image], context=torch.no_grad), [0])
     assert found["network"] == next(count) - 1 > 0
     assert found["frame"] == found["post-processing"] == 0
     again = detector([image])[0]
-    assert torch.equal(said[0]["boxes"], again["boxes"])
-    assert torch.equal(said[0]["scores"], again["scores"])
+    assert torch.equal(predictions[0]["boxes"], again["boxes"])
+    assert torch.equal(predictions[0]["scores"], again["scores"])

@@ -1,4 +1,4 @@
-"""A made-up comparison: every figure here is invented, to see what the report makes of it."""
+"""A small comparison with invented numbers, and examples for it."""
 
 import math
 from collections.abc import Callable, Sequence

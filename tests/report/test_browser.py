@@ -1,4 +1,4 @@
-"""The page in headless Chromium: nothing fails, nothing is fetched, everything is drawn, and it can be worked.
+"""The report page in headless Chromium: no errors, no requests, all plots drawn, all controls working.
 
 One browser for all tests. They are skipped where Chromium, its driver or their Python packages are absent.
 """
@@ -7,10 +7,13 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import make_examples, make_results
+from processes import SECONDS
 
 from zoo.report.results import Results, Slice
 from zoo.report.write import write_report
@@ -23,7 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
 
-# The page may not run a test's own scripts either (its policy lets in one script by its hash): the driver's may.
+# The page's policy allows one script by its hash; scripts run by the driver are exempt.
 _DRAWN = """
 return [...document.querySelectorAll('svg.plot')].map(svg => {
   const shapes = [...svg.querySelectorAll('path, circle, rect, text')];
@@ -45,11 +48,22 @@ _VIEWS = (
 _BIG = 5 * 1024 * 1024
 
 
+class PatientChrome(webdriver.Chrome):
+    """Chrome with timeouts against hanging only, so that tests pass on a busy machine."""
+
+    def start_session(self, capabilities: dict[str, Any]) -> None:
+        self.command_executor.client_config.timeout = SECONDS  # of every command, including this one
+        super().start_session(capabilities)
+        self.set_page_load_timeout(SECONDS)
+        self.set_script_timeout(SECONDS)
+
+
 class Browser:
-    """Chromium, with what the tests ask of it."""
+    """Headless Chromium with helpers for the tests."""
 
     def __init__(self) -> None:
         options = webdriver.ChromeOptions()
+        options.add_experimental_option("browserStartupTimeout", SECONDS * 1000)
         options.binary_location = CHROMIUM
         for argument in (
             "--headless=new",
@@ -61,46 +75,70 @@ class Browser:
         ):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.driver = PatientChrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.driver.set_window_size(1400, 900)
+        self.numbers = count()
 
     def open(self, page: Path, width: int = 1400, media: str = "screen", scheme: str = "light") -> None:
-        """Load a page, as wide and as dark as asked for."""
+        """Load a page with a window width, media type and colour scheme."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
-        self.driver.get("about:blank")  # a page that is opened again must not be taken for the one before
-        for log in ("browser", "performance"):
-            self.driver.get_log(log)  # what came before
-        self.driver.get(page.as_uri())
+        self._load("about:blank")  # so that opening the same page again loads it
+        self.errors(), self.requests()  # discard earlier entries
+        self._load(page.as_uri())
+
+    def _load(self, url: str) -> None:
+        """Load a page and wait until it is complete: on a busy machine the driver may return too early."""
+        self.driver.get(url)
+        state = "return [location.href, document.readyState]"
+        WebDriverWait(self.driver, SECONDS).until(lambda driver: driver.execute_script(state) == [url, "complete"])
 
     def run(self, script: str, *arguments: object) -> object:
-        """Run JavaScript in the page, once it is whole: on a busy machine the driver may say so too early."""
-        WebDriverWait(self.driver, 30).until(
-            lambda driver: driver.execute_script("return document.readyState") == "complete"
-        )
+        """Run JavaScript in the page."""
         return self.driver.execute_script(script, *arguments)
 
+    def _read_log(self, name: str, end: str) -> list[dict[str, Any]]:
+        """Wait for the log entry that contains `end`, and return all entries since the last call."""
+        entries: list[dict[str, Any]] = []
+
+        def has_end(driver: Any) -> bool:
+            new = driver.get_log(name)
+            entries.extend(new)
+            return any(end in entry["message"] for entry in new)
+
+        WebDriverWait(self.driver, SECONDS, poll_frequency=0.02).until(has_end)
+        return entries
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Entries of the browser log since the last call, up to a message that is logged here and left out."""
+        end = f"end-{next(self.numbers)}"
+        self.driver.execute_script("console.log(arguments[0])", end)
+        return [entry for entry in self._read_log("browser", end) if end not in entry["message"]]
+
     def press(self, *keys: str) -> None:
-        """Press keys where the focus is."""
+        """Send keys to the focused element."""
         for key in keys:
             self.driver.switch_to.active_element.send_keys(key)
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the page was opened, as the network saw them: the page itself is the first.
+        """URLs requested since the page was opened, from the network log; the page itself is the first.
 
-        What a page's policy stops never gets there: it is an error in the browser's log. What is inlined (`data:`) is
-        left out.
+        Requests blocked by the page's policy are not among them: these are errors in the browser log. `data:` URLs are
+        left out. The log is read up to a change of the URL's fragment that is made here.
         """
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        end = f"end-{next(self.numbers)}"
+        self.driver.execute_script("location.hash = arguments[0]", end)
+        entries = self._read_log("performance", end)
+        messages = [json.loads(entry["message"])["message"] for entry in entries]
         sent = {"Network.requestWillBeSent", "Network.webSocketCreated", "Network.webTransportCreated"}
-        told = [message["params"] for message in messages if message["method"] in sent]
-        urls = [params["request"]["url"] if "request" in params else params["url"] for params in told]
+        requests = [message["params"] for message in messages if message["method"] in sent]
+        urls = [params["request"]["url"] if "request" in params else params["url"] for params in requests]
         return [url for url in urls if not url.startswith("data:")]
 
     def choose(self, selector: str, at: int) -> None:
-        """Choose an entry of a select, as a user does."""
+        """Select an option by index and fire the change event."""
         self.run(
             "const s = document.querySelector(arguments[0]); s.selectedIndex = arguments[1];"
             "s.dispatchEvent(new Event('change'));",
@@ -118,7 +156,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    """Seven models, forty pictures."""
+    """Report with seven models and forty pictures."""
     results = make_results()
     out = tmp_path_factory.mktemp("report")
     write_report(results, out, make_examples(results, 40))
@@ -127,7 +165,7 @@ def report(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_report(tmp_path_factory) -> Path:
-    """Every part, but few of each: two seeds, three pictures."""
+    """Small report with every section: two seeds, three pictures."""
     results = make_results(3, seeds=(0, 1))
     out = tmp_path_factory.mktemp("small")
     write_report(results, out, make_examples(results, 6, side=64)[3:])
@@ -141,19 +179,19 @@ def test_seven_models_and_forty_pictures_stay_below_five_megabytes(report: Path)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
-def test_no_error_no_request_nothing_sticks_out(browser: Browser, report: Path, width: int, scheme: str):
+def test_no_errors_no_requests_no_horizontal_overflow(browser: Browser, report: Path, width: int, scheme: str):
     browser.open(report, width, scheme=scheme)
-    assert browser.driver.get_log("browser") == []
+    assert browser.errors() == []
     assert browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
-    for selector in ("#difference select", ".category"):  # what is not shown at first is fetched no more than the rest
+    for selector in ("#difference select", ".category"):  # parts hidden at first are not fetched either
         browser.choose(selector, 2)
     browser.run("document.querySelectorAll('.names button')[3].click()")
     assert browser.requests() == [report.as_uri()]
-    assert browser.driver.get_log("browser") == []
+    assert browser.errors() == []
     assert browser.run("return document.documentElement.scrollWidth") <= width
 
 
-def test_the_network_log_would_tell(browser: Browser, tmp_path: Path):
+def test_requests_finds_requests(browser: Browser, tmp_path: Path):
     page = tmp_path / "page.html"
     page.write_text(
         '<img src="picture.png"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'
@@ -164,7 +202,7 @@ def test_the_network_log_would_tell(browser: Browser, tmp_path: Path):
     assert sorted(browser.requests()) == sorted([page.as_uri(), picture, "ws://127.0.0.1:9/"])
 
 
-def test_tables_of_seven_detectors_fit_a_laptop(browser: Browser, tmp_path: Path):
+def test_tables_of_seven_detectors_fit_a_laptop_screen(browser: Browser, tmp_path: Path):
     results = make_results()
     for run in results.runs:
         run.analysis.slices = {"crowding": [Slice("few: up to 4 objects in the image", 1535, 0.1234, 0.5)]}
@@ -177,27 +215,27 @@ def test_tables_of_seven_detectors_fit_a_laptop(browser: Browser, tmp_path: Path
 def test_every_plot_is_drawn(browser: Browser, report: Path):
     browser.open(report)
     plots = browser.run(_DRAWN)
-    assert len(plots) == 1 + 1 + 3 + 7 + 3 + 2, "front, errors, precision, reliability, times, learning"
+    assert len(plots) == 1 + 1 + 3 + 7 + 3 + 2, "Pareto, errors, precision, reliability, times, learning"
     for plot in plots:
         assert plot["bad"] == 0, plot
         assert min(plot["width"], plot["height"], *plot["inner"]) > 100, plot
         assert plot["series"] > 0, plot
 
 
-def test_tables_sort_and_sort_back(browser: Browser, report: Path):
+def test_tables_sort_by_column(browser: Browser, report: Path):
     browser.open(report)
     column = "return [...document.querySelectorAll('.ranking tbody tr')].map(row => row.cells[arguments[0]].innerText)"
     head = "document.querySelectorAll('.ranking thead th')[arguments[0]]"
     assert [text.split()[0] for text in browser.run(column, 1)][:3] == [".610", ".600", ".520"]
-    browser.run(f"{head}.querySelector('button').click()", 4)  # milliseconds: the least first
+    browser.run(f"{head}.querySelector('button').click()", 4)  # milliseconds: lowest first
     assert browser.run(column, 4) == ["11.0", "29.0", "31.0", "52.0", "88.0", "140.0", "900.0"]
     assert browser.run(f"return {head}.getAttribute('aria-sort')", 4) == "ascending"
     browser.run(f"{head}.querySelector('button').click()", 4)
     assert browser.run(column, 4)[0] == "900.0"
-    browser.run(f"{head}.querySelector('button').click()", 1)  # AP: the greatest first
+    browser.run(f"{head}.querySelector('button').click()", 1)  # AP: highest first
     assert browser.run(column, 1)[0].split()[0] == ".610"
     assert browser.run(f"return {head}.getAttribute('aria-sort')", 4) is None
-    browser.run(f"{head}.querySelector('button').click()", 2)  # differences to the first, which has none itself
+    browser.run(f"{head}.querySelector('button').click()", 2)  # difference to the first, empty in its own row
     values = browser.run(column, 2)
     assert values[0].split()[0] == "\u2212.010"
     assert values[-1] == ""
@@ -214,7 +252,7 @@ def test_choices_show_one_at_a_time(browser: Browser, report: Path):
     assert browser.run("return document.querySelector('#difference .choice:not([hidden]) td').offsetHeight") > 0
 
 
-def test_curves_tell_values_by_pointer_and_by_key(browser: Browser, report: Path):
+def test_tooltips_by_pointer_and_by_key(browser: Browser, report: Path):
     browser.open(report)
     point = """
     const svg = document.querySelector(arguments[0]), at = svg.getBoundingClientRect();
@@ -222,10 +260,10 @@ def test_curves_tell_values_by_pointer_and_by_key(browser: Browser, report: Path
     svg.dispatchEvent(new PointerEvent('pointermove', place));
     return svg.parentElement.querySelector('.tip').textContent;
     """
-    told = browser.run(point, "#precision-recall .choice:not([hidden]) svg.plot", 0.08, 0.5)
+    tooltip = browser.run(point, "#precision-recall .choice:not([hidden]) svg.plot", 0.08, 0.5)
     # At recall 0 the made-up curves begin at .6 + .4 AP.
-    assert told.split("\n")[:3] == ["at recall .00", "Faster R-CNN .84", "RetinaNet .84"]
-    browser.run("document.querySelector('#ranking .telling').focus()")
+    assert tooltip.split("\n")[:3] == ["at recall .00", "Faster R-CNN .84", "RetinaNet .84"]
+    browser.run("document.querySelector('#ranking .tooltips').focus()")
     browser.press("\ue014", "\ue014")  # right
     tip = "return document.querySelector('#ranking .tip').textContent"
     assert browser.run(tip).startswith("RetinaNet: AP .600 [.56, .63], 52 ms")
@@ -260,18 +298,20 @@ def test_categories_of_pictures(browser: Browser, report: Path):
     browser.open(report)
     names = browser.run("return [...document.querySelectorAll('.category option')].map(o => o.textContent)")
     assert names[0] == "All pictures (40)"
-    at = next(at for at, name in enumerate(names) if name.startswith("Faster R-CNN right, Sliding window not"))
+    at = next(at for at, name in enumerate(names) if name.startswith("Faster R-CNN correct, Sliding window not"))
     browser.choose(".category", at)
     thumbs = browser.run("return [...document.querySelectorAll('.film button')].filter(b => !b.hidden).length")
     assert f"({thumbs})" in names[at]
     assert browser.run("return document.querySelector('.where').textContent") == f"Picture 1 of {thumbs}"
     assert sorted(browser.run(f"return {_VIEWS}")) == ["Faster R-CNN", "Sliding window"]
     marked = "document.querySelectorAll('.picture:not([hidden]) rect.focus')"
-    assert browser.run(f"return [...{marked}].some(rect => rect.style.display === '')"), "what it is about is marked"
+    assert browser.run(f"return [...{marked}].some(rect => rect.style.display === '')"), (
+        "the boxes of the reason are marked"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, small_report: Path, scheme: str):
+def test_axe_finds_no_serious_accessibility_violation(browser: Browser, small_report: Path, scheme: str):
     browser.open(small_report, scheme=scheme)
     browser.run((Path(axe_core.__file__).parent / "axe.min.js").read_text())
     found = browser.driver.execute_async_script(
@@ -282,7 +322,7 @@ def test_axe_finds_nothing_serious(browser: Browser, small_report: Path, scheme:
     assert [violation for violation in found if violation["impact"] in ("serious", "critical")] == []
 
 
-def test_it_prints_without_controls_and_with_the_sample(browser: Browser, report: Path):
+def test_print_has_no_controls_and_only_sampled_pictures(browser: Browser, report: Path):
     browser.open(report, 800, media="print")
     visible = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"
     assert browser.run(visible, "nav, .chooser, .film, .names, .controls, .copying") == 0
@@ -293,24 +333,24 @@ def test_it_prints_without_controls_and_with_the_sample(browser: Browser, report
     assert browser.run(visible, "svg.plot") >= 12
 
 
-def test_configurations_do_not_fill_the_print(browser: Browser, tmp_path: Path):
+def test_configurations_are_compact_in_print(browser: Browser, tmp_path: Path):
     results = make_results(7)
     results.configs = dict.fromkeys(results.configs, "key: value\n" * 180)
     write_report(results, tmp_path, make_examples(results, 8, side=64))
     browser.open(tmp_path / "report.html", 800, media="print")
     printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
     pages = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
-    assert 5 < pages <= 15, "seven times 180 lines in a column would be twenty pages of themselves"
+    assert 5 < pages <= 15, "seven times 180 lines in one column would fill twenty pages"
 
 
-def test_without_its_script_the_page_says_the_same(browser: Browser, report: Path):
+def test_page_without_script_shows_everything(browser: Browser, report: Path):
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.open(report)
         visible = (
             "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"
         )
-        # The driver's own scripts run all the same. Letting the page's run before it is whole would start them.
+        # Scripts of the driver still run. Enabling page scripts before loading ends would start them.
         assert browser.run(visible, ".choice") == browser.run("return document.querySelectorAll('.choice').length")
         assert browser.run(visible, ".picture") == 40
         assert browser.run(visible, "button, select") == 0
@@ -332,19 +372,19 @@ def _strip(results: Results) -> Results:
     [
         pytest.param(lambda: make_results(1, classes=("one",)), id="one model, one class"),
         pytest.param(lambda: make_results(7, seeds=(0, 1, 2)), id="21 runs"),
-        pytest.param(lambda: _strip(make_results(3)), id="nothing known"),
+        pytest.param(lambda: _strip(make_results(3)), id="no metrics"),
         pytest.param(
             lambda: make_results(2, classes=tuple(f"a class of a very long name {at}" for at in range(80))),
             id="80 classes",
         ),
     ],
 )
-def test_other_comparisons_are_whole_pages_too(browser: Browser, tmp_path: Path, case):
+def test_pages_of_other_comparisons(browser: Browser, tmp_path: Path, case):
     results = case()
     write_report(results, tmp_path, make_examples(results, 2, side=64))
     for width in (1400, 390):
         browser.open(tmp_path / "report.html", width)
-        assert browser.driver.get_log("browser") == []
+        assert browser.errors() == []
         assert browser.run("return document.documentElement.scrollWidth") <= width
     assert all(plot["bad"] == 0 and plot["width"] > 0 for plot in browser.run(_DRAWN))
     assert "nan" not in str(browser.run("return document.body.innerText")).lower().replace("retinanet", "")

@@ -1,9 +1,9 @@
-"""Where a report says that its intervals are too narrow, and where it does not."""
+"""When a report warns that its intervals are too narrow."""
 
 import pytest
 from made_up import make_examples, make_results
 
-from zoo.report.interval_warning import caution
+from zoo.report.interval_warning import interval_warning
 from zoo.report.results import Results, read_results, write_results
 from zoo.report.write import write_report
 
@@ -16,50 +16,53 @@ def make(class_images: list[int], resamples: int = 1000) -> Results:
 
 
 @pytest.mark.parametrize(
-    ("class_images", "told"),
+    ("class_images", "expected"),
     [
         ([20] * 80, ("half of the 80 classes are in at most 20 of the 72 test images", "29%", "77%")),
         ([27] * 80, ("51%", "75%")),  # 80 / 27 is just below 3
         ([81] * 80, ("78%", "88%")),
         ([19] * 20, ("51%", "75%")),
         ([2, 3, 3, 6, 30, 900], ("half of the 6 classes are in at most 4.5 of", "51%", "75%")),
-        ([5, 5, 5, 0, 0], ("half of the 3 classes are in at most 5 of", "78%")),  # what is not there is not averaged
+        (
+            [5, 5, 5, 0, 0],
+            ("half of the 3 classes are in at most 5 of", "78%"),
+        ),  # classes without objects
     ],
 )
-def test_the_fewer_images_a_class_the_graver(class_images: list[int], told: tuple[str, ...]):
-    sentence = caution(make(class_images))
+def test_warning_names_numbers_and_lowest_coverage(class_images: list[int], expected: tuple[str, ...]):
+    sentence = interval_warning(make(class_images))
     assert sentence.startswith("Intervals are probably too narrow: ")
-    for words in told:
-        assert words in sentence
+    for text in expected:
+        assert text in sentence
 
 
 @pytest.mark.parametrize(
     "results",
     [
-        pytest.param(make([40] * 10), id="four images a class for each class"),
-        pytest.param(make([8, 8]), id="two classes are not many"),
+        pytest.param(make([40] * 10), id="four images of a class per class"),
+        pytest.param(make([8, 8]), id="few classes"),
         pytest.param(make([5] * 40, resamples=0), id="no intervals"),
         pytest.param(make([0, 0]), id="no objects"),
-        pytest.param(make_results(3), id="a report of before"),
+        pytest.param(make_results(3), id="results without class_images"),
     ],
 )
-def test_nothing_is_said_where_intervals_hold(results: Results, tmp_path):
-    assert caution(results) == ""
+def test_no_warning_where_intervals_are_valid(results: Results, tmp_path):
+    assert interval_warning(results) == ""
     write_report(results, tmp_path, [])
     assert "too narrow" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.md").read_text()
 
 
-def test_the_report_says_it_after_the_verdict(tmp_path):
+def test_warning_is_below_the_headline(tmp_path):
     results = make([7] * 80)
     write_report(results, tmp_path, make_examples(results, 1, side=64))
-    for name, verdict, following in (
-        ("report.html", '<p class="verdict">', '<table class="ranking'),
+    for name, headline, following in (
+        ("report.html", '<p class="headline">', '<table class="ranking'),
         ("report.md", "leads with AP", "| Detector | AP |"),
     ):
         text = (tmp_path / name).read_text()
-        assert text.index(verdict) < text.index("Intervals are probably too narrow: half of") < text.index(following)
+        assert text.index(headline) < text.index("Intervals are probably too narrow: half of") < text.index(following)
 
 
-def test_images_of_classes_are_kept(tmp_path):
+def test_class_images_round_trip(tmp_path):
     write_results(make([7, 9]), tmp_path / "results.json")
     assert read_results(tmp_path / "results.json").class_images == {"class 0": 7, "class 1": 9}

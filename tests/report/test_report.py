@@ -18,7 +18,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr", "image", "use", "rect", "pat
 
 
 class Page(HTMLParser):
-    """Reads a page: its elements, its text, and whether each element is closed in its turn."""
+    """Parsed page: its elements and its text; asserts that elements are properly nested and closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Page(HTMLParser):
         self.bold: list[str] = []
         self.open: list[str] = []
         self.feed(text)
-        assert not self.open, f"left open: {self.open}"
+        assert not self.open, f"unclosed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -65,7 +65,7 @@ def test_files_of_a_report(results, examples, tmp_path):
     assert sorted(file.name for file in (tmp_path / "new" / "plots").iterdir()) == plots
 
 
-def test_plots_of_an_earlier_report_go(results, tmp_path):
+def test_plots_of_an_earlier_report_are_removed(results, tmp_path):
     write_report(results, tmp_path, [])
     for run in results.runs:
         run.curve = []
@@ -73,7 +73,7 @@ def test_plots_of_an_earlier_report_go(results, tmp_path):
     assert [file.name for file in (tmp_path / "plots").iterdir()] == ["pareto.svg"]
 
 
-def test_same_input_same_bytes_and_made_again_from_the_files(results, examples, tmp_path):
+def test_report_is_deterministic_and_can_be_rendered_from_its_files(results, examples, tmp_path):
     write_report(results, tmp_path / "a", examples)
     write_report(results, tmp_path / "b", examples)
     files = ("report.html", "report.md", "results.json", "examples.json")
@@ -85,7 +85,7 @@ def test_same_input_same_bytes_and_made_again_from_the_files(results, examples, 
     assert first == [(tmp_path / "a" / name).read_bytes() for name in files]
 
 
-def test_nothing_is_fetched(page: Page, tmp_path):
+def test_page_fetches_nothing(page: Page, tmp_path):
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "object", "embed"}
         for name in ("src", "href", "xlink:href", "srcset", "poster", "action"):
@@ -99,15 +99,15 @@ def test_nothing_is_fetched(page: Page, tmp_path):
     assert (policies[0] or "").startswith("default-src 'none'")
 
 
-def test_only_the_script_of_this_page_may_run(page: Page, tmp_path):
+def test_content_security_policy_allows_only_the_inline_script(page: Page, tmp_path):
     (script,) = re.findall(r"<script>(.*?)</script>", (tmp_path / "report.html").read_text(), flags=re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [meta["content"] or "" for meta in page.all("meta") if meta.get("http-equiv")]
     assert f"script-src 'sha256-{digest}';" in policy
-    assert page.all("script") == [{}], "one, and of no file"
+    assert page.all("script") == [{}], "one inline script"
 
 
-def test_every_run_and_class_is_there(page: Page, results: Results):
+def test_page_contains_every_run_and_class(page: Page, results: Results):
     for name in (
         "RetinaNet",
         "Faster R-CNN",
@@ -117,27 +117,28 @@ def test_every_run_and_class_is_there(page: Page, results: Results):
         *results.configs.values(),
     ):
         assert name.strip() in page.text
-    for word in (results.hardware, results.budget, "0123abcd", results.created):
-        assert word in page.text
+    for text in (results.hardware, results.budget, "0123abcd", results.created):
+        assert text in page.text
 
 
-def test_a_failed_run_is_told_and_hides_nothing(page: Page):
+def test_failed_run_is_listed_below_the_others(page: Page):
     assert "out of memory at <b>step</b> 12" in page.text
     assert page.text.index("RetinaNet") < page.text.index("out of memory")
     assert ".500" in page.text
 
 
 @pytest.mark.parametrize(
-    ("seeds", "luck"), [((0,), "several seeds would show it"), ((0, 1), "luck in training, whatever the interval says")]
+    ("seeds", "note"),
+    [((0,), "which several seeds would show"), ((0, 1), "randomness of training, whatever its interval")],
 )
-def test_what_verdicts_do_not_say(tmp_path, seeds, luck):
+def test_notes_on_pairwise_verdicts(tmp_path, seeds, note):
     write_report(make_results(3, seeds=seeds), tmp_path, [])
     for text in (Page((tmp_path / "report.html").read_text()).text, (tmp_path / "report.md").read_text()):
-        assert luck in text
+        assert note in text
         assert "about one comes out better or worse by chance" in text
 
 
-def test_hostile_names_stay_text(page: Page, tmp_path):
+def test_names_are_escaped(page: Page, tmp_path):
     assert len(page.all("script")) == 1
     assert not page.all("img")
     assert "bar & <script>alert(1)</script>" in page.text
@@ -146,14 +147,14 @@ def test_hostile_names_stay_text(page: Page, tmp_path):
     assert "&lt;script&gt;" in markdown
 
 
-def test_best_figures_are_bold(page: Page):
+def test_best_values_are_bold(page: Page):
     assert ".500" in page.bold
     assert "50.0" not in page.bold, "slower"
     assert "40.0" in page.bold
     assert ".400" not in page.bold[: page.bold.index("40.0")], "less accurate"
 
 
-def test_every_picture_has_words(page: Page):
+def test_every_picture_has_a_text_alternative(page: Page):
     svgs = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in svgs)
     labels = [svg["aria-label"] for svg in svgs]
@@ -168,7 +169,7 @@ def test_a_picture_is_embedded_once_for_all_runs(page: Page):
     assert [use["href"] for use in page.all("use")] == ["#image-1", "#image-1", "#image-2", "#image-2"]
 
 
-def test_boxes_are_drawn_where_they_are(page: Page):
+def test_positions_of_drawn_boxes(page: Page):
     found = [rect for rect in page.all("rect") if rect.get("class") == "right" and "stroke" in rect]
     assert [(rect["x"], rect["y"], rect["width"], rect["height"]) for rect in found] == [
         ("11.0", "10.0", "19.0", "20.0")
@@ -191,7 +192,7 @@ def test_eighty_classes_seven_models_three_seeds_and_forty_pictures_stay_below_f
     write_report(results, tmp_path, make_examples(results, 40))
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/jpeg") == 40
-    assert text.count("a class of number 79") > 20, "whole"
+    assert text.count("a class of number 79") > 20, "all classes are listed"
     assert len(text.encode()) < 5_000_000
 
 
@@ -199,7 +200,7 @@ def test_table_heads_have_scope(page: Page):
     assert all(head.get("scope") in {"col", "row", "colgroup"} for head in page.all("th"))
 
 
-def test_nothing_but_failures_is_a_report_too(results, tmp_path):
+def test_report_of_failed_runs_only(results, tmp_path):
     results.runs = [run for run in results.runs if run.status == "failed"]
     write_report(results, tmp_path, [])
     page = Page((tmp_path / "report.html").read_text())
@@ -207,7 +208,7 @@ def test_nothing_but_failures_is_a_report_too(results, tmp_path):
     assert "No run on" in page.text
 
 
-def test_without_curves_and_examples(results, tmp_path):
+def test_report_without_curves_and_examples(results, tmp_path):
     for run in results.runs:
         run.curve = []
     write_report(results, tmp_path, [])
@@ -216,7 +217,7 @@ def test_without_curves_and_examples(results, tmp_path):
     assert "RetinaNet" in page.text
 
 
-def test_markdown_tables_are_whole(results, examples, tmp_path):
+def test_markdown_tables_have_equal_columns_in_all_rows(results, examples, tmp_path):
     results.classes[0] = "a | b"
     for run in results.runs:
         run.per_class = {"a | b": {"AP": 0.3}}
@@ -238,11 +239,11 @@ def test_markdown_tables_are_whole(results, examples, tmp_path):
         (0.0, 5, [0, 1]),
     ],
 )
-def test_ticks(highest: float, most: int, ticks: list[float]):
+def test_nice_ticks(highest: float, most: int, ticks: list[float]):
     assert nice_ticks(highest, most) == pytest.approx(ticks)
 
 
-def test_curves_keep_order_and_stay_inside(results, make_run):
+def test_learning_curves_keep_order_and_stay_inside(results, make_run):
     runs = [make_run("a", 0.30), make_run("b", 0.31), make_run("c", 0.32), make_run("a", 0.29, seed=1)]
     runs[0].curve[0].AP = math.nan
     entries = [Entry(name, name, name, [run for run in runs if run.model == name]) for name in "abc"]
@@ -258,7 +259,7 @@ def test_curves_keep_order_and_stay_inside(results, make_run):
         assert [line.label for line in labels] == ["c", "b", "a"], "highest on top, one label for all seeds"
         gaps = [below.label_y - above.label_y for above, below in pairwise(labels)]
         assert min(gaps) >= 16
-    # 100 of 300 images, AP of a third of .32 on an axis to .4, worked out by hand.
+    # 100 of 300 images, AP of a third of .32 on an axis to .4.
     first = by_images.lines[3].marks[0]
     assert first.x == pytest.approx(by_images.left + (by_images.right - by_images.left) / 3, abs=0.1)
     top = by_images.top + (by_images.bottom - by_images.top) * (1 - 0.32 / 3 / float(by_images.y_ticks[-1].text))

@@ -8,7 +8,7 @@ from zoo.experiment.run import read_result
 from zoo.report.results import Ceiling, Results, read_results, read_run, write_results, write_run
 
 
-def test_results_come_back(results: Results, tmp_path):
+def test_results_round_trip(results: Results, tmp_path):
     write_results(results, tmp_path / "results.json")
     again = read_results(tmp_path / "results.json")
     for run in (*results.runs, *again.runs):
@@ -16,7 +16,7 @@ def test_results_come_back(results: Results, tmp_path):
     assert again == results
 
 
-def test_undefined_is_null_in_the_file_and_nan_here(results: Results, tmp_path):
+def test_undefined_metric_is_null_in_the_file_and_nan_in_memory(results: Results, tmp_path):
     path = tmp_path / "results.json"
     results.runs[0].curve[0].AP = math.nan
     write_results(results, path)
@@ -27,7 +27,7 @@ def test_undefined_is_null_in_the_file_and_nan_here(results: Results, tmp_path):
     assert read_results(path).runs[1].cost.flops is None
 
 
-def test_writing_is_stable_and_leaves_nothing_else(results: Results, tmp_path):
+def test_writing_is_deterministic_and_leaves_no_temporary_files(results: Results, tmp_path):
     write_results(results, tmp_path / "a.json")
     for run in results.runs:
         run.metrics = dict(reversed(run.metrics.items()))
@@ -36,14 +36,14 @@ def test_writing_is_stable_and_leaves_nothing_else(results: Results, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
-def test_one_run_comes_back(results: Results, tmp_path):
+def test_run_round_trip(results: Results, tmp_path):
     write_run(results.runs[0], tmp_path / "result.json")
     again = read_run(tmp_path / "result.json")
     assert again.cost == results.runs[0].cost
     assert math.isnan(again.metrics["APs"])
 
 
-def test_a_finished_run_with_an_undefined_figure_is_no_damaged_one(results: Results, tmp_path):
+def test_finished_run_with_undefined_metric_is_read_back(results: Results, tmp_path):
     run = results.runs[0]
     run.analysis.ceilings = [Ceiling("no anchor", math.nan, 0, "of no objects")]
     write_run(run, tmp_path / "result.json")

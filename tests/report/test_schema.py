@@ -8,16 +8,16 @@ from zoo.report.results import write_results
 from zoo.report.schema import SCHEMA_FILE, make_schema
 
 
-def test_the_published_schema_is_that_of_the_classes():
+def test_published_schema_matches_the_data_classes():
     assert json.loads(SCHEMA_FILE.read_text()) == make_schema(), "run: python -m zoo.report.schema"
 
 
-def test_it_is_a_schema():
+def test_schema_is_valid():
     jsonschema.Draft202012Validator.check_schema(make_schema())
 
 
-def test_written_results_keep_to_it(results, tmp_path):
-    for case in (results, make_results(seeds=(0, 1))):  # the one has a failed run, undefined figures and no analysis
+def test_written_results_match_the_schema(results, tmp_path):
+    for case in (results, make_results(seeds=(0, 1))):  # the first has a failed run, undefined metrics and no analysis
         write_results(case, tmp_path / "results.json")
         jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), make_schema())
 
@@ -32,7 +32,7 @@ def test_written_results_keep_to_it(results, tmp_path):
         lambda content: content["runs"][0]["analysis"]["calibration"].pop("error"),
     ],
 )
-def test_what_breaks_the_form_is_refused(tmp_path, change):
+def test_invalid_results_do_not_match_the_schema(tmp_path, change):
     write_results(make_results(2), tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text())
     change(content)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there."""
+"""The atomic checkpoint writer: full disks, killed processes, remote files."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ def checkpoint(number: int, size: int = 10) -> dict[str, Any]:
     return {"number": number, "weights": torch.full((size,), float(number))}
 
 
-def test_files_are_written_and_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_files_are_replaced_without_leftovers(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "last.ckpt"
     for number in (1, 2):
         AtomicCheckpointIO().save_checkpoint(checkpoint(number), str(file))
@@ -28,7 +28,7 @@ def test_files_are_written_and_replaced_and_nothing_else_is_left(tmp_path: Path)
 
 @pytest.fixture
 def small_files() -> Any:
-    """No file of this process can be longer than 100 kB: what a full disk does, without filling one."""
+    """Limit the files of this process to 100 kB, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -37,28 +37,26 @@ def small_files() -> Any:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_former_one(tmp_path: Path, small_files: None) -> None:
+def test_failed_write_keeps_the_previous_file(tmp_path: Path, small_files: None) -> None:
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), file)
     with pytest.raises(InputError) as caught:
         AtomicCheckpointIO().save_checkpoint(checkpoint(2, size=1_000_000), file)
     assert str(caught.value).startswith(
-        f"{file}: this checkpoint cannot be written (File too large); the one of before"
+        f"{file}: checkpoint cannot be written (File too large); the previous one is kept"
     )
     assert torch.load(file)["number"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_a_full_disk_is_called_one(tmp_path: Path) -> None:
+def test_full_disk_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / ".last.ckpt.partial").symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"no space left on the disk.*; make room and run the same command again"):
+    with pytest.raises(InputError, match=r"no space left on the disk.*; free disk space and run the command again"):
         AtomicCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
 
 
-def test_what_a_killed_process_left_half_written_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_file_of_a_killed_process_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), file)
     child = os.fork()
@@ -73,7 +71,7 @@ def test_what_a_killed_process_left_half_written_is_in_nobodys_way(
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_remote_files_are_lightnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_files_are_left_to_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr(
         zoo.training.checkpoints.TorchCheckpointIO,

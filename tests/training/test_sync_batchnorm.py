@@ -1,4 +1,4 @@
-"""Batch norm over all processes: the same network as before, while it is trained and afterwards."""
+"""Synchronised batch norm: conversion and its reversal do not change the network's outputs."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from zoo.training.sync_batchnorm import TimmSyncBatchNorm
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "resnet10t"])
-def test_layers_change_and_the_network_does_not(name: str) -> None:
+def test_conversion_keeps_outputs_and_parameters(name: str) -> None:
     torch.manual_seed(0)
     trunk = Trunk(name, (8, 16), False, "batch", 0)
     has_activations = any(isinstance(layer, BatchNormAct2d) for layer in trunk.modules())
     assert has_activations is (name == "regnetx_002")
-    trunk(torch.rand(2, 3, 64, 64))  # statistics of its own
+    trunk(torch.rand(2, 3, 64, 64))  # non-initial statistics
     trunk.eval()
     image = torch.rand(1, 3, 64, 64)
     expected, keys = trunk(image), list(trunk.state_dict())
@@ -28,7 +28,7 @@ def test_layers_change_and_the_network_does_not(name: str) -> None:
     assert not any(type(layer) in (nn.BatchNorm2d, BatchNormAct2d) for layer in trunk.modules())
     assert all(map(torch.equal, trunk(image), expected))
     assert all(one is other for one, other in zip(trunk.parameters(), weights, strict=True))
-    with torch.no_grad():  # what a training changes, and what moving to a device does
+    with torch.no_grad():  # as training and moving to a device do
         for layer in trunk.modules():
             if isinstance(layer, nn.SyncBatchNorm):
                 layer.weight.add_(0.5)

@@ -1,3 +1,5 @@
+"""The throttled progress bar, and processes that are killed on an error."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,8 @@ from zoo.callbacks.progress import STEPS_BETWEEN_METRICS, ThrottledProgressBar
 from zoo.errors import InputError, Preempted
 
 
-def test_the_bar_reads_the_loss_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each reading is a wait for the device."""
+def test_progress_bar_reads_metrics_every_20_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read synchronises with the device."""
     readings: list[int] = []
 
     def read(bar: RichProgressBar, trainer: SimpleNamespace, module: object) -> dict[str, float]:
@@ -27,16 +29,16 @@ def test_the_bar_reads_the_loss_once_in_a_while(monkeypatch: pytest.MonkeyPatch)
     assert readings[-1] == 40
 
 
-@pytest.mark.parametrize(("error", "is_ended"), [(InputError("damaged"), True), (Preempted("told to stop"), False)])
-def test_a_failure_of_one_ends_the_processes_that_it_started(
-    error: Exception, is_ended: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "is_killed"), [(InputError("damaged"), True), (Preempted("stopped"), False)])
+def test_errors_but_not_preemption_kill_the_started_processes(
+    error: Exception, is_killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[Trainer] = []
-    monkeypatch.setattr(zoo.training.trainer, "terminate_children", ended.append)
+    killed: list[Trainer] = []
+    monkeypatch.setattr(zoo.training.trainer, "terminate_children", killed.append)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(type(error)), zoo.training.trainer.together(trainer):
+    with pytest.raises(type(error)), zoo.training.trainer.terminate_children_on_error(trainer):
         raise error
-    assert ended == ([trainer] if is_ended else [])
-    with zoo.training.trainer.together(trainer):
+    assert killed == ([trainer] if is_killed else [])
+    with zoo.training.trainer.terminate_children_on_error(trainer):
         pass
-    assert len(ended) == is_ended
+    assert len(killed) == is_killed

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from zoo.errors import InputError
 from zoo.models import FasterRCNN, RetinaNet
 from zoo.nn.trunk import FrozenBatchNorm
-from zoo.weights import COCO_IDS, load_weights
+from zoo.weights import load_weights
+from zoo.weights.torchvision import COCO_IDS
 
 
 def small(num_classes: int = 3, seed: int = 0) -> RetinaNet:
@@ -36,7 +37,7 @@ def test_the_first_wrong_parameter_is_named_and_nothing_changes() -> None:
     lacking = {name: value for name, value in state.items() if name != "regression.output.bias"}
     with pytest.raises(InputError, match=r"lacks regression\.output\.bias"):
         load_weights(target, lacking)
-    with pytest.raises(InputError, match=r"has extra\.weight, which the detector does not know"):
+    with pytest.raises(InputError, match=r"has extra\.weight, which the detector does not have"):
         load_weights(target, state | {"extra.weight": torch.zeros(1)})
     with pytest.raises(
         InputError, match=r"classification\.output\.weight has shape \(36, 32, 3, 3\).*\(27, 32, 3, 3\)"
@@ -50,7 +51,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         load_weights(small(), tmp_path / "missing.pth")
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"no weights at all")
-        with pytest.raises(InputError, match=rf"{name}: (is no readable|holds more)"):
+        with pytest.raises(InputError, match=rf"{name}: (is not a readable|holds more)"):
             load_weights(small(), tmp_path / name)
     torch.save({"code": print}, tmp_path / "code.pth")
     with pytest.raises(InputError, match=r"code\.pth: holds more than weights"):

@@ -1,9 +1,9 @@
-"""What stands around a training: the mean AP callback, guards, the learning curve, and what makes a run one that can be repeated.
+"""Lightning callbacks: mean AP, non-finite losses, learning curve, progress, preemption, exact resume, seeds.
 
 Each callback works with every detector, and with any LightningModule whose validation and test steps return
 `{"loss": ..., "predictions": list[Prediction]}` for batches of `(images, targets)`. Lightning runs ModelCheckpoint
-after all other callbacks, and both it and EarlyStopping read what was logged until `on_validation_epoch_end`: they
-can monitor `val/AP`, on every process.
+after all other callbacks, and both it and EarlyStopping read the metrics logged until `on_validation_epoch_end`, so
+they can monitor `val/AP`, on every process.
 """
 
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss

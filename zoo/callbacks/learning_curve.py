@@ -1,4 +1,4 @@
-"""The learning curve of a training, and its speed."""
+"""Learning curve and speed of a training."""
 
 import math
 import statistics
@@ -16,43 +16,43 @@ WARMUP_STEPS = 5  # first steps allocate, compile and wait for loader workers
 
 
 class LearningCurve(Callback):
-    """Records what a comparison draws: quality against epochs, images and minutes, and the speed of training.
+    """Record validation AP and training loss over epochs, images and minutes, and the training speed.
 
-    `points` holds one dict for each validation, with the fields of `zoo.report.results.CurvePoint`. Checkpoints carry
-    all of it, so that a resumed run goes on with its curve and its clock.
+    `points` holds one dict for each validation, with the fields of `zoo.report.results.CurvePoint`. Checkpoints store
+    the state, so that a resumed run continues its curve and its training time.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.points: list[dict[str, float]] = []
         self.images_seen = 0  # by all processes
-        self.seconds = 0.0  # of training; validation is not in it
-        # rates of single steps; a thousand are enough for a median, and bound what a checkpoint carries
+        self.seconds = 0.0  # of training, without validation
+        # images/s of single steps; a thousand are enough for a median and keep checkpoints small
         self._rates: deque[float] = deque(maxlen=1000)
         self._loss_sum: Tensor | float = 0.0
         self._num_losses = 0
-        self._clock: float | None = None  # runs while training
+        self._clock: float | None = None  # start of the current training interval; None while not training
         self._last_step: float | None = None
         self._steps_to_skip = WARMUP_STEPS
 
     @property
     def train_images_per_s(self) -> float | None:
-        """Images a second of all processes while training: the median over steps, data loading included."""
+        """Training images a second over all processes: the median over steps, including data loading."""
         return statistics.median(self._rates) if self._rates else None
 
     @property
     def train_minutes(self) -> float:
-        """Minutes of training up to now, validation left out."""
+        """Minutes of training so far, without validation."""
         running = time.perf_counter() - self._clock if self._clock is not None else 0.0
         return (self.seconds + running) / 60
 
     @property
     def mean_loss(self) -> float:
-        """Training loss, the mean since the last validation; reads it from the device."""
+        """Mean training loss since the last validation; synchronises with the device."""
         return float(self._loss_sum) / self._num_losses if self._num_losses else math.nan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._clock = time.perf_counter()
         self._last_step = None
         self._steps_to_skip = WARMUP_STEPS
@@ -60,7 +60,7 @@ class LearningCurve(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RawBatch, batch_idx: int
     ) -> None:
-        """Counts images and times the step, from the end of the one before; reads nothing from the device."""
+        """Count images and time the step from the end of the previous one, without synchronisation."""
         num_images = len(batch[0]) * trainer.world_size
         self.images_seen += num_images
         now = time.perf_counter()
@@ -71,22 +71,22 @@ class LearningCurve(Callback):
         self._last_step = now
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            # Lightning hands out the loss divided by the number of batches that share an optimizer step
+            # Lightning divides the loss by accumulate_grad_batches
             self._loss_sum = self._loss_sum + loss.detach().float() * trainer.accumulate_grad_batches
             self._num_losses += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self._stop_clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds a point, from what `MeanAveragePrecision` logged, and lets the clock go on."""
+        """Add a point from the metrics of `MeanAveragePrecision`, and restart the clock."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
         self.points.append(
             {
-                "epoch": trainer.current_epoch + 1,  # the first is 1: what has been done, not what is going on
+                "epoch": trainer.current_epoch + 1,  # number of completed epochs
                 "images_seen": self.images_seen,
                 "minutes": self.seconds / 60,
                 "AP": float(metrics.get("val/AP", math.nan)),
@@ -96,14 +96,14 @@ class LearningCurve(Callback):
         )
         self._loss_sum, self._num_losses = 0.0, 0
         self._clock = time.perf_counter()
-        self._last_step = None  # the next step's time would have the validation in it
+        self._last_step = None  # else the next step's time would include the validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self._stop_clock()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: a checkpoint stays loadable with `weights_only`."""
+        """State as plain values, so that checkpoints load with `weights_only`."""
         return {
             "points": [dict(point) for point in self.points],
             "images_seen": self.images_seen,
@@ -114,7 +114,7 @@ class LearningCurve(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a checkpoint was written."""
+        """Restore the state of a checkpoint."""
         self.points = [dict(point) for point in state_dict["points"]]
         self.images_seen = state_dict["images_seen"]
         self.seconds = state_dict["seconds"]

@@ -1,4 +1,4 @@
-"""Mean average precision of every validation and test run."""
+"""Mean average precision of each validation and test run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,27 +11,27 @@ from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.metric import DetectionMAP
 from zoo.evaluation.predictions import Predictions, write_coco_results
-from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, check_names
+from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, check_protocols
 from zoo.types import RawBatch
 
 Stage: TypeAlias = Literal["val", "test"]
 
 
 class MeanAveragePrecision(Callback):
-    """Measures every validation and test run by COCO's and VOC's protocols and logs each number by name.
+    """Compute COCO and VOC metrics of each validation and test run, and log them by name.
 
-    Logged are `val/AP`, `val/AP50`, ... `val/VOC10`, and `val/AP/<class>` and so on by class; `test/...` in test runs.
-    Each image counts once, on any number of processes; the first one measures and tells the others.
+    Logs `val/AP`, `val/AP50`, ... `val/VOC10`, and `val/AP/<class>` and so on for each class; `test/...` in test runs.
+    Each image counts once on any number of processes; the first process computes and broadcasts the metrics.
 
-    Where the DataModule has a method `table(split)` (ours has), its annotations are the ground truth; otherwise the
-    targets of the batches are. Names and ids of classes come from the DataModule's `class_names` and `class_ids`,
-    names else from the model's `class_names`.
+    If the DataModule has a method `table(split)` (`DetectionDataModule` has), its annotations are the ground truth;
+    otherwise the targets of the batches. Class names and ids come from the DataModule's `class_names` and `class_ids`;
+    names otherwise from the model's `class_names`.
 
     Args:
-        protocols: any of "coco" (twelve numbers), "voc07" (11-point) and "voc10" (all-point).
-        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools".
-        log_classes: log the numbers of each class, too.
-        results_file: where to write the test run's predictions as COCO-results json; None writes nothing.
+        protocols: any of "coco" (twelve metrics), "voc07" (11-point) and "voc10" (all-point).
+        engine: library for COCO metrics: "hotcoco", or the reference, "pycocotools".
+        log_classes: also log the metrics of each class.
+        results_file: file for the test run's predictions in COCO results format; None writes none.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MeanAveragePrecision(Callback):
         results_file: str | Path | None = None,
     ) -> None:
         super().__init__()
-        check_names(protocols, engine)
+        check_protocols(protocols, engine)
         self.protocols = tuple(protocols)
         self.engine: Engine = engine
         self.log_classes = log_classes
@@ -50,19 +50,19 @@ class MeanAveragePrecision(Callback):
         self._metrics: dict[Stage, DetectionMAP] = {}
 
     def predictions(self, stage: Stage) -> Predictions | None:
-        """All detections of the last run of this stage, on the first process; None on others and before a run."""
+        """All detections of the last run of a stage, on the first process; None on others and before a run."""
         return self._metrics[stage].predictions if stage in self._metrics else None
 
     def scores(self, stage: Stage) -> Scores | None:
-        """The numbers of the last run of this stage, on every process; None before there was one."""
+        """Metrics of the last run of a stage, on every process; None before a run."""
         return self._metrics[stage].scores if stage in self._metrics else None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Create the metric."""
         self._start("val", trainer, pl_module, trainer.num_val_batches)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Create the metric."""
         self._start("test", trainer, pl_module, trainer.num_test_batches)
 
     def on_validation_batch_end(
@@ -74,7 +74,7 @@ class MeanAveragePrecision(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes the batch's predictions and targets."""
+        """Add the batch's predictions and targets."""
         self._update("val", outputs, batch)
 
     def on_test_batch_end(
@@ -86,16 +86,16 @@ class MeanAveragePrecision(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes the batch's predictions and targets."""
+        """Add the batch's predictions and targets."""
         self._update("test", outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures and logs; a sanity check before the training is not measured, since it sees too few images."""
+        """Compute and log the metrics, except after the sanity check, which sees too few images."""
         if not trainer.sanity_checking:
             self._finish("val", pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures, logs, and writes the predictions if asked to."""
+        """Compute and log the metrics, and write the predictions to `results_file`."""
         self._finish("test", pl_module)
         predictions = self.predictions("test")
         if self.results_file is not None and predictions is not None:
@@ -111,7 +111,7 @@ class MeanAveragePrecision(Callback):
     ) -> None:
         if len(num_batches) > 1:
             raise InputError(
-                f"{len(num_batches)} {stage} loaders, whose images cannot be told apart; hand in one at a time"
+                f"{len(num_batches)} {stage} loaders: metrics need a single one; run the loaders one at a time"
             )
         datamodule = getattr(trainer, "datamodule", None)
         table = getattr(datamodule, "table", None)
@@ -132,12 +132,12 @@ class MeanAveragePrecision(Callback):
 
     def _finish(self, stage: Stage, pl_module: LightningModule) -> None:
         values = self._metrics[stage].compute()
-        self._metrics[stage].reset()  # the columns are in `predictions` now, once
+        self._metrics[stage].reset()  # frees the metric state; the detections are kept in `predictions`
         for key, value in values.items():
             of_class = "/" in key
             if self.log_classes or not of_class:
-                # All processes have the same value; the largest of them is it, to the bit, which a mean might not be.
-                # Not synchronising would do, but Lightning warns of it at every key.
+                # All processes have the same value, which "max" keeps exactly and a mean might round. sync_dist is
+                # not needed, but Lightning warns for every key without it.
                 pl_module.log(
                     f"{stage}/{key}", float(value), prog_bar=key in ("AP", "AP50"), reduce_fx="max", sync_dist=True
                 )

@@ -1,4 +1,4 @@
-"""Weights averaged over the training."""
+"""Exponential moving average of the weights."""
 
 from typing import Any
 
@@ -9,34 +9,35 @@ from torch import Tensor, nn
 
 
 class MovingAverage(WeightAveraging):
-    """An exponential moving average of all weights and statistics, which is what is validated, tested and saved.
+    """Exponential moving average of all weights and buffers, used for validation, tests and checkpoints.
 
-    average <- d * average + (1 - d) * weights after every optimizer step, with d = min(decay, n / (9 + n)) at the n-th,
-    so that the first weights do not weigh on short trainings. Checkpoints hold the average where everybody looks for
-    weights, and beside it the weights that training goes on from.
+    average <- d * average + (1 - d) * weights after every optimizer step, with d = min(decay, n / (9 + n)) at the n-th
+    step, so that the first weights do not dominate in short trainings. In checkpoints `state_dict` is the average, and
+    `current_model_state` the weights from which training resumes.
 
-    Lightning keeps the books. This class has the average in place for all of a validation and of an epoch's end, where
-    a detector may fit parts of itself (R-CNN its SVMs): they are fitted to the average, and saved with it.
+    Lightning's base class stores the average. This class puts it into the model during validation and at the end of an
+    epoch, where a detector may fit parts of itself (R-CNN its SVMs), which are then fitted to the average and saved
+    with it.
 
-    Use it by `--trainer.callbacks zoo.callbacks.MovingAverage`.
+    Use it by `--trainer.callbacks+=MovingAverage`.
 
     Args:
-        decay: d in the long run.
+        decay: limit of d over many steps.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
         self.decay = decay
-        self._is_in = False  # the average is in the model, and the model's weights are where the average was
+        self._is_swapped = False  # the model holds the average, and the average model the weights
         super().__init__()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the weights in after an optimizer step; torch's own update would read a counter from the device."""
+        """Update the average after an optimizer step; torch's own update would synchronise to read a counter."""
         step = trainer.global_step
-        if step == self._latest_update_step:  # gradients are still gathered
+        if step == self._latest_update_step:  # no optimizer step yet: gradients are accumulated
             return
         is_first = self._latest_update_step == 0
         weight = 1.0 if is_first else 1 - min(self.decay, step / (9 + step))
@@ -49,55 +50,55 @@ class MovingAverage(WeightAveraging):
             else:  # counters and flags
                 torch._foreach_copy_(averages, current[dtype])
 
-    def _bring(self, average: bool, pl_module: LightningModule) -> None:
-        if self._is_in is not average:
+    def _put_average(self, average: bool, pl_module: LightningModule) -> None:
+        if self._is_swapped is not average:
             self._swap_models(pl_module)
-            self._is_in = average
+            self._is_swapped = average
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is trained is the weights."""
-        self._bring(False, pl_module)
+        """Put the weights into the model."""
+        self._put_average(False, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the model's own hook, and before checkpoints."""
-        self._bring(True, pl_module)
+        """Put the average into the model; runs before the model's own hook and before checkpoints."""
+        self._put_average(True, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The average stays."""
-        self._bring(False, pl_module)
+        """Copy the average into the model for good."""
+        self._put_average(False, pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the model's own hook. Outside of a training, the weights are the average already."""
+        """Put the average into the model before its own hook. Outside of `fit` the model has it already."""
         if trainer.state.fn == "fit":
-            self._bring(True, pl_module)
+            self._put_average(True, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Brings the weights back that training goes on from."""
+        """Put the weights back into the model."""
         if trainer.state.fn == "fit":
-            self._bring(False, pl_module)
+            self._put_average(False, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: it is in already."""
+        """Do nothing: the average is in the model already."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: it stays until the end."""
+        """Do nothing: the average stays in the model until `on_validation_end`."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning takes the model for the weights, which it is not where the average is in."""
+        """Store the average as `state_dict`; Lightning assumes that the model holds the weights."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._is_in:
+        if self._is_swapped:
             weights, average = checkpoint["state_dict"], checkpoint["current_model_state"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, weights
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Only a training goes on from the weights; whatever measures takes the average."""
+        """Restore weights and average to resume training; other stages only load the average."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def tensors_by_dtype(module: nn.Module) -> dict[torch.dtype, list[Tensor]]:
-    """All weights and buffers, detached."""
+    """All parameters and buffers by dtype, detached."""
     found: dict[torch.dtype, list[Tensor]] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         found.setdefault(tensor.dtype, []).append(tensor.detach())

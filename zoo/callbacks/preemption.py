@@ -1,4 +1,4 @@
-"""A training that is told to make room."""
+"""Stop a training on SIGTERM or SIGUSR1, with a checkpoint from which it resumes exactly."""
 
 import math
 import os
@@ -17,23 +17,23 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from zoo.errors import Preempted
 from zoo.ops.distributed import DelayedMax, is_distributed, run_on_rank_zero
 
-LAST = "last"  # name of the checkpoint that a run goes on from
+LAST = "last"  # name of the checkpoint from which a run resumes
 STOP, REQUEUE = 1, 2
 SIGNALS = {signal.SIGTERM: STOP}
 if hasattr(signal, "SIGUSR1"):  # Windows has none
     SIGNALS[signal.SIGUSR1] = REQUEUE
-SECONDS_TO_STEP = 60.0  # a process that was told to end, and comes to no end of a step, ends as it stands
+SECONDS_TO_STEP = 60.0  # after SIGTERM, a process whose step does not end within this time exits without a checkpoint
 
 
 class Preemption(Callback):
-    """Stops a training between two steps, with a checkpoint that it goes on from at that very step.
+    """Stop a training between two steps on a signal, and save a checkpoint that resumes at the next step.
 
-    SIGTERM is what schedulers and clouds send before they take a machine away. SIGUSR1 is what SLURM sends ahead of the
-    time limit when it is asked to (`sbatch --signal=USR1@180`): the job is put back into the queue as well. It does not
-    matter which process has the signal, or how many have it: all stop after the same step.
+    Schedulers and clouds send SIGTERM before they stop a machine. SLURM sends SIGUSR1 before the time limit if asked to
+    (`sbatch --signal=USR1@180`); the job is then also requeued. Any number of processes may receive the signal: all
+    stop after the same step.
 
-    Where a validation follows a step, a signal is answered when it is done and its checkpoints are written: the notice
-    should be longer than a validation takes. A kill without notice costs the epoch up to there, and nothing else.
+    If a validation follows a step, the training stops when it is over and its checkpoints are written, so the notice
+    should be longer than a validation. A kill without notice loses only the epoch in progress.
 
     Raises:
         Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
@@ -41,104 +41,104 @@ class Preemption(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = 0  # by a signal to this process
-        self._order = 0  # to all
-        self._before: DelayedMax | None = None  # what all were told at the step before
-        self._alarm: threading.Timer | None = None
-        self._has_time = False  # a validation, or what ends an epoch (checkpoints, fitting): no step is due
+        self._received = 0  # by this process: 0, STOP or REQUEUE
+        self._decision = 0  # maximum over all processes
+        self._previous: DelayedMax | None = None  # reduction that was started at the previous step
+        self._watchdog: threading.Timer | None = None
+        self._is_outside_steps = False  # in a validation or at the end of an epoch (checkpoints, fitting)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals over from Lightning, which gives them back when the training is over."""
-        self._told = self._order = 0
+        """Install signal handlers in place of Lightning's, which restores the original ones after training."""
+        self._received = self._decision = 0
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._hear)
-        # Lightning asks all processes before every step whether one has a signal, and waits for the device to answer.
+                signal.signal(number, self._on_signal)
+        # Lightning broadcasts before every step whether a process has a signal, which synchronises with the device.
         loop = trainer.fit_loop.epoch_loop
         if hasattr(loop, "_broadcast_sigterm_tensor"):
-            loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
+            loop._broadcast_sigterm_tensor = _no_broadcast  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A step is due again, and all of its seconds are before it."""
-        if self._has_time and self._alarm is not None:
-            self._rest()
-            self._set_alarm()
-        self._has_time = False
+        """Restart the watchdog for the first step after a validation or an epoch's end."""
+        if self._is_outside_steps and self._watchdog is not None:
+            self._cancel_watchdog()
+            self._start_watchdog()
+        self._is_outside_steps = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks whether anybody was told; on a GPU, at the step before."""
-        self._order = self._agree(trainer.strategy.root_device)
-        self._has_time = self._has_time or trainer.is_last_batch
-        if self._order and is_between_steps(trainer, batch_idx):
+        """Save and stop if a process has a signal; on a GPU, if one had it at the previous step."""
+        self._decision = self._max_over_processes(trainer.strategy.root_device)
+        self._is_outside_steps = self._is_outside_steps or trainer.is_last_batch
+        if self._decision and is_between_steps(trainer, batch_idx):
             file = last_checkpoint(trainer)
-            self._rest()  # writing may take its time, too
+            self._cancel_watchdog()  # writing may take longer
             if file is not None:
                 trainer.save_checkpoint(file)
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The checkpoint of the epoch before is written, and nothing has come since."""
-        if self._order:
+        """Stop if a signal came in the previous epoch, whose checkpoint is written."""
+        if self._decision:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training was over first."""
-        self._rest()
+        """Cancel the watchdog."""
+        self._cancel_watchdog()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Whatever it was, the process is on its way out."""
-        self._rest()
+        """Cancel the watchdog."""
+        self._cancel_watchdog()
 
-    def _agree(self, device: torch.device) -> int:
+    def _max_over_processes(self, device: torch.device) -> int:
         if not is_distributed():
-            return self._told
-        # a fill, since a copy to the device would be waited for
-        now = DelayedMax(torch.full((), self._told, dtype=torch.int32, device=device))
-        known, self._before = (now if device.type == "cpu" else self._before), now
+            return self._received
+        # filled on the device, since a copy to it would synchronise
+        now = DelayedMax(torch.full((), self._received, dtype=torch.int32, device=device))
+        known, self._previous = (now if device.type == "cpu" else self._previous), now
         return 0 if known is None else known.read()
 
     def _stop(self, trainer: Trainer) -> None:
         file = last_checkpoint(trainer)
         if file is None:
-            raise Preempted("told to stop; this run keeps no checkpoints")
+            raise Preempted("stopped by a signal; this run writes no checkpoints")
         job = slurm_job()
-        if self._order == REQUEUE and job is not None:
-            # The others wait: the first process to leave may take the job, and this order, with it.
+        if self._decision == REQUEUE and job is not None:
+            # The other processes wait, since SLURM may end the job with the first process that exits.
             run_on_rank_zero(partial(requeue, job)) if is_distributed() else requeue(job)
-        words = f"told to stop; {file} has all of step {trainer.global_step}, and the same command goes on from there"
-        raise Preempted(words if trainer.is_global_zero else "")
+        message = f"stopped by a signal; {file} holds step {trainer.global_step}: run the same command again to resume"
+        raise Preempted(message if trainer.is_global_zero else "")
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._told = max(self._told, SIGNALS[signal.Signals(number)])
-        if number == signal.SIGTERM and self._alarm is None:
-            self._set_alarm()
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._received = max(self._received, SIGNALS[signal.Signals(number)])
+        if number == signal.SIGTERM and self._watchdog is None:
+            self._start_watchdog()
 
-    def _set_alarm(self) -> None:
-        self._alarm = threading.Timer(SECONDS_TO_STEP, self._give_up)
-        self._alarm.daemon = True
-        self._alarm.start()
+    def _start_watchdog(self) -> None:
+        self._watchdog = threading.Timer(SECONDS_TO_STEP, self._on_timeout)
+        self._watchdog.daemon = True
+        self._watchdog.start()
 
-    def _give_up(self) -> None:
-        """No step has ended in all this time."""
-        if self._has_time:
-            self._set_alarm()
+    def _on_timeout(self) -> None:
+        """Exit the process, or wait again if it is in a validation or at the end of an epoch."""
+        if self._is_outside_steps:
+            self._start_watchdog()
         else:
             os._exit(Preempted.exit_code)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It may take its time, and so may the checkpoints that follow it."""
-        self._has_time = True
+        """Suspend the watchdog during the validation and the checkpoints after it."""
+        self._is_outside_steps = True
 
-    def _rest(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+    def _cancel_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
 
 
 def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether nothing belongs to the step that is over but the next step: no batch of it, no validation, no end."""
+    """Whether the next optimizer step follows directly: no accumulation, validation, end of epoch or of training."""
     is_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     every = trainer.val_check_batch
     is_validated = every is not None and every != math.inf and (batch_idx + 1) % int(every) == 0
@@ -147,22 +147,22 @@ def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def requeue(job: str) -> None:
-    """Put a SLURM job back into the queue, or say that it could not be done."""
+    """Requeue a SLURM job, or print why that failed."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
-        print(f"job {job} is not queued again: scontrol cannot be run ({error})", flush=True)
+        print(f"SLURM job {job} was not requeued: scontrol cannot be run ({error})", flush=True)
         return
     if done.returncode != 0:
-        print(f"job {job} is not queued again: {done.stderr.strip()}", flush=True)
+        print(f"SLURM job {job} was not requeued: {done.stderr.strip()}", flush=True)
 
 
-def _ask_nobody() -> None:
-    """No signal reaches Lightning."""
+def _no_broadcast() -> None:
+    """Do nothing: Lightning gets no signals."""
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """The file that a run goes on from; None where none is kept."""
+    """Checkpoint file from which a run resumes; None if the Trainer has none."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == LAST and callback.dirpath is not None:
             return Path(callback.dirpath, f"{LAST}{callback.FILE_EXTENSION}")
@@ -170,6 +170,6 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def slurm_job() -> str | None:
-    """What SLURM calls the job that this process is of, None outside of SLURM."""
+    """Id of the SLURM job of this process (<array>_<task> in a job array); None outside of SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

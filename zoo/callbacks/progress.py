@@ -1,4 +1,4 @@
-"""How a training shows that it gets on: a bar in a terminal, lines elsewhere."""
+"""Training progress: a progress bar in a terminal, lines of text elsewhere."""
 
 import math
 import time
@@ -6,13 +6,13 @@ import time
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 
-SECONDS_BETWEEN_LINES = 5.0  # of a training whose output goes into a file
-STEPS_BETWEEN_METRICS = 20  # of the bar in a terminal
+SECONDS_BETWEEN_LINES = 5.0  # at least
+STEPS_BETWEEN_METRICS = 20  # of the progress bar
 SHOWN = ("train/loss", "val/AP", "val/AP50")
 
 
 class ThrottledProgressBar(RichProgressBar):
-    """Lightning's bar, which would read the loss after every step, and so have a GPU waited for at every step."""
+    """Lightning's rich progress bar with metrics every 20 steps; at every step they would synchronise with a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,14 +21,14 @@ class ThrottledProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The metrics beside the bar: new ones every 20 steps, and whenever no training step was done."""
+        """Metrics beside the bar, updated every 20 training steps and in validation."""
         if not trainer.training or trainer.global_step % STEPS_BETWEEN_METRICS == 1 or not self.shown:
             self.shown = super().get_metrics(trainer, pl_module)
         return self.shown
 
 
 class ProgressLines(Callback):
-    """One line after an epoch, a few seconds apart at least: progress for logs and pipes."""
+    """Print a line after an epoch, at most every few seconds, for output to files and pipes."""
 
     def __init__(self) -> None:
         self.start = 0.0
@@ -39,7 +39,7 @@ class ProgressLines(Callback):
         self.start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the training stands."""
+        """Print epoch, step, metrics and minutes."""
         now = time.monotonic()
         is_last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         if not trainer.is_global_zero or (now - self.last_line < SECONDS_BETWEEN_LINES and not is_last):

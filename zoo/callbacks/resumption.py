@@ -1,18 +1,18 @@
-"""A training that goes on, perhaps on other machines than before."""
+"""Resume a training, also with another number of processes or batch size."""
 
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
-WORDS = {"processes": "processes", "batch_size": "images a process and batch", "accumulate": "batches a step"}
+LABELS = {"processes": "processes", "batch_size": "images a process and batch", "accumulate": "batches a step"}
 
 
 class Resumption(Callback):
-    """Says where a training goes on, and what is not as it was; in an epoch in progress, sees that it goes on in place.
+    """Print where a training resumes and what has changed, and adapt the progress within an epoch.
 
-    Lightning counts the batches of the epoch that are done. With another number of processes, or of images a batch, the
-    images that were seen make another number of batches.
+    Lightning counts the completed batches of an epoch. With another number of processes or batch size, the same images
+    are another number of batches.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Resumption(Callback):
         self._before: dict[str, int] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares this training with what the checkpoint says of it."""
+        """Compare this training with the one of the checkpoint, and adapt batch progress and learning rates."""
         batch_size = getattr(trainer.train_dataloader, "batch_size", None) or 1
         self._now = {
             "processes": trainer.world_size,
@@ -36,25 +36,26 @@ class Resumption(Callback):
         images = progress.ready * before["processes"] * before["batch_size"]
         done = images // (self._now["processes"] * batch_size)
         if epochs.ready > epochs.processed:
-            open_batches = progress.processed - progress.completed  # the one at whose end the checkpoint was written
+            open_batches = progress.processed - progress.completed  # the batch at whose end the checkpoint was written
             progress.ready = progress.started = progress.processed = done
             progress.completed = done - open_batches
         if before != self._now:
-            renew_rates(trainer)
+            update_learning_rates(trainer)
         if trainer.is_global_zero:
-            print("\n".join(describe(trainer.current_epoch, trainer.global_step, before, self._now)), flush=True)
+            lines = describe_resumption(trainer.current_epoch, trainer.global_step, before, self._now)
+            print("\n".join(lines), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What may be different the next time."""
+        """Number of processes, batch size and accumulation of this training."""
         return dict(self._now)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What it was."""
+        """Keep the values of the checkpoint for `on_train_start`."""
         self._before = dict(state_dict)
 
 
-def renew_rates(trainer: Trainer) -> None:
-    """Set the learning rate of the step to come by the schedule as it is now; the checkpoint brought the former one."""
+def update_learning_rates(trainer: Trainer) -> None:
+    """Recompute the next step's learning rates by the current schedule, in place of those of the checkpoint."""
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         if isinstance(scheduler, LambdaLR):
@@ -63,17 +64,17 @@ def renew_rates(trainer: Trainer) -> None:
                 group["lr"] = base * factor(scheduler.last_epoch)
 
 
-def describe(epoch: int, step: int, before: dict[str, int], now: dict[str, int]) -> list[str]:
-    """Lines that say where a training goes on, and what has changed."""
-    lines = [f"goes on after epoch {epoch}, step {step}"]
-    changed = [f"{now[key]} {word} instead of {before[key]}" for key, word in WORDS.items() if now[key] != before[key]]
+def describe_resumption(epoch: int, step: int, before: dict[str, int], now: dict[str, int]) -> list[str]:
+    """Lines with the epoch and step of the checkpoint, and what has changed since."""
+    lines = [f"resuming after epoch {epoch}, step {step}"]
+    changed = [f"{now[key]} {name} instead of {before[key]}" for key, name in LABELS.items() if now[key] != before[key]]
     if changed:
         lines.append(f"changed: {', '.join(changed)}")
-        images = [said["processes"] * said["batch_size"] * said["accumulate"] for said in (before, now)]
+        images = [run["processes"] * run["batch_size"] * run["accumulate"] for run in (before, now)]
         if images[0] != images[1]:
             lines.append(
-                f"so there are {images[1]} images an optimizer step instead of {images[0]}; a recipe that names its "
-                "total_batch takes the learning rate with it"
+                f"this makes {images[1]} images an optimizer step instead of {images[0]}; the learning rate is scaled "
+                "if the recipe sets total_batch"
             )
-        lines.append("the weights will not be those of a run without a change: random numbers and batches are others")
+        lines.append("the weights will differ from those of an unchanged run: batches and random numbers differ")
     return lines

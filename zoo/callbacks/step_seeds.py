@@ -1,4 +1,4 @@
-"""Random numbers of a training that do not depend on where it was interrupted."""
+"""Random numbers that do not depend on where a training was interrupted."""
 
 import os
 from typing import Any
@@ -9,18 +9,19 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class StepSeeds(Callback):
-    """Seeds torch before each training step, from the seed of the run, the step and the process, and nothing else.
+    """Seed torch before each training step from the seed of the run, the step and the process rank.
 
-    What a step draws (regions, windows, dropout) is then the same whether the run came to it in one go or went on from
-    a checkpoint, and processes draw different numbers. The seed is that of `seed_everything`, or 0.
+    A step then draws the same random numbers (sampled RoIs and windows, dropout) in a resumed run as in an
+    uninterrupted one, and processes draw different ones. The seed is that of `seed_everything`, or 0.
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seeds the CPU's generator and that of the device that trains; waits for nothing."""
+        """Seed the generators of the CPU and of the training device, without synchronisation."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        words = np.random.SeedSequence((seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)).generate_state(2)
-        number = int(words[0]) << 32 | int(words[1])
-        torch.default_generator.manual_seed(number)
+        sequence = np.random.SeedSequence((seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))
+        high, low = sequence.generate_state(2)
+        step_seed = int(high) << 32 | int(low)
+        torch.default_generator.manual_seed(step_seed)
         device = trainer.strategy.root_device
         if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(number)
+            torch.cuda.default_generators[device.index or 0].manual_seed(step_seed)

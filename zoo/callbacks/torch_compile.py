@@ -1,4 +1,4 @@
-"""torch.compile as a switch."""
+"""torch.compile for the parts of a detector."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ from torch import nn
 
 
 class TorchCompile(Callback):
-    """Compiles the trunk, the pyramid and the heads of a detector, each for itself.
+    """Compile the trunk, the pyramid and the heads of a detector separately.
 
-    What lies between them (assignment, decoding, NMS) has sizes that change with every batch and stays as it is. Names
-    of weights, and so checkpoints, stay the same. The first steps take minutes on a CPU, and as long again where frames
-    have many sizes: it pays in long trainings with frames of one size or few.
+    Assignment, decoding and NMS, whose sizes change with every batch, are not compiled. Parameter names, and so
+    checkpoints, do not change. The first steps take minutes on a CPU, and recompilation as long where frames have many
+    sizes, so it is worthwhile in long trainings with one or few frame sizes.
 
-    Use it by `--trainer.callbacks zoo.callbacks.TorchCompile`.
+    Use it by `--trainer.callbacks+=TorchCompile`.
 
     Args:
         backend: of torch.compile.
-        dynamic: whether the compiled code takes any sizes: False compiles for each anew, None finds out.
+        dynamic: as in torch.compile: True compiles for any size, False for each size, None decides by the sizes seen.
     """
 
     def __init__(self, backend: str = "inductor", dynamic: bool | None = None) -> None:
@@ -27,7 +27,7 @@ class TorchCompile(Callback):
         self._compiled: set[nn.Module] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compiles what is not compiled yet; the work itself is done at the first call."""
+        """Mark the parts for compilation, which happens at their first call."""
         for part in modules_to_compile(pl_module):
             if part not in self._compiled:
                 part.compile(backend=self.backend, dynamic=self.dynamic)
@@ -35,7 +35,7 @@ class TorchCompile(Callback):
 
 
 def modules_to_compile(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with weights that are called as such; containers without a forward are looked into."""
+    """Outermost submodules with parameters and a forward; containers without a forward are descended into."""
     for child in module.children():
         if type(child).forward is nn.Module.forward:
             yield from modules_to_compile(child)

@@ -1,1 +1,1 @@
-"""The command line: one file a group of verbs, and nothing computed here."""
+"""The command line: one file per group of verbs; the work itself is done by the other packages."""

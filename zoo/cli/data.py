@@ -1,36 +1,141 @@
-"""`zoo stats` and `zoo doctor`: what DATA is, and what a terminal shows of it."""
+"""`zoo stats`, `zoo doctor`, `zoo proposals` and `zoo evaluate`: the verbs that need a data set and no training."""
 
+import os
+import shlex
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
+from zoo.cli.data_tables import findings_document, print_findings, print_statistics
+from zoo.cli.exit_codes import FAILED, OK
+from zoo.cli.parsers import make_data_parser, make_parser
 from zoo.data.formats.recognise import recognise
 from zoo.data.formats.yolo import read_data_file
 from zoo.data.quality.cleaning import Change, write_cleaned
-from zoo.data.quality.doctor import Inspection, examine
-from zoo.data.quality.findings import KINDS, Finding, count_kinds
+from zoo.data.quality.doctor import examine
 from zoo.data.quality.image_files import Item
-from zoo.data.quality.stats import Statistics, gather
+from zoo.data.quality.stats import compute_statistics
 from zoo.data.source import Source
 from zoo.errors import InputError
 from zoo.io.files import encode_json, write_atomically
-from zoo.report.dataset import class_rows, figure_rows, headlines, render_statistics
+from zoo.report.dataset import render_statistics
 
-_SHOWN = 5  # findings of a kind; --json has them all
-_SHOWN_CLASSES = 20
-_BAR = 10  # characters
+_DATA_HELP = "a data configuration, a COCO json, a VOC folder, a YOLO data.yaml, or a folder of one of these"
+
+
+def stats(args: list[str]) -> int:
+    """`zoo stats`: describe a data set."""
+    parser = make_parser("stats")
+    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA_HELP)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    options = parser.parse_args(args)
+    data: Path = options.data
+    statistics = compute_statistics(data.stem or str(data), find_sources(data), _Progress("reading image headers"))
+    print_statistics(statistics, Console())
+    if options.html is not None:
+        write_atomically(options.html, render_statistics(statistics, shlex.join(["zoo", "stats", *args])))
+        print(f"page: {options.html}")
+    if options.json is not None:
+        write_atomically(options.json, encode_json(statistics))
+        print(f"json: {options.json}")
+    return OK
+
+
+def doctor(args: list[str]) -> int:
+    """`zoo doctor`: find errors in a data set; the exit code is 1 if there are any."""
+    epilog = "Exit code: 0 no errors (there may be warnings), 1 errors, 2 DATA cannot be read."
+    parser = make_parser("doctor", epilog=epilog)
+    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA_HELP)
+    parser.add_argument("--json", action="store_true", help="print every finding as json")
+    text = "write a cleaned copy and changes.json to a new or empty folder (boxes and classes; masks are lost)"
+    parser.add_argument("--fix", type=Path, metavar="OUT", help=text)
+    options = parser.parse_args(args)
+    data: Path = options.data
+    fix: Path | None = options.fix
+    sources = find_sources(data)
+    if fix is not None and fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
+        raise InputError("already exists; give --fix a new or empty folder", fix)  # before images are decoded
+    inspection = examine(sources, _Progress("decoding images"))
+    changes: list[Change] | None = None
+    if fix is not None:
+        changes = write_cleaned(inspection, fix, _Progress("copying images"))
+    if options.json:
+        print(encode_json(findings_document(data, inspection, changes)).decode(), end="")
+    else:
+        print_findings(inspection, Console())
+        if changes is not None:
+            print(f"cleaned copy: {fix} ({len(changes)} changes, listed in {Path(str(fix), 'changes.json')})")
+    return FAILED if inspection.num_errors else OK
+
+
+def evaluate(args: list[str]) -> int:
+    """`zoo evaluate`: evaluate a predictions file."""
+    from zoo.data.module import DetectionDataModule
+    from zoo.evaluation.coco import Engine
+    from zoo.evaluation.scores import evaluate_file, scores_table
+    from zoo.training.configuration import instantiate, parse
+
+    parser = make_data_parser("evaluate")
+    parser.add_argument("--predictions", type=str, required=True, help="COCO-results json")
+    parser.add_argument("--split", type=str, default="test", choices=["train", "val", "test"])
+    parser.add_argument("--engine", type=Engine, default="hotcoco", help="package that computes COCO's metrics")
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    built = instantiate(parser, parse(parser, args))
+    scores = evaluate_file(built.predictions, built.data.table(built.split), engine=built.engine)
+    Console().print(scores_table(scores))
+    return OK
+
+
+def proposals(args: list[str]) -> int:
+    """`zoo proposals`: compute and cache region proposals, and print their recall."""
+    from dataclasses import fields
+
+    from zoo.data.module import ANNOTATED, DetectionDataModule
+    from zoo.experiment.recall import measure_recall, recall_table
+    from zoo.proposals import SelectiveSearch
+    from zoo.training.configuration import instantiate, parse, proposals_of_model
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    parser = make_data_parser("proposals")
+    text = "model file; its search settings are the defaults of the flags"
+    parser.add_argument("--model", type=str | None, default=None, help=text)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes; 0: this one")
+    parser.add_class_arguments(SelectiveSearch)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    config = parse(parser, args)
+    if config.model is not None:
+        parser.set_defaults(proposals_of_model(config.model))
+        config = parse(parser, args)
+    data: DetectionDataModule = instantiate(parser, config).data
+    try:
+        data.proposals = SelectiveSearch(**{field.name: config[field.name] for field in fields(SelectiveSearch)})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.workers < 0:
+        raise InputError(f"--workers is {config.workers}; give 0 or more (0: search in this process)")
+    splits = [split for split in ANNOTATED if split in data.sources]
+    if not splits:
+        raise InputError("no data set; give --data FILE")
+    data.setup()  # checks the input of all splits before the first search
+    console = Console(stderr=True)
+    recalls = {}
+    for split in splits:
+        progress = partial(track, description=split, console=console, disable=not console.is_terminal)
+        recalls[split] = measure_recall(data, split, config.workers, progress)
+    Console().print(recall_table(recalls))
+    return OK
 
 
 def find_sources(data: Path) -> dict[str, Source]:
-    """The splits of DATA: a data configuration as for `zoo fit --data`, or whatever `recognise` knows.
+    """The splits of a data configuration (as for `zoo fit --data`) or of a data set that `recognise` reads.
 
     Raises:
-        InputError: it is not there, or nothing of the kind.
+        InputError: the path does not exist, or is neither.
     """
     if data.suffix in (".yaml", ".yml") and data.is_file():
         content, _ = read_data_file(data)
@@ -40,7 +145,7 @@ def find_sources(data: Path) -> dict[str, Source]:
 
 
 def _read_configuration(data: Path) -> dict[str, Source]:
-    # Lightning takes seconds to come up; data sets that say themselves what they are need not wait for it
+    # Importing Lightning takes seconds, and data sets in a known format do not need it.
     from pytorch_lightning.cli import LightningArgumentParser
 
     from zoo.data.module import ANNOTATED, DetectionDataModule
@@ -51,131 +156,12 @@ def _read_configuration(data: Path) -> dict[str, Source]:
     module: DetectionDataModule = instantiate(parser, parse(parser, ["--data", str(data)])).data
     sources: dict[str, Source] = {split: module.sources[split] for split in ANNOTATED if split in module.sources}
     if not sources:
-        raise InputError("names no split; set at least one of `train`, `val`, `test`", data)
+        raise InputError("has no split; set at least one of `train`, `val`, `test`", data)
     return sources
 
 
-def show_statistics(data: Path, html: Path | None, json: Path | None, command: str) -> None:
-    """Counts, prints, and writes the page and the json where they are asked for.
-
-    Raises:
-        InputError: DATA cannot be used.
-    """
-    statistics = gather(data.stem or str(data), find_sources(data), _Progress("reading image headers"))
-    print_statistics(statistics, Console())
-    if html is not None:
-        write_atomically(html, render_statistics(statistics, command))
-        print(f"page: {html}")
-    if json is not None:
-        write_atomically(json, encode_json(statistics))
-        print(f"json: {json}")
-
-
-def print_statistics(statistics: Statistics, console: Console) -> None:
-    """Answers, figures and classes, splits side by side."""
-    for sentence in headlines(statistics):
-        console.print(escape(sentence), highlight=False)
-    for note in statistics.notes:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, caption="pixels; median (5%-95%)", caption_justify="left")
-    for name in ("", *statistics.splits):
-        table.add_column(escape(name), justify="right" if name else "left", no_wrap=not name)
-    rows = figure_rows(statistics)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        table.add_row(row.name, *row.cells, end_section=following is not None and following.group != row.group)
-    console.print(table)
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("class", *statistics.splits):
-        table.add_column(escape(name), no_wrap=name != "class")
-    classes = class_rows(statistics)
-    for name, bars in classes[:_SHOWN_CLASSES]:
-        cells = [f"{'█' * round(_BAR * bar.share):{_BAR}} {bar.objects}" for bar in bars]
-        table.add_row(escape(name), *cells)
-    console.print(table)
-    if len(classes) > _SHOWN_CLASSES:
-        console.print(f"and {len(classes) - _SHOWN_CLASSES} more classes (--html and --json have all)", highlight=False)
-
-
-def show_findings(data: Path, as_json: bool, fix: Path | None) -> bool:
-    """Looks DATA through, prints what is wrong with it, and writes a cleaned copy where one is asked for.
-
-    Returns:
-        Whether there is an error.
-
-    Raises:
-        InputError: DATA cannot be used, or the copy cannot be written.
-    """
-    sources = find_sources(data)
-    if fix is not None and fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
-        raise InputError("is there already; name a new or empty folder", fix)  # said before the work, not after it
-    inspection = examine(sources, _Progress("decoding images"))
-    changes: list[Change] | None = None
-    if fix is not None:
-        changes = write_cleaned(inspection, fix, _Progress("copying images"))
-    if as_json:
-        print(encode_json(findings_document(data, inspection, changes)).decode(), end="")
-    else:
-        print_findings(inspection, Console())
-        if changes is not None:
-            print(f"{fix}: a cleaned copy; {len(changes)} changes, listed in {Path(str(fix), 'changes.json')}")
-    return inspection.num_errors > 0
-
-
-def print_findings(inspection: Inspection, console: Console) -> None:
-    """Kind by kind, errors first, the first few of each."""
-    by_kind: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
-    for finding in inspection.findings:
-        by_kind[finding.kind].append(finding)
-    for severity, color in (("error", "red"), ("warning", "yellow")):
-        for kind, findings in by_kind.items():
-            if not findings or KINDS[kind].severity != severity:
-                continue
-            console.print(
-                f"[{color}]{severity}[/{color}] [bold]{KINDS[kind].title}: {len(findings)}[/bold]", highlight=False
-            )
-            console.print(f"  {KINDS[kind].advice}", style="dim", highlight=False)
-            for finding in findings[:_SHOWN]:
-                where = ": ".join(part for part in (finding.file, finding.place) if part)
-                split = f"{finding.split} " if finding.split else ""
-                console.print(
-                    f"  {escape(split)}{escape(where)}: {escape(finding.message)}", highlight=False, soft_wrap=True
-                )
-            if len(findings) > _SHOWN:
-                console.print(f"  and {len(findings) - _SHOWN} more (--json lists all)", highlight=False)
-    images, boxes = sum(map(len, inspection.raws.values())), sum(len(raw.labels) for raw in inspection.raws.values())
-    looked = f"{images:,} images and {boxes:,} boxes in {', '.join(inspection.raws)}"
-    console.print(
-        f"{looked}: {_count(inspection.num_errors, 'error')}, {_count(inspection.num_warnings, 'warning')}",
-        highlight=False,
-    )
-
-
-def findings_document(data: Path, inspection: Inspection, changes: list[Change] | None) -> dict[str, object]:
-    """What `zoo doctor --json` prints."""
-    document: dict[str, object] = {
-        "data": str(data),
-        "splits": {split: {"images": len(raw), "boxes": len(raw.labels)} for split, raw in inspection.raws.items()},
-        "errors": inspection.num_errors,
-        "warnings": inspection.num_warnings,
-        "counts": count_kinds(inspection.findings),
-        "findings": [
-            {
-                "severity": finding.severity,
-                "kind": finding.kind,
-                "split": finding.split,
-                "file": finding.file,
-                "place": finding.place,
-                "message": finding.message,
-                "advice": finding.advice,
-            }
-            for finding in inspection.findings
-        ],
-    }
-    return document if changes is None else document | {"changes": changes}
-
-
 class _Progress:
-    """A bar on the terminal; nothing where there is none."""
+    """Progress bar on stderr, shown only if that is a terminal."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -183,7 +169,3 @@ class _Progress:
     def __call__(self, items: Iterable[Item], count: int) -> Iterable[Item]:
         console = Console(stderr=True)
         return track(items, self.text, count, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""`zoo fit`, `validate` and `test`: Lightning's command line with the house's defaults."""
+"""`zoo fit`, `zoo validate` and `zoo test`, built on LightningCLI."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from zoo.callbacks import MeanAveragePrecision
 from zoo.callbacks.preemption import LAST
+from zoo.cli.exit_codes import OK
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
@@ -42,25 +43,25 @@ from zoo.training.trainer import (
     preserve_metrics_csv,
     process_rank,
     silence_lightning,
-    together,
+    terminate_children_on_error,
 )
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the configuration of a run into the folder that was asked for, whatever loggers there are."""
+    """Write the configuration of a run into the folder given by `--out`, independently of the loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """On the first process, before the training; where no folder was asked for, the logs have it."""
+        """Called on the first process before the training. Without `--out`, Lightning writes it to the log folder."""
         if self.config.out is not None:
-            written = self.parser.dump(self.config, skip_unset=False)
-            write_atomically(Path(self.config.out) / self.config_filename, written)
+            text = self.parser.dump(self.config, skip_unset=False)
+            write_atomically(Path(self.config.out) / self.config_filename, text)
 
 
 class TrainingCLI(LightningCLI):
-    """`zoo fit`, `validate` and `test`: Lightning's command line with the house's defaults.
+    """LightningCLI with this project's parser, defaults and checks; the constructor parses and executes the command.
 
     Raises:
-        InputError: from the constructor, which does it all, whatever the user handed in that cannot be used.
+        InputError: the constructor got arguments, files or data that cannot be used.
     """
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -73,13 +74,13 @@ class TrainingCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "zoo", "exit_on_error": False},
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # a detector writes down itself what it takes to build it again
+            load_from_checkpoint_support=False,  # detectors save their own constructor arguments
             args=list(args),
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The verbs, each with the arguments of the Trainer's method that are not the user's."""
+        """The verbs, each with the arguments of the Trainer's method that are not exposed as flags."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
@@ -89,12 +90,12 @@ class TrainingCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """See LightningCLI; the verbs that measure can write down what they measured."""
+        """Add `--out` to fit, and `--predictions` to validate and test; see LightningCLI."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        text = "run folder; where a run was stopped in it, the same command goes on with it (a new one in runs/)"
+        text = "run folder; the same command resumes a run that was stopped in it (a new folder in runs/)"
         self._parser("fit").add_argument("--out", type=str | None, default=None, help=text)
         for verb in ("validate", "test"):
-            text = "write the detections to this file as COCO-results json"
+            text = "write the predictions to this file as COCO-results json"
             self._parser(verb).add_argument("--predictions", type=str | None, default=None, help=text)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -106,41 +107,41 @@ class TrainingCLI(LightningCLI):
         link_classes(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """See LightningCLI; `--checkpoint` is the name that every verb knows, `--ckpt_path` Lightning's."""
+        """See LightningCLI; translates `--checkpoint`, the flag of all verbs, to Lightning's `--ckpt_path`."""
         renamed = [re.sub(r"^--checkpoint(?==|$)", "--ckpt_path", arg) for arg in args]
         self.config = parse(parser, renamed)
         checkpoint = self.config[self.config.subcommand].get("ckpt_path")
         if checkpoint is not None:
-            read_checkpoint(checkpoint)  # before Lightning does
+            read_checkpoint(checkpoint)  # raises InputError before Lightning reads it
 
     def before_instantiate_classes(self) -> None:
-        """See that there is something to train or to measure, before anything is built."""
+        """Check that model and weights are given, and find the checkpoint to resume from."""
         verb, config = self.subcommand, self.config[self.subcommand]
         if verb == "fit" and config.get("model") is None:
             raise InputError("no model; give --model FILE")
-        self.own_checkpoint: str | None = None
+        self.resume_checkpoint: str | None = None
         if verb == "fit" and config.out is not None and config.get("ckpt_path") is None:
-            self.own_checkpoint = self._find_own_checkpoint(Path(config.out))
+            self.resume_checkpoint = self._find_resume_checkpoint(Path(config.out))
         if verb != "fit" and config.get("ckpt_path") is None:
             raise InputError("no weights; give --checkpoint FILE")
         if verb != "fit":
-            self.save_config_callback = None  # measuring leaves no run folder behind
+            self.save_config_callback = None  # validate and test write no run folder
             config.trainer.logger = config.trainer.logger or False
             config.trainer.enable_checkpointing = False
 
-    def _find_own_checkpoint(self, folder: Path) -> str | None:
-        """What a run in this folder goes on from, None where there is nothing yet.
+    def _find_resume_checkpoint(self, folder: Path) -> str | None:
+        """The last checkpoint of the run in this folder; None where there is none.
 
         Raises:
-            InputError: the folder has a run of another model, or on other data.
+            InputError: the folder has a run of another model or seed, or on other data.
         """
-        last, written = folder / "checkpoints" / f"{LAST}.ckpt", folder / "config.yaml"
+        last, config_file = folder / "checkpoints" / f"{LAST}.ckpt", folder / "config.yaml"
         if not last.exists():
             return None
-        if not written.exists():
-            raise InputError("has a checkpoint, but no config.yaml that says of what; give another --out", folder)
+        if not config_file.exists():
+            raise InputError("has a checkpoint, but no config.yaml to compare with; give another --out", folder)
         ours = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
-        theirs = read_yaml(written)
+        theirs = read_yaml(config_file)
         for part in ("model", "data", "seed_everything"):
             difference = first_difference(theirs.get(part), ours.get(part), part)
             if difference is not None:
@@ -150,13 +151,13 @@ class TrainingCLI(LightningCLI):
         return str(last)
 
     def instantiate_classes(self) -> None:
-        """Build data, model and Trainer; where no model is named, the checkpoint says what it is."""
+        """Build data, model and Trainer; without `--model`, the model is that of the checkpoint."""
         self.config_init = instantiate(self.parser, self.config)
         built = self.config_init[self.subcommand]
         self.datamodule = built.data
-        self.datamodule.setup(self.subcommand)  # what is wrong with the data is said before a run folder is made
+        self.datamodule.setup(self.subcommand)  # raises errors in the data before a run folder is created
         if self.subcommand == "validate":
-            self.datamodule.table("val")  # a training may do without
+            self.datamodule.table("val")  # `setup` accepts data without a val split
         if built.get("model") is None:
             self.model = load(built.ckpt_path)
             check_classes(self.model.class_names, self.datamodule.class_names, built.ckpt_path)
@@ -170,60 +171,60 @@ class TrainingCLI(LightningCLI):
         given = config.get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         if self.save_config_callback and not config.get("fast_dev_run"):
-            parser, written = self._parser(self.subcommand), self.config[self.subcommand]
-            to_logs = written.out is None
-            callbacks.append(SaveRunConfig(parser, written, save_to_log_dir=to_logs, **self.save_config_kwargs))
+            parser, run_config = self._parser(self.subcommand), self.config[self.subcommand]
+            to_logs = run_config.out is None
+            callbacks.append(SaveRunConfig(parser, run_config, save_to_log_dir=to_logs, **self.save_config_kwargs))
         folder = self._run_folder()
         if folder is not None and process_rank() == 0:
             preserve_metrics_csv(folder)
         return make_trainer({**config, "callbacks": callbacks}, self.datamodule, folder, model_key(self.model))
 
     def _run_folder(self) -> Path | None:
-        """The one that was asked for."""
+        """The folder given by `--out`, or None."""
         out = self.config.fit.out if self.subcommand == "fit" else None
         return None if out is None else Path(out)
 
     def fit(self, **arguments: Any) -> None:
-        """Train, and say where the results are. A run that ended before its first step leaves nothing behind."""
-        own = {} if self.own_checkpoint is None else {"ckpt_path": self.own_checkpoint}
+        """Train, and print the paths of the results. A run that fails before its first step leaves no folder."""
+        resume = {} if self.resume_checkpoint is None else {"ckpt_path": self.resume_checkpoint}
         folder = self._run_folder() or Path(self.trainer.log_dir or RUNS_FOLDER)
-        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            with together(self.trainer):
-                self.trainer.fit(**arguments | own, weights_only=True)
+            with terminate_children_on_error(self.trainer):
+                self.trainer.fit(**arguments | resume, weights_only=True)
         except Preempted:
             raise
-        except SystemExit as leave:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from leave
+        except SystemExit as exit_request:  # Lightning raises it on Ctrl-C
+            raise KeyboardInterrupt from exit_request
         except Exception:
-            if folder in made and self.trainer.is_global_zero and self.trainer.global_step == 0:
+            if folder in new_folders and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                for parent in made[1:]:
+                for parent in new_folders[1:]:
                     _remove_if_empty(parent)
             raise
         if self.trainer.is_global_zero and not self.config.fit.trainer.fast_dev_run:
             self._print_scores("val")
             print(f"run folder: {folder}")
-            kept = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-            for path in filter(None, kept):
+            paths = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            for path in filter(None, paths):
                 print(f"checkpoint: {os.path.relpath(path)}")
 
     def validate(self, **arguments: Any) -> None:
-        """Measure on the validation split."""
-        with together(self.trainer):
+        """Evaluate on the validation split."""
+        with terminate_children_on_error(self.trainer):
             self.trainer.validate(**arguments, verbose=False, weights_only=True)
-        self._finish_measuring("val")
+        self._finish_evaluation("val")
 
     def test(self, **arguments: Any) -> None:
-        """Measure on the test split."""
-        with together(self.trainer):
+        """Evaluate on the test split."""
+        with terminate_children_on_error(self.trainer):
             self.trainer.test(**arguments, verbose=False, weights_only=True)
-        self._finish_measuring("test")
+        self._finish_evaluation("test")
 
-    def _finish_measuring(self, split: Literal["val", "test"]) -> None:
+    def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
         file = self.config[self.subcommand].predictions
         predictions = find_callback(self.trainer, MeanAveragePrecision).predictions(split)
-        if file is not None and predictions is not None:  # the first process has them
+        if file is not None and predictions is not None:  # None on all processes but the first
             write_coco_results(predictions, file, self.datamodule.class_ids)
         self._print_scores(split)
 
@@ -231,6 +232,24 @@ class TrainingCLI(LightningCLI):
         scores = find_callback(self.trainer, MeanAveragePrecision).scores(split)
         if scores is not None and self.trainer.is_global_zero:
             Console().print(scores_table(scores))
+
+
+def fit(args: list[str]) -> int:
+    """`zoo fit`: train a detector."""
+    TrainingCLI(["fit", *args])
+    return OK
+
+
+def validate(args: list[str]) -> int:
+    """`zoo validate`: evaluate a checkpoint on the validation split."""
+    TrainingCLI(["validate", *args])
+    return OK
+
+
+def test(args: list[str]) -> int:
+    """`zoo test`: evaluate a checkpoint on the test split."""
+    TrainingCLI(["test", *args])
+    return OK
 
 
 def _remove_if_empty(folder: Path) -> None:

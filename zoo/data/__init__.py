@@ -1,1 +1,1 @@
-"""Files in, tables and batches out: readers and writers, augmentation, and the one DataModule."""
+"""Annotation tables, data set, samplers, augmentation and DataModule; readers and writers of annotation formats."""

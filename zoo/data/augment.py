@@ -1,7 +1,8 @@
-"""The augmentations that every detector gets alike: torchvision.transforms.v2, one switch each.
+"""Data augmentation with torchvision.transforms.v2, shared by all detectors.
 
-Each transform draws its parameters once and is then applied to the image, the objects' boxes and the region proposals.
-Only the objects' boxes have a say in what is drawn: thousands of proposals would let any crop pass as good.
+Each transform draws its parameters once and is then applied to the image, the ground-truth boxes and the region
+proposals. Only the ground-truth boxes influence the parameters: with thousands of proposals almost any random crop
+would meet the required IoU.
 """
 
 import math
@@ -17,27 +18,26 @@ from torchvision.tv_tensors import Image as TVImage
 
 from zoo.types import Image, Sample, Target
 
-# ImageNet's mean colour: after normalising, the border that scale jitter leaves is nearly zero, as padding is.
+# ImageNet's mean colour: after normalisation the border around the content is nearly zero, like padding.
 _BORDER_COLOUR = [124.0, 116.0, 104.0]
-# What a crop leaves of an object counts as that object down to this part of its box, and not below.
+# An object is kept while at least this fraction of its box is visible.
 _MIN_VISIBLE = 0.25
-# pixels; thinner remains of a box are nothing to learn from
+# Boxes with a shorter side (pixels) are dropped.
 _MIN_SIDE = 1.0
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to training images; everything is drawn from torch's global generator.
+    """Random augmentation of a training image and its target; draws from torch's global generator.
 
     Args:
-        flip: left to right, half of the time.
-        vertical_flip: top to bottom, half of the time (microscopes and satellites know no up).
-        scale_jitter: (smallest, largest) factor by which the content grows, or None. The canvas keeps the image's size:
-            what grows is cropped at random, what shrinks is laid somewhere on a plain ground.
-        translate: largest distance by which the content moves, as a part of the image's width and height. The canvas
-            keeps the image's size, as above.
-        photometric: brightness, contrast, saturation, hue and channel order, as SSD has them.
-        iou_crop: SSD's random crop around objects; changes the size of the image.
+        flip: flip horizontally with probability 0.5.
+        vertical_flip: flip vertically with probability 0.5 (for images without an upright direction, as in microscopy).
+        scale_jitter: (smallest, largest) scale factor, or None. The image keeps its size: enlarged content is cropped
+            at random, reduced content is placed at random on a plain background.
+        translate: largest shift, as a fraction of the image's width and height. The image keeps its size.
+        photometric: SSD's distortion of brightness, contrast, saturation, hue and channel order.
+        iou_crop: SSD's random crop with a minimum IoU with objects; changes the size of the image.
     """
 
     flip: bool = True
@@ -53,10 +53,10 @@ class Augment:
                 f"scale_jitter must be (smallest, largest) with 0 < smallest <= largest: {self.scale_jitter}"
             )
         if not 0 <= self.translate < 1:
-            raise ValueError(f"translate is a part of the image, from 0 to below 1: {self.translate}")
+            raise ValueError(f"translate must be a fraction of the image, 0 <= translate < 1: {self.translate}")
 
     def __call__(self, image: Image, target: Target) -> Sample:
-        """Augments one image; neither argument is changed.
+        """Augments one image and its target; neither argument is changed.
 
         Args:
             image: uint8 [3, H, W].
@@ -65,7 +65,7 @@ class Augment:
         Returns:
             Image and target; labels, flags and areas follow the boxes that remain.
         """
-        sample = _Boxed(image, target)
+        sample = _AugmentedSample(image, target)
         if self.photometric:
             sample.apply(v2.RandomPhotometricDistort())
         if self.scale_jitter is not None:
@@ -81,47 +81,47 @@ class Augment:
         return sample.finish()
 
 
-class _Boxed:
-    """An image on its way through the transforms, with every box in its pixels."""
+class _AugmentedSample:
+    """Image, ground-truth boxes and proposals during augmentation; boxes are in pixels of the current image."""
 
     def __init__(self, image: Image, target: Target) -> None:
         self.image: Tensor = TVImage(image)
         self.target = target
         self.boxes = self._boxes(target["boxes"])
         self.proposals = self._boxes(target["proposals"]) if "proposals" in target else None
-        # Area of the whole object's box in today's pixels. Zoomed objects have more of it, cropped ones no less.
-        self.whole = _areas(self.boxes)
-        self.is_cut = False  # flips and colours leave every object whole
+        # Areas of the uncropped boxes in current pixels: scaled with the content, unchanged by crops.
+        self.full_areas = _areas(self.boxes)
+        self.is_cropped = False  # whether objects may be partly outside the image
 
     def _boxes(self, boxes: Float[Tensor, "M 4"]) -> BoundingBoxes:
         height, width = self.image.shape[-2:]
         return BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
 
     def apply(self, transform: v2.Transform) -> None:
-        """One of torchvision's transforms, its parameters drawn once."""
+        """Draws the parameters of a torchvision transform once and applies it to image, boxes and proposals."""
         params = transform.make_params([self.image, self.boxes])
         if isinstance(transform, v2.RandomIoUCrop) and not params:
-            return  # this time it leaves the image as it is
+            return  # the transform drew "no crop"
         self.image = transform.transform(self.image, params)
         if isinstance(transform, v2.RandomPhotometricDistort):
             return
         self.boxes = transform.transform(self.boxes, params)
-        self.is_cut |= isinstance(transform, v2.RandomIoUCrop)
+        self.is_cropped |= isinstance(transform, v2.RandomIoUCrop)
         if self.proposals is not None:
             if isinstance(transform, v2.RandomIoUCrop):
-                # the transform would use the mask of the objects on them
-                place = {key: params[key] for key in ("top", "left", "height", "width")}
-                self.proposals = F.clamp_bounding_boxes(F.crop(self.proposals, **place))
+                # the transform itself would index the proposals with the mask of the objects that it keeps
+                window = {key: params[key] for key in ("top", "left", "height", "width")}
+                self.proposals = F.clamp_bounding_boxes(F.crop(self.proposals, **window))
             else:
                 self.proposals = transform.transform(self.proposals, params)
 
     def rescale(self, smallest: float, largest: float) -> None:
-        """Content larger or smaller on the same canvas."""
+        """Scales the content by a random factor and keeps the size of the image."""
         height, width = self.image.shape[-2:]
         factor = math.exp(float(torch.empty(()).uniform_(math.log(smallest), math.log(largest))))
         new_height, new_width = max(1, round(height * factor)), max(1, round(width * factor))
-        # how far the content lies from the canvas' corner; negative where it is larger
-        top, left = _place(height - new_height), _place(width - new_width)
+        # offset of the content from the image's top left corner; negative where the content is larger
+        top, left = _random_offset(height - new_height), _random_offset(width - new_width)
 
         def move(value: Tensor) -> Tensor:
             value = F.resize(value, [new_height, new_width], antialias=True)
@@ -130,15 +130,15 @@ class _Boxed:
             fill = _BORDER_COLOUR if isinstance(value, TVImage) else None
             return F.pad(value, [left, top, width - new_width - left, height - new_height - top], fill=fill)
 
-        self.is_cut = True
+        self.is_cropped = True
         self.image = move(self.image)
         self.boxes = move(self.boxes)
-        self.whole = self.whole * (new_width / width) * (new_height / height)
+        self.full_areas = self.full_areas * (new_width / width) * (new_height / height)
         if self.proposals is not None:
             self.proposals = F.clamp_bounding_boxes(move(self.proposals))
 
     def translate(self, largest: float) -> None:
-        """Content shifted on the same canvas."""
+        """Shifts the content by a random distance and keeps the size of the image."""
         height, width = self.image.shape[-2:]
         share_x, share_y = torch.empty(2).uniform_(-largest, largest).tolist()
         right, down = round(share_x * width), round(share_y * height)
@@ -148,23 +148,23 @@ class _Boxed:
             value = F.pad(value, [max(right, 0), max(down, 0), max(-right, 0), max(-down, 0)], fill=fill)
             return F.crop(value, max(-down, 0), max(-right, 0), height, width)
 
-        self.is_cut = True
+        self.is_cropped = True
         self.image = move(self.image)
         self.boxes = move(self.boxes)
         if self.proposals is not None:
             self.proposals = F.clamp_bounding_boxes(move(self.proposals))
 
     def finish(self) -> Sample:
-        """Plain tensors again; objects of which too little is left are gone."""
+        """Returns plain tensors, without the objects of which too little is visible."""
         target = self.target.copy()
         target["boxes"] = self.boxes.as_subclass(Tensor)
-        if self.is_cut:
+        if self.is_cropped:
             height, width = self.image.shape[-2:]
             edges = torch.tensor([width, height, width, height], dtype=torch.float32)
             boxes = target["boxes"].clamp(min=torch.zeros(4), max=edges)
             visible = _areas(boxes)
-            keep = _is_wide(boxes) & (visible >= _MIN_VISIBLE * self.whole)
-            # a segment's area goes with its box's
+            keep = _is_wide(boxes) & (visible >= _MIN_VISIBLE * self.full_areas)
+            # the area of a segment is scaled like that of its box
             share = visible / _areas(self.target["boxes"]).clamp(min=1e-6)
             target["boxes"] = boxes[keep]
             target["area"] = (self.target["area"] * share)[keep]
@@ -176,10 +176,10 @@ class _Boxed:
         return self.image.as_subclass(Tensor), target
 
 
-def _place(room: int) -> int:
-    """Where to put content on one axis: anywhere in the room that is left, or that is too little (then <= 0)."""
-    offset = int(torch.randint(0, abs(room) + 1, ()))
-    return offset if room >= 0 else -offset
+def _random_offset(free: int) -> int:
+    """Uniform random offset between 0 and the free pixels on one axis (negative where the content is larger)."""
+    offset = int(torch.randint(0, abs(free) + 1, ()))
+    return offset if free >= 0 else -offset
 
 
 def _areas(boxes: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:

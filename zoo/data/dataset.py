@@ -1,6 +1,6 @@
-"""Images and targets by key, the cache of decoded images, and the way of a batch from a worker to the trainer.
+"""Detection data set, shared-memory cache of decoded images, and collation of batches.
 
-No Lightning in here: this is what a loader's worker imports.
+Lightning is not imported here, because loader workers import this module.
 """
 
 from collections.abc import Callable
@@ -20,58 +20,58 @@ from zoo.types import Image, RawBatch, Sample, Target
 
 
 class ImageCache:
-    """Decoded images in shared memory, made before the workers start and filled by whichever decodes an image first.
+    """Cache of decoded images in shared memory, created before the workers start and filled by all of them.
 
-    Images have their places from the start, in the order of the table, until the bound is reached; those behind it are
-    decoded every time. Pages that nobody has written take no memory. No locks: an image is written once, by bytes that
-    do not depend on the writer, and its mark is set after them.
+    Memory is assigned to the images in the order of the table until the limit is reached; later images are decoded
+    every time. Pages that have not been written take no memory. There are no locks: whichever worker writes an image
+    writes the same bytes, and marks it as filled afterwards.
 
     Args:
         widths: [N] pixels.
         heights: [N] pixels.
-        megabytes: the most that it may take.
+        megabytes: largest size of the cache.
     """
 
     def __init__(self, widths: NDArray[np.int32], heights: NDArray[np.int32], megabytes: float) -> None:
         self.sizes = np.stack([heights, widths], axis=1).astype(np.int64)
         ends = np.cumsum(self.sizes.prod(axis=1) * 3)
-        self.num_places = int(np.searchsorted(ends, megabytes * 1e6, side="right"))
-        self.starts = np.concatenate([[0], ends[: self.num_places]])
+        self.num_cached = int(np.searchsorted(ends, megabytes * 1e6, side="right"))
+        self.starts = np.concatenate([[0], ends[: self.num_cached]])
         self.pixels = _shared(int(self.starts[-1]))
-        self.filled = _shared(self.num_places).zero_()
+        self.filled = _shared(self.num_cached).zero_()
 
     def get(self, index: int) -> Image | None:
-        """An image, or None. In a worker it is the cached memory itself: read only; the batch's parcel copies it."""
-        if index >= self.num_places or not self.filled[index]:
+        """A cached image, or None. In a worker it is a view of the cache: do not write to it; `collate` copies it."""
+        if index >= self.num_cached or not self.filled[index]:
             return None
-        image = self._place(index)
+        image = self._view(index)
         return image.clone() if get_worker_info() is None else image
 
     def put(self, index: int, image: Image) -> None:
-        """Keeps an image, if it has a place."""
-        if index < self.num_places and image.shape[1:] == tuple(self.sizes[index]):
-            self._place(index).copy_(image)
+        """Stores an image, if it is among those that fit."""
+        if index < self.num_cached and image.shape[1:] == tuple(self.sizes[index]):
+            self._view(index).copy_(image)
             self.filled[index] = 1
 
-    def _place(self, index: int) -> Image:
+    def _view(self, index: int) -> Image:
         height, width = self.sizes[index].tolist()
         rows = self.pixels[self.starts[index] : self.starts[index + 1]].view(height, width, 3)
         return rows.permute(2, 0, 1)
 
 
 class DetectionDataset(Dataset[Sample]):
-    """One split, image by image.
+    """Images and targets of one split.
 
     Keys are `epoch * N + index` (see `TrainSampler`); a plain index is epoch 0. The same key always gives the same
     sample.
 
     Args:
-        table: what `source` read.
+        table: annotations that were read from `source`.
         source: decodes the images.
-        augment: takes and gives image and target, or None.
-        seed: with the key, it decides what `augment` draws.
-        cache: of decoded images, or None.
-        propose: gives the region proposals of an image, which are then augmented with it, or None. A worker calls it.
+        augment: (image, target) -> (image, target), or None.
+        seed: seeds `augment`, together with the key.
+        cache: cache of decoded images, or None.
+        propose: returns the region proposals of an image before augmentation, or None. Called in the workers.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, key: int) -> Sample:
         epoch, index = divmod(key, len(self.table))
         if epoch < 0:
-            raise IndexError(f"keys count from 0: {key}")
+            raise IndexError(f"key must be at least 0: {key}")
         image = self._image(index)
         target = self.table.target(index)
         if self.propose is not None:
@@ -117,33 +117,33 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers that are spawned get the columns as shared memory, one copy for all of them."""
+        """Pickles the columns of the table as shared memory, so that spawned workers share one copy."""
         if self._columns is None:
-            # kept, since the memory must still be there when the worker comes to open it
+            # kept alive until the workers have opened the shared memory
             self._columns = {name: torch.from_numpy(getattr(self.table, name)) for name in COLUMNS}
-        words = {name: getattr(self.table, name) for name in ("classes", "folders", "name_bytes")}
-        return self.__dict__ | {"table": words}
+        other_fields = {name: getattr(self.table, name) for name in ("classes", "folders", "name_bytes")}
+        return self.__dict__ | {"table": other_fields}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         columns = {name: column.numpy() for name, column in state["_columns"].items()}
         self.__dict__.update(state, table=AnnotationTable(**columns, **state["table"]))
 
 
-def collate(samples: list[Sample]) -> "RawBatch | _Parcel":
-    """Samples -> a list of images and a list of targets; nothing is resized or padded.
+def collate(samples: list[Sample]) -> "RawBatch | _PackedBatch":
+    """Collates samples to a list of images and a list of targets, without resizing or padding.
 
-    In a worker process the batch travels as one block of shared memory; it is unpacked on arrival.
+    In a worker the images are packed into one block of shared memory, which the main process unpacks.
     """
     images = [image for image, _ in samples]
     targets = [target for _, target in samples]
-    return (images, targets) if get_worker_info() is None else _Parcel(images, targets)
+    return (images, targets) if get_worker_info() is None else _PackedBatch(images, targets)
 
 
-class _Parcel:
-    """A batch between two processes.
+class _PackedBatch:
+    """A batch on its way from a worker, with the pixels of all images in one block of shared memory.
 
-    torch would open one shared-memory file for every tensor, seven and more an image. Here it is one for all pixels,
-    and the small columns go through the pipe as they are.
+    By default torch opens a shared-memory file for every tensor, seven or more for each image. The small targets are
+    pickled.
     """
 
     def __init__(self, images: list[Image], targets: list[Target]) -> None:
@@ -152,12 +152,11 @@ class _Parcel:
         start = 0
         for image in images:
             height, width = image.shape[1:]
-            rows_first = (
-                image.stride(0) == 1
-            )  # as decoders leave it; kept, since turning it around costs a third of the decoding
-            self.layouts.append((height, width, rows_first))
+            # Decoders return channels-last images. The layout is kept: permuting costs a third of the decoding time.
+            channels_last = image.stride(0) == 1
+            self.layouts.append((height, width, channels_last))
             block = self.pixels[start : start + image.numel()]
-            _unfold(block, height, width, rows_first).copy_(image)
+            _as_image(block, height, width, channels_last).copy_(image)
             start += image.numel()
         self.targets = [{key: cast(Tensor, value).numpy() for key, value in target.items()} for target in targets]
 
@@ -170,19 +169,19 @@ def _unpack(
 ) -> RawBatch:
     images = []
     start = 0
-    for height, width, rows_first in layouts:
+    for height, width, channels_last in layouts:
         end = start + 3 * height * width
-        images.append(_unfold(pixels[start:end], height, width, rows_first))
+        images.append(_as_image(pixels[start:end], height, width, channels_last))
         start = end
     tensors = [{key: torch.from_numpy(value) for key, value in target.items()} for target in targets]
     return images, cast(list[Target], tensors)
 
 
-def _unfold(block: Tensor, height: int, width: int, rows_first: bool) -> Image:
-    return block.view(height, width, 3).permute(2, 0, 1) if rows_first else block.view(3, height, width)
+def _as_image(block: Tensor, height: int, width: int, channels_last: bool) -> Image:
+    return block.view(height, width, 3).permute(2, 0, 1) if channels_last else block.view(3, height, width)
 
 
 def _shared(num_bytes: int) -> Tensor:
-    """uint8 [num_bytes] in memory that other processes can map; not cleared."""
+    """Uninitialised uint8 [num_bytes] in shared memory."""
     storage = torch.UntypedStorage._new_shared(num_bytes)
     return torch.empty(0, dtype=torch.uint8).set_(storage)

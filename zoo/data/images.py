@@ -1,9 +1,8 @@
-"""Image files to uint8 RGB tensors: upright, three channels, whatever the file holds.
+"""Decode image files to upright uint8 RGB tensors; list, copy and measure image files.
 
-JPEGs are decoded by libjpeg-turbo straight into rows of RGB (simplejpeg), which gives the same pixels as Pillow in
-three quarters of its time; all that is special (EXIF rotation, CMYK, palettes, 16 bit, other formats, files that
-libjpeg complains about) goes through Pillow. Tensors have the layout of the decoded rows: shape [3, H, W], channels
-last in memory.
+JPEGs are decoded by libjpeg-turbo (simplejpeg), which gives the same pixels as Pillow in three quarters of the time.
+Pillow decodes everything else: EXIF rotation, CMYK, palettes, 16 bit, other formats, and files that libjpeg warns
+about. Tensors have shape [3, H, W] and are channels-last in memory.
 """
 
 import io
@@ -24,29 +23,29 @@ from zoo.errors import InputError
 from zoo.types import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
-"""What counts as an image when a folder is listed."""
+"""Suffixes of image files, in lower case."""
 
 # EXIF orientations that swap width and height
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
-# What Pillow raises for files that are cut off or garbled
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
-_NO_IMAGE = "not an image, or of a format that Pillow does not know; remove or replace it"
+# Exceptions that Pillow raises for truncated or corrupt files
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
+_NOT_AN_IMAGE = "not an image, or a format that Pillow cannot read; remove or replace it"
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
     """Decodes an image file.
 
     Args:
-        path: any format that Pillow reads.
-        size: (width, height) that the annotations were made for. Upright is what they normally refer to. Some data sets
-            ignore the EXIF orientation; then the sizes come out swapped, and the pixels are left as they lie in the
-            file. (A half turn cannot be told this way.)
+        path: file of any format that Pillow reads.
+        size: (width, height) in the annotations, or None. Annotations normally refer to the upright image. Where they
+            ignore the EXIF orientation, width and height are swapped, and the image is then returned without applying
+            the orientation. (A rotation by 180 degrees cannot be detected this way.)
 
     Returns:
         uint8 [3, H, W].
 
     Raises:
-        InputError: missing, truncated, no image, or of another size.
+        InputError: the file is missing, truncated, not an image, or of another size.
     """
     try:
         data = Path(path).read_bytes()
@@ -59,8 +58,8 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
         raw = _decode(data, path, upright=False)
         if size == (raw.shape[2], raw.shape[1]):
             return raw
-    found, wanted = f"{image.shape[2]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
-    raise InputError(f"image is {found} but its annotation says {wanted}; correct the annotation", file=path)
+    actual, annotated = f"{image.shape[2]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
+    raise InputError(f"image is {actual} but its annotation says {annotated}; correct the annotation", file=path)
 
 
 def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
@@ -69,36 +68,36 @@ def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
         if is_jpeg and not (upright and _has_metadata(data) and _orientation(data) != 1):
             return _decode_jpeg(data)
         with PILImage.open(io.BytesIO(data)) as image:
-            turned = ImageOps.exif_transpose(image) if upright else image
-            return torch.from_numpy(to_rgb(turned)).permute(2, 0, 1)
+            oriented = ImageOps.exif_transpose(image) if upright else image
+            return torch.from_numpy(to_rgb(oriented)).permute(2, 0, 1)
     except UnidentifiedImageError:
-        raise InputError(_NO_IMAGE, file=path) from None
-    except _DAMAGE as error:
+        raise InputError(_NOT_AN_IMAGE, file=path) from None
+    except _DECODE_ERRORS as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
 
 
 def _decode_jpeg(data: bytes) -> Image:
-    """The pixels as they lie in the file."""
+    """Decodes a JPEG without applying the EXIF orientation."""
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
-        # CMYK, or something that libjpeg complains about: Pillow decides
+        # CMYK, or a file that libjpeg warns about
         with PILImage.open(io.BytesIO(data)) as image:
             pixels = to_rgb(image)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _has_metadata(jpeg: bytes) -> bool:
-    """Whether there is an APP1 segment (EXIF or XMP) before the picture; Pillow takes much longer to say."""
-    place = 2
-    while jpeg[place : place + 1] == b"\xff":
-        marker = jpeg[place + 1 : place + 2]
+    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its pixels; much faster than asking Pillow."""
+    offset = 2
+    while jpeg[offset : offset + 1] == b"\xff":
+        marker = jpeg[offset + 1 : offset + 2]
         if marker == b"\xe1":
             return True
-        if marker == b"\xda":  # the picture begins
+        if marker == b"\xda":  # start of scan
             return False
-        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-    return True  # not as the book has it: let Pillow look
+        offset += 2 + int.from_bytes(jpeg[offset + 2 : offset + 4], "big")
+    return True  # not a valid sequence of segments: Pillow decides
 
 
 def _orientation(data: bytes) -> int:
@@ -107,16 +106,16 @@ def _orientation(data: bytes) -> int:
 
 
 def orientation(image: PILImage.Image) -> int:
-    """EXIF's, 1 to 8; 1, upright, where the tag has a value that means nothing (Pillow turns no image for those)."""
+    """EXIF orientation, 1 to 8; 1 (upright) where the tag is absent or invalid, as in Pillow."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return int(value) if value in range(2, 9) else 1
 
 
 def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
-    """A Pillow image of any mode as uint8 [H, W, 3].
+    """Converts a Pillow image of any mode to uint8 [H, W, 3].
 
-    Grey becomes three equal channels, palettes are looked up, CMYK is converted, transparency is dropped (the colours
-    below it stay), 16-bit grey keeps its 8 high bits, 32-bit integers and floats are scaled by their own range.
+    Grey becomes three equal channels, palettes are looked up, CMYK is converted, alpha is dropped without blending,
+    16-bit grey keeps its 8 high bits, and 32-bit integers and floats are scaled from their own range to 0..255.
     """
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         grey = np.asarray(image)
@@ -132,33 +131,33 @@ def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image as it is meant to be seen, from the file's header alone.
+    """(width, height) of an image after EXIF rotation, from the header of the file.
 
     Raises:
-        InputError: missing or no image.
+        InputError: the file is missing or not an image.
     """
     try:
         with PILImage.open(path) as image:
             width, height = image.size
-            turned = orientation(image) in _QUARTER_TURNS
+            is_swapped = orientation(image) in _QUARTER_TURNS
     except FileNotFoundError:
         raise InputError("image file is missing", file=path) from None
     except UnidentifiedImageError:
-        raise InputError(_NO_IMAGE, file=path) from None
-    except _DAMAGE as error:
+        raise InputError(_NOT_AN_IMAGE, file=path) from None
+    except _DECODE_ERRORS as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
-    return (height, width) if turned else (width, height)
+    return (height, width) if is_swapped else (width, height)
 
 
-def require_text(name: Path, listed_in: str | Path | None = None) -> None:
-    """Makes sure that the name of an image can be written down.
+def require_utf8_name(name: Path, listed_in: str | Path | None = None) -> None:
+    """Checks that the name of an image file is UTF-8.
 
     Args:
-        name: as the file system has it.
-        listed_in: the folder in which it was found.
+        name: as the file system returns it.
+        listed_in: folder in which it was found, for the message.
 
     Raises:
-        InputError: its bytes are not UTF-8.
+        InputError: the name is not UTF-8.
     """
     shown = printable(name)
     if shown != str(name):
@@ -166,16 +165,16 @@ def require_text(name: Path, listed_in: str | Path | None = None) -> None:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files below a folder, at any depth, in order of their paths.
+    """Image files below a folder, at any depth, sorted by path.
 
     Raises:
-        InputError: no such folder, no image in it, or one whose name is not UTF-8.
+        InputError: the folder does not exist or has no images, or a file name is not UTF-8.
     """
     if not Path(folder).is_dir():
         raise InputError("no such folder", file=folder)
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     for path in found:
-        require_text(path.relative_to(folder), folder)
+        require_utf8_name(path.relative_to(folder), folder)
     if not found:
         raise InputError(f"no image in this folder (looked for {' '.join(sorted(SUFFIXES))})", file=folder)
     return found
@@ -186,20 +185,20 @@ class ImageFolder(Source):
     """Images without annotations, for prediction.
 
     Args:
-        paths: image files, and folders that are searched at any depth. Image ids are 0, 1, ... in this order.
+        paths: image files, and folders that are searched at any depth. Image ids are 0, 1, ... in order.
     """
 
     paths: list[str] = field(default_factory=list)
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """See `Source.read`; a table without objects, its classes those given."""
+        """See `Source.read`; the table has no objects, and `classes` as its classes."""
         files: list[Path] = []
         for path in map(Path, self.paths):
             files += list_images(path) if path.is_dir() else [path]
         if not files:
-            raise InputError("no image to predict on; name image files or folders")
+            raise InputError("no image to predict on; give image files or folders")
         for file in files:
-            require_text(Path(file.name))
+            require_utf8_name(Path(file.name))
         sizes = image_sizes(files)
         folders = sorted({str(file.parent) for file in files})
         numbers = {folder: number for number, folder in enumerate(folders)}
@@ -222,15 +221,15 @@ class ImageFolder(Source):
 
 
 def write_images(table: AnnotationTable, source: Source, folder: str | Path) -> None:
-    """Writes every image of a table below a folder, under its own name; images that are files are copied as they are.
+    """Writes the images of a table below a folder, under their file names; existing files are copied unchanged.
 
     Args:
-        table: as `source` read it.
-        source: decodes the images that have no file.
-        folder: is made if need be.
+        table: annotations that were read from `source`.
+        source: draws the images that have no file.
+        folder: created if it does not exist.
 
     Raises:
-        InputError: an image that cannot be read.
+        InputError: an image cannot be read.
     """
     for index in range(len(table)):
         target = Path(folder, table.file_name(index))
@@ -245,5 +244,5 @@ def write_images(table: AnnotationTable, source: Source, folder: str | Path) -> 
 
 
 def image_sizes(paths: Sequence[Path]) -> NDArray[np.int32]:
-    """[N, 2] (width, height) of image files, from their headers."""
+    """(width, height) [N, 2] of image files after EXIF rotation, from their headers."""
     return np.array([upright_size(path) for path in paths], np.int32).reshape(-1, 2)

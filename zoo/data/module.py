@@ -1,4 +1,4 @@
-"""The one DataModule: any reader for each split, the same augmentation for every detector."""
+"""LightningDataModule of all detectors: a source for each split, loaders, augmentation and region proposals."""
 
 import shutil
 import warnings
@@ -27,34 +27,35 @@ Split = Literal["train", "val", "test", "predict"]
 ANNOTATED: tuple[Split, ...] = ("train", "val", "test")
 
 _SHARED_MEMORY = Path("/dev/shm")
-# Part of the free shared memory that the cache may take: batches on their way need some too.
+# Fraction of the free shared memory that the image cache may use; batches from workers need some too.
 _CACHE_SHARE = 0.8
 
 
 class DetectionDataModule(LightningDataModule):
-    """Loaders that yield `RawBatch`es: uint8 images of any size, and their targets in pixels of those images.
+    """Loaders that yield `RawBatch`es: uint8 images of any size, and targets in pixels of those images.
 
-    Annotations are read when they are first asked for, so that the number of classes is known before a trainer exists.
+    Annotations are read on first use, so that the number of classes is available without a trainer.
 
     Args:
-        train: images to learn from; augmented and shuffled. Its class list is everybody's.
-        val: images to validate on, as they are.
-        test: images to test on, as they are.
+        train: training images; augmented and shuffled. Its classes are those of all splits.
+        val: validation images, not augmented.
+        test: test images, not augmented.
         predict: image files and folders to predict on.
-        name: of the data set, for reports.
-        batch_size: images a training step and process.
-        eval_batch_size: images a step elsewhere; `batch_size` where not given.
-        num_workers: decoding processes for each loader; 0 decodes in the trainer's.
-        seed: decides the order of the images and what augmentation draws.
-        augment: switches of the augmentations.
-        strict: bad boxes end the run instead of being skipped with a warning.
-        cache_mb: most memory in MB for the decoded images of a split, kept from the first epoch on and shared by its
-            workers (0: no cache). Each process of a distributed run has its own.
-        aspect_ratio_grouping: training batches are all wide or all high images.
-        pin_memory: for faster copies to a GPU; only when there is one.
-        proposals: region proposals that the targets carry, for use without a Trainer; with one, its detector says.
-        proposal_cache: folder where they are kept; where not given, that of `zoo.proposals.default_folder`.
-        proposal_cache_mb: most disk space in MB for them (0: nothing is kept).
+        name: name of the data set, for reports.
+        batch_size: images per training step and process.
+        eval_batch_size: images per step in validation, test and prediction; by default `batch_size`.
+        num_workers: worker processes of each loader; 0 decodes in the main process.
+        seed: seed of shuffling and augmentation.
+        augment: augmentation of the training images.
+        strict: raise an error for bad boxes instead of skipping them with a warning.
+        cache_mb: largest size in MB of the cache of a split's decoded images, which is filled in the first epoch and
+            shared by the workers (0: no cache). Each process of a distributed run has its own.
+        aspect_ratio_grouping: make training batches of only landscape or only portrait images.
+        pin_memory: pin memory for faster copies to a GPU; has no effect without a GPU.
+        proposals: region proposals to add to the targets, for use without a Trainer; a Trainer's detector
+            overrides it.
+        proposal_cache: folder of the proposal cache; by default `zoo.proposals.default_folder`.
+        proposal_cache_mb: largest size in MB of the proposal cache on disk (0: no cache).
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class DetectionDataModule(LightningDataModule):
         proposal_cache_mb: float = 4000,
     ) -> None:
         super().__init__()
-        least = {
+        minimums = {
             "batch_size": (batch_size, 1),
             "eval_batch_size": (eval_batch_size, 1),
             "num_workers": (num_workers, 0),
         }
-        for argument, (value, bound) in least.items():
+        for argument, (value, bound) in minimums.items():
             if value is not None and value < bound:
                 raise InputError(f"is {value}; it must be at least {bound}", place=f"data.{argument}")
         given: dict[Split, Source | None] = {
@@ -110,13 +111,13 @@ class DetectionDataModule(LightningDataModule):
         self._tables: dict[Split, AnnotationTable] = {}
         self._caches: dict[Split, ImageCache] = {}
         self._proposals_on_disk: ProposalCache | None = None
-        self._place: dict[str, int] | None = None  # where the next training loader begins, if not at the start
+        self._resume_position: dict[str, int] | None = None  # where the next training loader starts
 
     def table(self, split: Split) -> AnnotationTable:
-        """The annotations of a split, read once.
+        """Annotations of a split; read once.
 
         Raises:
-            InputError: no such split, or one whose classes are not those of the training images.
+            InputError: there is no such split, or its classes differ from those of the training images.
         """
         if split not in self._tables:
             if split not in self.sources:
@@ -130,7 +131,7 @@ class DetectionDataModule(LightningDataModule):
         return self._tables[split]
 
     def _class_split(self) -> Split | None:
-        """The split whose class list counts."""
+        """First annotated split; its classes are those of all splits."""
         return next((split for split in ANNOTATED if split in self.sources), None)
 
     def _check_classes(self, split: Split, table: AnnotationTable, known: AnnotationTable, known_split: Split) -> None:
@@ -150,22 +151,22 @@ class DetectionDataModule(LightningDataModule):
             detail = "the names are the same, but not their order or ids"
         raise InputError(
             f"{known_split} has {known.num_classes} classes and {split} {table.num_classes}, which differ ({detail}); "
-            "use splits of one data set"
+            "give splits of one data set"
         )
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the labels; those of the first split there is."""
+        """Class names of the first annotated split, in the order of the labels."""
         return self._class_table().classes
 
     @property
     def class_ids(self) -> tuple[int, ...]:
-        """The data set's own category ids in the order of the labels."""
+        """Category ids of the data set, in the order of the labels."""
         return tuple(self._class_table().class_ids.tolist())
 
     @property
     def num_classes(self) -> int:
-        """Foreground classes."""
+        """Number of foreground classes."""
         return self._class_table().num_classes
 
     def _class_table(self) -> AnnotationTable:
@@ -175,7 +176,7 @@ class DetectionDataModule(LightningDataModule):
         return self.table(split)
 
     def describe(self) -> dict[str, str | int]:
-        """Name, images by split, classes, and a fingerprint of the annotations of each split; for reports."""
+        """Name, number of classes, and number of images and annotation fingerprint of each split; for reports."""
         facts: dict[str, str | int] = {"name": str(self.name), "num_classes": self.num_classes}
         for split in ANNOTATED:
             if split in self.sources:
@@ -184,9 +185,9 @@ class DetectionDataModule(LightningDataModule):
         return facts
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads what the stage needs, so that bad input ends the run before it starts.
+        """Reads the annotations of the splits that the stage uses, so that input errors occur before it starts.
 
-        A Trainer's detector is asked for the region proposals that it needs.
+        Takes the settings of region proposals from the Trainer's detector, where it has any.
         """
         if self.trainer is not None:
             self.proposals = getattr(self.trainer.lightning_module, "proposals", None) or self._given_proposals
@@ -201,21 +202,21 @@ class DetectionDataModule(LightningDataModule):
                 self.table(split)
 
     def state_dict(self) -> dict[str, int]:
-        """How far the training has come, for a checkpoint: epochs that are over, and images seen of the one after."""
+        """Position of the training for a checkpoint: finished epochs, and images seen in the current epoch."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
-        over = epochs.processed
-        batches = loop.epoch_loop.batch_progress.current.ready if epochs.ready > over else 0
-        return {"epoch": over, "num_images": batches * self.batch_size * self.trainer.world_size}
+        finished = epochs.processed
+        batches = loop.epoch_loop.batch_progress.current.ready if epochs.ready > finished else 0
+        return {"epoch": finished, "num_images": batches * self.batch_size * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next training loader begins there, if it is for training that a checkpoint is read."""
+        """Makes the next training loader start at this position; ignored unless a checkpoint is loaded for training."""
         if self.trainer is None or self.trainer.state.fn == "fit":
-            self._place = dict(state_dict)
+            self._resume_position = dict(state_dict)
 
     def dataset(self, split: Split) -> DetectionDataset:
-        """A split image by image, as its loader sees it."""
+        """Data set of a split, as its loader uses it."""
         if self.cache_mb and split != "predict" and split not in self._caches:
             self._caches[split] = self._make_cache(split)
         return DetectionDataset(
@@ -228,7 +229,7 @@ class DetectionDataModule(LightningDataModule):
         )
 
     def proposer(self) -> Callable[[Image], Tensor] | None:
-        """What gives an image its region proposals, through the cache on disk; None where none are wanted."""
+        """Function image -> region proposals, which uses the cache on disk; None without region proposals."""
         if self.proposals is None:
             return None
         if not self.proposal_cache_mb:
@@ -245,8 +246,8 @@ class DetectionDataModule(LightningDataModule):
             free = shutil.disk_usage(_SHARED_MEMORY).free / 1e6 * _CACHE_SHARE
             if free < bound:
                 warnings.warn(
-                    f"the cache of {split} images gets {free:.0f} MB instead of {bound:.0f} MB: "
-                    f"{_SHARED_MEMORY} has no more room (containers: --shm-size)",
+                    f"the cache of {split} images gets {free:.0f} MB instead of {bound:.0f} MB: {_SHARED_MEMORY} has "
+                    "no more free space (containers: --shm-size)",
                     DataWarning,
                     stacklevel=2,
                 )
@@ -254,35 +255,35 @@ class DetectionDataModule(LightningDataModule):
         return ImageCache(table.widths, table.heights, bound)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled and augmented; a last batch that is not full is left out, unless it is the only one."""
+        """Loader of shuffled, augmented images; drops an incomplete last batch, unless it is the only batch."""
         dataset = self.dataset("train")
         groups = (dataset.table.widths < dataset.table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
         sampler = TrainSampler(dataset, *self._processes(), self.seed, groups, self.batch_size)
-        if self._place is not None:
-            sampler.resume_at(**self._place)
-            self._place = None
+        if self._resume_position is not None:
+            sampler.resume_at(**self._resume_position)
+            self._resume_position = None
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every image once over all processes, in order; nothing where no validation images are given."""
+        """Loader of every validation image once over all processes, in order; [] without validation images."""
         return self._eval_loader("val") if "val" in self.sources else []
 
     def test_dataloader(self) -> DataLoader:
-        """Every image once over all processes, in order."""
+        """Loader of every test image once over all processes, in order."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """Every image once over all processes, in order; targets have no objects."""
+        """Loader of every image to predict on once over all processes, in order; targets have no objects."""
         return self._eval_loader("predict")
 
     def _eval_loader(self, split: Split) -> DataLoader:
         dataset = self.dataset(split)
         num_processes, rank = self._processes()
         if len(dataset) < num_processes:
-            words = (
+            message = (
                 f"{len(dataset)} {split} images for {num_processes} processes; measure and predict with fewer devices"
             )
-            raise SharedInputError(words) if rank else InputError(words)
+            raise SharedInputError(message) if rank else InputError(message)
         sampler = EvalSampler(dataset, num_processes, rank)
         return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
 
@@ -301,7 +302,7 @@ class DetectionDataModule(LightningDataModule):
         )
 
     def _processes(self) -> tuple[int, int]:
-        """(how many there are, which one this is); a trainer knows best, else torch.distributed."""
+        """(world size, rank) from the trainer, else from torch.distributed."""
         if self.trainer is not None:
             return self.trainer.world_size, self.trainer.global_rank
         if torch.distributed.is_available() and torch.distributed.is_initialized():

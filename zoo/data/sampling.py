@@ -1,8 +1,8 @@
-"""Which process sees which image, in which order, with which random numbers.
+"""Samplers for training and evaluation in one or more processes, and seeded random number generators.
 
-Samplers here derive from torch's DistributedSampler, also for one process: Lightning replaces any other by its own,
-which repeats images in evaluation. (For the same reason there is no batch sampler: with one, Lightning does not see the
-sampler in it.)
+The samplers derive from torch's DistributedSampler, also for one process: Lightning replaces any other sampler by its
+own, which repeats images in evaluation. For the same reason there is no batch sampler: Lightning does not look at the
+sampler inside it.
 """
 
 import random
@@ -17,20 +17,21 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class TrainSampler(DistributedSampler[int]):
-    """All images in a new order each epoch, dealt out to the processes.
+    """Shuffles all images every epoch and distributes them over the processes.
 
-    Every process gets the same number (the first images of an epoch fill up the last round), since gradients are
-    exchanged each step. Yields keys that hold the epoch, `epoch * N + index`, so that a worker knows both however far
-    it runs ahead; the random numbers of an image then depend on seed, epoch and index only, never on workers or ranks.
+    Every process gets the same number of images, since gradients are synchronised each step; the first images of an
+    epoch are repeated where the number does not divide. Yields keys `epoch * N + index`, so that a prefetching worker
+    knows the epoch of each image; random augmentation then depends on seed, epoch and index only, not on workers or
+    ranks.
 
     Args:
         dataset: anything with a length.
-        num_replicas: processes.
-        rank: this process.
-        seed: decides all orders.
-        groups: [N], the kind of each image, or None. With it, `batch_size` keys in a row are of one kind (wide or high
-            images, so that less of a batch is padding), but for the last batches of an epoch.
-        batch_size: images a batch.
+        num_replicas: number of processes.
+        rank: rank of this process.
+        seed: seed of the shuffling.
+        groups: [N] group of each image (such as landscape or portrait, to reduce padding), or None. Each batch is from
+            one group, except for the last batches of an epoch.
+        batch_size: images per batch and process.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class TrainSampler(DistributedSampler[int]):
         self._skipped = 0
 
     def resume_at(self, epoch: int, num_images: int) -> None:
-        """Begin next in this epoch, and leave out what has been seen of it; later epochs are whole.
+        """Starts the next iteration in the middle of an epoch; later epochs are complete.
 
         Args:
-            epoch: from 0.
-            num_images: seen by all processes together. Rounded down to whole batches of each.
+            epoch: counted from 0.
+            num_images: images already seen in it by all processes together; rounded down to full batches.
         """
         self.set_epoch(epoch)
         self._skipped = num_images // (self.num_replicas * self.batch_size) * self.batch_size
@@ -68,15 +69,15 @@ class TrainSampler(DistributedSampler[int]):
 
 
 def group_batches(order: list[int], groups: list[int], batch_size: int) -> list[int]:
-    """Moves images so that batches are of one kind; batches come in the order in which they are full.
+    """Reorders images so that each batch is from one group; batches are in the order in which they become full.
 
     Args:
-        order: indices of images.
-        groups: the kind of each of them.
-        batch_size: images a batch.
+        order: image indices.
+        groups: group of each of them.
+        batch_size: images per batch.
 
     Returns:
-        The same indices. What is left over of each kind comes last.
+        The same indices; the incomplete batches of all groups come last.
     """
     batches: list[int] = []
     waiting: dict[int, list[int]] = {}
@@ -90,12 +91,12 @@ def group_batches(order: list[int], groups: list[int], batch_size: int) -> list[
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Each image once over all processes: process r gets r, r + world, r + 2 world, ... and nothing is repeated.
+    """Distributes the images over the processes without repetition: rank r gets r, r + world_size, and so on.
 
     Args:
         dataset: anything with a length.
-        num_replicas: processes.
-        rank: this process.
+        num_replicas: number of processes.
+        rank: rank of this process.
     """
 
     def __init__(self, dataset: Sized, num_replicas: int, rank: int) -> None:
@@ -109,12 +110,12 @@ class EvalSampler(DistributedSampler[int]):
 
 @contextmanager
 def seeded_rng(*entropy: int) -> Iterator[None]:
-    """Seeds torch's, numpy's and Python's global generators for a while; afterwards they go on where they were.
+    """Seeds the global generators of torch (CPU), numpy and Python, and restores their states on exit.
 
     Args:
-        entropy: integers >= 0; any other tuple of them gives unrelated numbers.
+        entropy: integers >= 0; different tuples give independent random numbers.
     """
-    # not torch.manual_seed, which turns to every GPU as well and takes as long as a third of a JPEG
+    # torch.manual_seed would seed every GPU too, which takes a third of the time of decoding a JPEG
     generator = torch.default_generator
     states = generator.get_state(), np.random.get_state(), random.getstate()
     words = np.random.SeedSequence(entropy).generate_state(4)

@@ -1,4 +1,4 @@
-"""What a DataModule is given, and the checks that every reader makes alike."""
+"""Source of a split's images and annotations (abstract), and checks that all readers share."""
 
 import os
 import warnings
@@ -16,47 +16,47 @@ from zoo.types import Image
 
 
 class DataWarning(UserWarning):
-    """Something in a data set was left out or looks wrong; the run goes on."""
+    """Something in a data set was skipped or looks wrong, and the run continues."""
 
 
 class Source(ABC):
-    """Where the images and annotations of one split come from; small, picklable, no state."""
+    """Images and annotations of one split, in some format; small, picklable and stateless."""
 
     @abstractmethod
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """Reads the annotations and makes sure that the image files are there.
+        """Reads the annotations and checks that the image files exist.
 
         Args:
-            strict: bad boxes end in an InputError instead of a counted warning.
-            classes: the list that another split of the data set settled. It decides where this source has no list of
-                its own; a source that has one keeps it, and whoever reads both compares.
+            strict: raise an InputError for bad boxes instead of skipping them with a warning.
+            classes: class names of another split of the data set. Used where this source does not define its own class
+                names; a source that does keeps them, and the caller compares.
 
         Raises:
-            InputError: whatever cannot be used, by file and place.
+            InputError: something cannot be used; names file and place.
         """
 
     @abstractmethod
     def load_image(self, table: AnnotationTable, index: int) -> Image:
-        """Decodes image `index` of a table that this source read: uint8 [3, H, W], RGB, upright.
+        """Decodes image `index` of a table that was read from this source: uint8 [3, H, W], RGB, upright.
 
         Raises:
-            InputError: the file is missing, truncated, no image, or of another size than the table says.
+            InputError: the file is missing, truncated, not an image, or of another size than in the table.
         """
 
 
 def find_bad_boxes(
     boxes: NDArray[np.float64], widths: NDArray[np.int32], heights: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
-    """Which boxes nothing can be learned from or measured against.
+    """Mask of boxes that cannot be used for training or evaluation.
 
     Args:
         boxes: [T, 4] edges in pixels.
-        widths: [T] of the image that each box lies in.
-        heights: as `widths`.
+        widths: [T] width of each box's image.
+        heights: [T].
 
     Returns:
-        [T], true for boxes with a NaN or infinite edge, reversed ones, and those that have no area inside their image.
-        A box that only sticks out is good.
+        [T], true for boxes with a NaN or infinite edge, reversed boxes, and boxes without area inside their image.
+        Boxes that extend beyond the image are not bad.
     """
     with np.errstate(invalid="ignore"):
         visible_width = np.minimum(boxes[:, 2], widths) - np.maximum(boxes[:, 0], 0)
@@ -65,13 +65,13 @@ def find_bad_boxes(
 
 
 def describe_bad_box(box: NDArray[np.float64], width: int, height: int) -> str:
-    """Why a box is bad, in words that a user can act on."""
+    """Message that says what is wrong with a bad box."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
     numbers = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not np.isfinite(box).all():
         return f"box {numbers} has an edge that is not a finite number"
     if x2 < x1 or y2 < y1:
-        return f"box {numbers} is reversed: its right or bottom edge comes before its left or top edge"
+        return f"box {numbers} is reversed: its right or bottom edge lies before its left or top edge"
     if x2 == x1 or y2 == y1:
         return f"box {numbers} has no area"
     return f"box {numbers} lies outside its image of {width}x{height}"
@@ -80,15 +80,15 @@ def describe_bad_box(box: NDArray[np.float64], width: int, height: int) -> str:
 def report_bad_boxes(
     bad: NDArray[np.bool_], describe: Callable[[int], tuple[str, str | Path, str | None]], strict: bool
 ) -> None:
-    """Says what happens to bad boxes: one counted warning that names the first, or an error.
+    """Warns about bad boxes once, with their number and the first of them, or raises an error.
 
     Args:
-        bad: [T].
-        describe: row -> (what is wrong, the file, the place in it).
+        bad: [T] mask.
+        describe: row -> (message, file, place in the file).
         strict: raise instead of warn.
 
     Raises:
-        InputError: under `strict`, for the first bad box.
+        InputError: there is a bad box, with `strict`.
     """
     if not bad.any():
         return
@@ -96,7 +96,7 @@ def report_bad_boxes(
     count = int(bad.sum())
     if strict:
         others = f" ({count} bad boxes in all)" if count > 1 else ""
-        raise InputError(f"{message}{others}; mend it, or leave `strict` off to skip such boxes", file, place)
+        raise InputError(f"{message}{others}; correct it, or set `strict` to false to skip bad boxes", file, place)
     prefix = ": ".join(part for part in (str(file), place) if part)
     warnings.warn(
         f"{count} bad {'box' if count == 1 else 'boxes'} skipped, the first in {prefix}: {message}",
@@ -106,12 +106,12 @@ def report_bad_boxes(
 
 
 def find_missing(paths: Sequence[Path]) -> list[int]:
-    """Which files are not there, ascending; with one listing a folder instead of one call a file."""
-    wanted: dict[Path, list[tuple[str, int]]] = defaultdict(list)
+    """Indices of files that do not exist, ascending; lists each folder once, which is faster than a call per file."""
+    by_folder: dict[Path, list[tuple[str, int]]] = defaultdict(list)
     for index, path in enumerate(paths):
-        wanted[path.parent].append((path.name, index))
+        by_folder[path.parent].append((path.name, index))
     missing: list[int] = []
-    for folder, names in wanted.items():
+    for folder, names in by_folder.items():
         try:
             with os.scandir(folder) as entries:
                 present = {entry.name for entry in entries}
@@ -122,33 +122,33 @@ def find_missing(paths: Sequence[Path]) -> list[int]:
 
 
 def check_files(paths: Sequence[Path], annotations: str | Path) -> None:
-    """Makes sure that every image file of a split is there.
+    """Checks that every image file of a split exists.
 
     Args:
-        paths: the image files.
-        annotations: the file that names the images, for the message.
+        paths: image files.
+        annotations: file that lists the images, for the message.
 
     Raises:
-        InputError: the first missing file and how many there are.
+        InputError: a file is missing; names the first and the number of missing files.
     """
     missing = find_missing(paths)
     if missing:
         raise InputError(
-            f"image file is missing ({len(missing)} of {len(paths)} images named in {annotations} are); "
-            "check the folder of the images",
+            f"image file is missing ({len(missing)} of {len(paths)} images listed in {annotations} are missing); "
+            "check the image folder",
             file=paths[missing[0]],
         )
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """A whole text file.
+    """Reads a UTF-8 text file.
 
     Args:
         path: the file.
-        what: what it is, for the message ("split file").
+        what: kind of file, for the message (such as "split file").
 
     Raises:
-        InputError: missing, unreadable, or not UTF-8.
+        InputError: the file is missing, unreadable, or not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -158,14 +158,6 @@ def read_text(path: str | Path, what: str) -> str:
         raise InputError(f"{what} cannot be read: {error}", file=path) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text file whole or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def printable(path: str | Path) -> str:
-    r"""A path as text; bytes that are not UTF-8, which no terminal and no json takes, as `\xff`."""
+    r"""A path as text that can be printed and encoded as json: bytes that are not UTF-8 are escaped as `\xff`."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,11 +1,11 @@
-"""The one form that every data set takes here: a handful of packed numpy columns for the whole split.
+"""Annotations of one split as packed numpy columns, independent of the file format.
 
 Legend:
     N  images        T  annotated objects of all images together        C  classes
 
-One dict an object (what json gives) costs about a kilobyte, and every loader worker that touches it gets its own
-copy, because reading a Python object writes its reference count. Columns have no such counts: a COCO-sized split is
-60 MB that forked workers share page by page.
+A dict per object takes about a kilobyte, and every forked loader worker ends up with its own copy, because reading a
+Python object writes its reference count. Columns have no reference counts: a split of the size of COCO takes 60 MB,
+which forked workers share.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ from zoo.types import Target
 class AnnotationTable:
     """Images and objects of one split; object j of image i is row `offsets[i] + j` of the columns with T rows.
 
-    Boxes are kept as the file has them, as continuous edges; they may stick out of their image by a little (COCO's do),
-    and `target` clips them. f64, because evaluation in f32 would not repeat pycocotools' last bits.
+    Boxes are continuous edges, unclipped, as in the file; they may extend slightly beyond their image (as in COCO), and
+    `target` clips them. They are f64, because evaluation in f32 would not reproduce pycocotools' results exactly.
 
     Args:
-        classes: names, in the order of the labels.
-        class_ids: the data set's own category ids, in the order of the labels (COCO's 1..90 with gaps; else 1..C).
-        image_ids: the data set's own image ids, unique.
-        widths: pixels of the upright image (EXIF orientation applied).
-        heights: as `widths`.
-        folders: where image files lie; the empty tuple for images that are made in memory.
+        classes: class names, in the order of the labels.
+        class_ids: category ids of the data set, in the order of the labels (COCO: 1..90 with gaps; else 1..C).
+        image_ids: image ids of the data set, unique.
+        widths: pixels, after EXIF rotation.
+        heights: pixels, after EXIF rotation.
+        folders: folders of image files; the empty tuple for images that are generated in memory.
         folder_ids: index into `folders` for each image.
-        name_bytes: all file names as UTF-8, one after the other; relative to their folder, with `/` between parts.
-        name_offsets: where each name starts in `name_bytes`, and the end.
-        offsets: where the objects of each image start, and the end.
+        name_bytes: all file names as concatenated UTF-8, relative to their folder, with `/` as separator.
+        name_offsets: start of each name in `name_bytes`, and the end.
+        offsets: first row of each image's objects, and the end.
         boxes: xyxy edges in pixels.
-        areas: pixels^2; the segment's where the data has one, else the box's.
+        areas: pixels^2, of the segment where there is one, else of the box.
         labels: 0..C-1.
-        iscrowd: COCO's marker for a region full of objects that nobody told apart.
-        difficult: VOC's marker for an object that evaluation neither rewards nor punishes.
-        annotation_ids: the data set's own, unique; 1..T where it has none.
+        iscrowd: COCO's flag for a region of many objects without individual boxes.
+        difficult: VOC's flag for an object that evaluation ignores.
+        annotation_ids: annotation ids of the data set, unique; 1..T where it has none.
 
     Raises:
-        ValueError: columns whose lengths or types do not fit together. This is a programming fault; what users hand in
-            is checked by the readers.
+        ValueError: lengths or types of columns do not match. This is a programming error; the readers check the user's
+            files.
     """
 
     classes: tuple[str, ...]
@@ -119,11 +119,11 @@ class AnnotationTable:
         difficult: NDArray[np.bool_] | None = None,
         annotation_ids: NDArray[np.int64] | None = None,
     ) -> Self:
-        """Makes a table from objects in any order; those of one image keep theirs.
+        """Builds a table from objects in any order; objects of one image keep their order.
 
-        `image_index` [T] says which image (0..N-1) each object lies in; `file_names` are not packed yet. What is not
-        given becomes: class ids 1..C, annotation ids 1..T, the boxes' own areas, no crowds, nothing difficult. The
-        rest is as for the class itself.
+        `image_index` [T] is the image (0..N-1) of each object; `file_names` is a list of names. Defaults: class ids
+        1..C, annotation ids 1..T, areas of the boxes, `iscrowd` and `difficult` false. The other arguments are those of
+        the class.
         """
         num_objects = len(labels)
         order = np.argsort(image_index, kind="stable")
@@ -152,39 +152,39 @@ class AnnotationTable:
         )
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Number of images."""
         return len(self.image_ids)
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; background is none."""
+        """Number of foreground classes."""
         return len(self.classes)
 
     @property
     def num_objects(self) -> int:
-        """The number of annotated objects of all images together, crowds and difficult ones included."""
+        """Number of annotated objects in all images, including crowds and difficult objects."""
         return len(self.labels)
 
     def file_name(self, index: int) -> str:
-        """The name of an image relative to its folder."""
+        """File name of an image, relative to its folder."""
         return self.name_bytes[self.name_offsets[index] : self.name_offsets[index + 1]].decode()
 
     def path(self, index: int) -> Path:
-        """Where the file of an image lies (just its name, for images that are made in memory)."""
+        """Path of an image file (only its name, for images that are generated in memory)."""
         if not self.folders:
             return Path(self.file_name(index))
         return Path(self.folders[self.folder_ids[index]], self.file_name(index))
 
     def paths(self) -> list[Path]:
-        """Where the files of all images lie."""
+        """Paths of all image files."""
         return [self.path(index) for index in range(len(self))]
 
     def rows(self, index: int) -> slice:
-        """The rows of an image's objects."""
+        """Rows of an image's objects in the columns."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def target(self, index: int) -> Target:
-        """What is true of one image: boxes clipped to it, everything f32 / i64 / bool tensors of their own."""
+        """Ground truth of one image: boxes clipped to the image, copied to f32, i64 and bool tensors."""
         rows = self.rows(index)
         width, height = self.widths[index], self.heights[index]
         boxes = np.clip(self.boxes[rows], 0, np.array([width, height, width, height])).astype(np.float32)
@@ -198,7 +198,7 @@ class AnnotationTable:
         )
 
     def select(self, indices: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The table of some images, in the order given; ids stay as they are."""
+        """Table of the given images, in the given order; ids are unchanged."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         counts = np.diff(self.offsets)[chosen]
         rows = _ranges(self.offsets[chosen], counts)
@@ -223,12 +223,12 @@ class AnnotationTable:
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits that depend on everything but the folders: equal content, equal print, wherever it lies."""
+        """Hash of everything except the folders (16 hex digits): equal for equal content at any location."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update(self.name_bytes)
         for name, dtype in COLUMNS.items():
             if name != "folder_ids":
-                # little-endian and without padding, so that the print does not depend on the machine
+                # little-endian and contiguous, so that the fingerprint does not depend on the machine
                 column = np.ascontiguousarray(getattr(self, name), np.dtype(dtype).newbyteorder("<"))
                 digest.update(f"{name}{column.shape}".encode())
                 digest.update(column.data)
@@ -250,25 +250,25 @@ COLUMNS: dict[str, type[np.generic]] = {
     "difficult": np.bool_,
     "annotation_ids": np.int64,
 }
-"""The numpy columns of a table and their types; the other fields are `classes`, `folders` and `name_bytes`."""
+"""Numpy columns of a table and their types; the other fields are `classes`, `folders` and `name_bytes`."""
 
 
 def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T, 4] edges -> [T] areas in pixels^2."""
+    """Areas [T] of boxes [T, 4] in xyxy format."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
-    """One table of several with the same classes; images and annotations are numbered anew where ids would clash.
+    """Concatenates tables with the same classes; renumbers image ids or annotation ids that would not be unique.
 
     Raises:
-        ValueError: no table, or tables whose classes differ.
+        ValueError: there is no table, or the classes differ.
     """
     if not tables or any(
         table.classes != tables[0].classes or not np.array_equal(table.class_ids, tables[0].class_ids)
         for table in tables
     ):
-        raise ValueError("only tables with the same classes can be joined")
+        raise ValueError("only tables with the same classes can be concatenated")
 
     def unique_or_new(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
         ids = np.concatenate(list(parts))
@@ -300,11 +300,11 @@ def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
 
 
 def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
-    """Lengths -> where each starts, and the end."""
+    """Start of each part in a concatenation of parts with these lengths, and the end."""
     return np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))]).astype(np.int64)
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """From starts [2, 7] and counts [3, 2] to [2, 3, 4, 7, 8]."""
+    """Concatenated ranges: starts [2, 7] and counts [3, 2] give [2, 3, 4, 7, 8]."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)

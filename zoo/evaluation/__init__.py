@@ -1,4 +1,4 @@
-"""Evaluation: columns in, numbers out. No Lightning and no models in here."""
+"""Evaluation of detections: columns in, metrics out. Independent of Lightning and of models."""
 
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.metric import DetectionMAP

@@ -1,14 +1,14 @@
-"""COCO's twelve numbers and its average precision by class, from either of two engines.
+"""COCO's twelve metrics and AP by class, computed by hotcoco or pycocotools.
 
-hotcoco is the default (Rust, the same numbers as pycocotools bit for bit and some fifty times faster); pycocotools
-itself is the reference. Both get the same arrays and give back the same precision and recall tables, which are
-summarised here once, as `COCOeval.summarize` does it (github.com/cocodataset/cocoapi, pycocotools/cocoeval.py).
+hotcoco is the default (Rust, bit-equal to pycocotools and about fifty times faster); pycocotools is the reference. Both
+get the same arrays and return the same precision and recall tables, which are summarised here as in
+`COCOeval.summarize` (github.com/cocodataset/cocoapi, pycocotools/cocoeval.py).
 
-COCO has no word for VOC's `difficult`: such objects count here like any other, as in every VOC data set that was
-converted to COCO's json.
+COCO's protocol has no counterpart to VOC's `difficult`: such objects are normal objects here, as in every VOC data set
+that was converted to COCO's json.
 
 Legend:
-    D  detections      T  objects      C  classes      R  101 places of recall
+    D  detections      T  objects      C  classes      R  101 recall thresholds
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from zoo.evaluation.predictions import to_xywh
 
 Engine: TypeAlias = Literal["hotcoco", "pycocotools"]
 
-NOTHING = -1.0  # as pycocotools says it: there was nothing to measure
+UNDEFINED = -1.0  # value of a metric without ground truth, as in pycocotools
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True, eq=False)
 class CocoScores:
-    """The twelve numbers, and AP and AP50 by class; -1 where there was nothing to measure."""
+    """COCO's twelve metrics, and AP and AP50 by class; -1 where there is no ground truth."""
 
     metrics: dict[str, float]  # KEYS
     ap: Float[np.ndarray, "C"]
@@ -46,23 +46,24 @@ def evaluate_coco(
     labels: Int64[np.ndarray, "D"],
     engine: Engine = "hotcoco",
 ) -> CocoScores:
-    """Measures detections in canonical order (see `zoo.evaluation.scores`) by COCO's protocol for boxes.
+    """Evaluate detections by COCO's protocol for boxes.
 
     Args:
-        ground_truth: what is true.
-        image_index: each detection's image as a place in `ground_truth.image_ids`, never descending.
+        ground_truth: of all images.
+        image_index: index of each detection's image in `ground_truth.image_ids`; detections are in canonical order
+            (see `zoo.evaluation.scores`).
         boxes: xyxy in pixels.
-        scores: any finite numbers, higher is surer.
+        scores: any finite numbers, higher is more confident.
         labels: 0 .. C - 1.
-        engine: who computes the precision and recall tables.
+        engine: library that computes the precision and recall tables.
     """
     num_classes = len(ground_truth.classes)
     if num_classes == 0 or len(ground_truth.image_ids) == 0:
-        nothing = np.full(num_classes, NOTHING)
-        return CocoScores(dict.fromkeys(KEYS, NOTHING), nothing, nothing)
+        undefined = np.full(num_classes, UNDEFINED)
+        return CocoScores(dict.fromkeys(KEYS, UNDEFINED), undefined, undefined)
     detections = pack_detections(image_index, boxes, scores, labels)
-    tables = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
-    precision, recall = tables(ground_truth, detections)
+    run = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
+    precision, recall = run(ground_truth, detections)
     return CocoScores(
         metrics=_summarize(precision, recall),
         ap=np.array([mean_defined(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
@@ -71,7 +72,7 @@ def evaluate_coco(
 
 
 Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C A 3"], Float[np.ndarray, "10 C A 3"]]
-"""Precision and recall by IoU .5 .. .95, (recall,) class, A sizes (all, s, m, l), and most detections (1, 10, 100)."""
+"""Precision and recall by IoU .5 .. .95, (recall,) class, A sizes (all, s, m, l), and max detections (1, 10, 100)."""
 
 
 def pack_detections(
@@ -80,7 +81,7 @@ def pack_detections(
     scores: Float[np.ndarray, "D"],
     labels: Int64[np.ndarray, "D"],
 ) -> Float[np.ndarray, "D 7"]:
-    """Image, x, y, w, h, score, class of each detection: the array form that both engines read."""
+    """Image, x, y, w, h, score and class of each detection, the array format that both engines read."""
     detections = np.empty((len(scores), 7))
     detections[:, 0] = image_index
     detections[:, 1:5] = boxes
@@ -93,14 +94,14 @@ def pack_detections(
 def load_hotcoco(
     ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], areas: Float[np.ndarray, "D"] | None = None
 ) -> hotcoco.COCOeval:
-    """Hands both sides to hotcoco, which has then not evaluated anything yet; detection i has the id i + 1.
+    """A hotcoco evaluation of the detections, not run yet; detection i has the id i + 1.
 
     Args:
-        ground_truth: what is true.
+        ground_truth: of all images.
         detections: see `pack_detections`.
-        areas: what the detections' sizes are told by; None for width times height.
+        areas: areas of the detections, which decide their size range; None for width times height.
     """
-    truth = hotcoco.COCO.from_arrays(
+    coco_gt = hotcoco.COCO.from_arrays(
         images=[{"id": i} for i in range(len(ground_truth.image_ids))],
         categories=[{"id": c, "name": name} for c, name in enumerate(ground_truth.classes)],
         image_ids=ground_truth.image_index,
@@ -109,14 +110,14 @@ def load_hotcoco(
         area=ground_truth.areas,
         iscrowd=ground_truth.iscrowd,
     )
-    found = truth.load_res(detections)
+    coco_dt = coco_gt.load_res(detections)
     if areas is not None:
-        found.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
-    return hotcoco.COCOeval(truth, found, "bbox")
+        coco_dt.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
+    return hotcoco.COCOeval(coco_gt, coco_dt, "bbox")
 
 
 def run_tables(run: hotcoco.COCOeval) -> Tables:
-    """Evaluates, and gives the precision and recall tables."""
+    """Run an evaluation and return its precision and recall tables."""
     run.evaluate()
     run.accumulate()
     tables = run.eval
@@ -129,7 +130,7 @@ def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]
 
 
 def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> Tables:
-    # here, not above: it imports all of matplotlib's pyplot, which the default engine does not want to wait for
+    # imported here, since it imports matplotlib's pyplot, which is slow and not needed by the default engine
     import pycocotools.coco
     import pycocotools.cocoeval
 
@@ -143,12 +144,12 @@ def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D
         ground_truth.iscrowd.tolist(),
         strict=True,
     )
-    # ids from 1: the engine marks an unmatched detection by the object id 0
-    truth = [
+    # ids from 1, since the engine uses the object id 0 for an unmatched detection
+    gt_annotations = [
         {"id": i, "image_id": image, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
         for i, (image, label, bbox, area, crowd) in enumerate(objects, start=1)
     ]
-    found = [
+    dt_annotations = [
         {
             "id": i,
             "image_id": int(image),
@@ -160,9 +161,9 @@ def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D
         }
         for i, (image, x, y, w, h, score, label) in enumerate(detections.tolist(), start=1)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         pair = []
-        for annotations in (truth, found):
+        for annotations in (gt_annotations, dt_annotations):
             coco = pycocotools.coco.COCO()
             coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
             coco.createIndex()
@@ -192,6 +193,6 @@ def _summarize(precision: Float[np.ndarray, "10 R C 4 3"], recall: Float[np.ndar
 
 
 def mean_defined(values: Float[np.ndarray, "..."]) -> float:
-    """Mean of what was measured; -1 where nothing was."""
-    measured = values[values > NOTHING]
-    return float(measured.mean()) if measured.size else NOTHING
+    """Mean of the defined values; -1 if none is defined."""
+    defined = values[values > UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED

@@ -1,9 +1,10 @@
-"""How right a detector is at each recall and each score: precision-recall curves, thresholds, calibration, confusion.
+"""Precision-recall curves, best score thresholds, calibration and confusion matrix of a detector.
 
-All by COCO's protocol at an IoU of 0.5, matched by hotcoco: a detection is right if it is given an object of its
-class (surest first, each takes the one that it overlaps most of those still free; of each class the 100 surest of an
-image take part). One in a crowd region that is given no object does not count, and VOC's `difficult` is not known.
-What the surest detections are given does not hang on the less sure ones, so one matching serves every threshold.
+All follow COCO's protocol at an IoU of 0.5, matched by hotcoco: a detection is correct if it is matched to an object of
+its class (in order of falling score, each takes the unmatched object that it overlaps most; the 100 highest-scoring
+detections of each image and class are used). An unmatched detection in a crowd region does not count, and VOC's
+`difficult` is ignored. The matches of a detection do not depend on those with lower scores, so one matching is valid
+for every threshold.
 
 Legend:
     K  detections that count      C  classes      M  classes and background: C + 1
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from zoo.evaluation.coco import NOTHING, load_hotcoco, pack_detections, run_tables
+from zoo.evaluation.coco import UNDEFINED, load_hotcoco, pack_detections, run_tables
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import Detections, order_detections
@@ -25,9 +26,9 @@ IOU_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class BestThreshold:
-    """A score, and how good the detections from it up are; all in 0..1 but the score, which is the detector's own."""
+    """A score threshold, and precision, recall and F1, in 0..1, of the detections with at least this score."""
 
-    score: float
+    score: float  # in the detector's own range
     precision: float
     recall: float
     f1: float
@@ -35,26 +36,26 @@ class BestThreshold:
 
 @dataclass(frozen=True)
 class Bin:
-    """Detections of one range of scores."""
+    """Detections in one range of scores."""
 
     confidence: float  # mean score
-    precision: float  # share of them that is right
+    precision: float  # fraction of correct detections
     count: int
 
 
 @dataclass(frozen=True)
 class CalibrationCurve:
-    """Whether a score of 0.7 means seven right out of ten."""
+    """Calibration of scores as probabilities: precision by range of scores."""
 
     error: float  # expected calibration error: mean over detections of |confidence - precision| of their bin
-    bins: list[Bin]  # by rising score; those that hold detections
+    bins: list[Bin]  # by rising score; without empty bins
 
 
 def precision_recall(ground_truth: GroundTruth, predictions: Predictions) -> dict[str, list[float]]:
-    """Gives each class's precision at recall 0, .01 .. 1, COCO's own: the best at that recall or beyond.
+    """COCO's precision-recall curve of each class: the best precision at a recall of at least 0, .01 .. 1.
 
     Returns:
-        class name -> 101 precisions, whose mean is the class's AP50; classes without objects are left out.
+        Class name -> 101 precisions, whose mean is the class's AP50; classes without objects are left out.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
@@ -65,54 +66,54 @@ def precision_recall(ground_truth: GroundTruth, predictions: Predictions) -> dic
     precision, _ = run_tables(load_hotcoco(ground_truth, pack_detections(*columns)))
     curves = precision[0, :, :, 0, 2].T
     return {
-        name: curve.tolist() for name, curve in zip(ground_truth.classes, curves, strict=True) if curve[0] > NOTHING
+        name: curve.tolist() for name, curve in zip(ground_truth.classes, curves, strict=True) if curve[0] > UNDEFINED
     }
 
 
 def best_thresholds(ground_truth: GroundTruth, predictions: Predictions) -> dict[str, BestThreshold]:
-    """Finds for each class the score from which on its detections have their best F1, the harmonic mean of both.
+    """Score threshold of each class with the highest F1, the harmonic mean of precision and recall.
 
-    F1 = 2 TP / (TP + FP + number of objects), after every score that the detector gave; the highest of equally good.
+    F1 = 2 TP / (TP + FP + number of objects), evaluated at every score that occurs; of equal F1 the highest score.
 
     Returns:
-        class name -> threshold: keep detections with this score or more. Classes of which no detection is right, or
-        that have no object, are left out: no threshold is good.
+        Class name -> threshold: keep detections with at least this score. Classes without a correct detection, and
+        so those without objects, are left out.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
     """
     columns = order_detections(ground_truth, predictions)
-    rows, right = _counted(ground_truth, columns)
+    rows, is_correct = _counted(ground_truth, columns)
     _, _, scores, labels = (column[rows] for column in columns)
     num_objects = np.bincount(ground_truth.labels[~ground_truth.iscrowd], minlength=len(ground_truth.classes))
     best = {}
-    for c in np.unique(labels[right]):
-        own = np.flatnonzero(labels == c)
-        own = own[np.argsort(-scores[own], kind="stable")]
-        # a threshold keeps all of a score or none
-        num_kept = np.append(np.flatnonzero(np.diff(scores[own])) + 1, len(own))
-        num_right = np.cumsum(right[own])[num_kept - 1]
-        f1 = 2 * num_right / (num_kept + num_objects[c])
+    for c in np.unique(labels[is_correct]):
+        of_class = np.flatnonzero(labels == c)
+        of_class = of_class[np.argsort(-scores[of_class], kind="stable")]
+        # a threshold keeps either all detections of equal score or none
+        num_kept = np.append(np.flatnonzero(np.diff(scores[of_class])) + 1, len(of_class))
+        num_correct = np.cumsum(is_correct[of_class])[num_kept - 1]
+        f1 = 2 * num_correct / (num_kept + num_objects[c])
         at = int(f1.argmax())
         best[ground_truth.classes[c]] = BestThreshold(
-            score=float(scores[own[num_kept[at] - 1]]),
-            precision=float(num_right[at] / num_kept[at]),
-            recall=float(num_right[at] / num_objects[c]),
+            score=float(scores[of_class[num_kept[at] - 1]]),
+            precision=float(num_correct[at] / num_kept[at]),
+            recall=float(num_correct[at] / num_objects[c]),
             f1=float(f1[at]),
         )
     return best
 
 
 def calibration(ground_truth: GroundTruth, predictions: Predictions, num_bins: int = 10) -> CalibrationCurve | None:
-    """Holds scores against the share of right detections (Guo et al., arXiv 1706.04599, equation 3).
+    """Calibration curve and expected calibration error (Guo et al., arXiv 1706.04599, equation 3).
 
     Args:
-        ground_truth: what is true.
-        predictions: what a detector said of these images.
-        num_bins: ranges of score, of equal width, each with its lower border and the last one with 1.
+        ground_truth: of all images.
+        predictions: of the same images.
+        num_bins: ranges of score of equal width, each including its lower limit, the last one also 1.
 
     Returns:
-        None where no detection counts, or where a score is not in 0..1 and so not meant as a probability.
+        None if no detection counts, or if a score is outside 0..1 and so cannot be a probability.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
@@ -137,18 +138,18 @@ def calibration(ground_truth: GroundTruth, predictions: Predictions, num_bins: i
 
 
 def confusion_matrix(ground_truth: GroundTruth, predictions: Predictions, min_score: float) -> Int64[np.ndarray, "M M"]:
-    """Counts what objects are taken for: rows true, columns said, background last.
+    """Confusion matrix: rows are ground truth classes, columns predicted classes, background last.
 
-    Unlike for AP, classes do not matter to who is given what: a detection takes the object that it overlaps most, of
-    any class. So the diagonal may hold a few less than AP's true positives where objects of two classes overlap.
+    Unlike for AP, matching ignores classes: a detection takes the object that it overlaps most, of any class. So the
+    diagonal may have slightly fewer counts than AP has true positives where objects of two classes overlap.
 
     Args:
-        ground_truth: what is true.
-        predictions: what a detector said of these images.
-        min_score: detections below it are left out.
+        ground_truth: of all images.
+        predictions: of the same images.
+        min_score: detections with a lower score are left out.
 
     Returns:
-        [i, j] objects of class i that were said to be j; [i, C] objects missed; [C, j] detections of no object.
+        [i, j] objects of class i predicted as class j; [i, C] missed objects; [C, j] unmatched detections.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
@@ -164,14 +165,14 @@ def confusion_matrix(ground_truth: GroundTruth, predictions: Predictions, min_sc
 
 
 def _counted(ground_truth: GroundTruth, columns: Detections) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:
-    """Rows of the detections that count, ascending, and whether each is right."""
+    """Indices of the detections that count, ascending, and whether each is correct."""
     if not len(columns[0]):
         return np.zeros(0, np.int64), np.zeros(0, bool)
     run = load_hotcoco(ground_truth, pack_detections(*columns))
     run.evaluate()
-    # the score is for its search for wrong labels, which nobody asked for here
+    # score_thr is for its search for label errors, which is not needed here
     status = run.image_diagnostics(IOU_THRESHOLD, score_thr=math.inf)["dt_status"]
     ids = np.fromiter(status, np.int64, len(status))
-    right = np.fromiter((word == "tp" for word in status.values()), np.bool_, len(status))
+    is_correct = np.fromiter((value == "tp" for value in status.values()), np.bool_, len(status))
     order = np.argsort(ids)
-    return ids[order] - 1, right[order]
+    return ids[order] - 1, is_correct[order]

@@ -1,39 +1,39 @@
-"""What kind of mistake costs how much average precision: TIDE's six errors.
+"""TIDE error analysis: the loss of AP by each of six error types.
 
-After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv 2008.08115),
-section 2, and to the last detail after its authors' package `tidecv` 1.0.1, whose numbers these are. hotcoco's
-`tide_errors` starts from COCO's matching instead, and its figures part from tidecv's by some hundredths where there
-are crowd regions, equal scores or more than a hundred detections in an image, and by thousandths elsewhere: it asks for
-a recall of np.linspace(0, 1, 101), some of which are above k / 100 by their last bit.
+Follows Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv 2008.08115),
+section 2, and reproduces the values of its authors' package `tidecv` 1.0.1 exactly. hotcoco's `tide_errors` starts from
+COCO's matching instead, and its values differ from tidecv's by some hundredths where there are crowd regions, equal
+scores or more than a hundred detections in an image, and by thousandths elsewhere: it requires a recall of
+np.linspace(0, 1, 101), some of which are above k / 100 by their last bit.
 
-A detection is right if it is given an object: in each image the 100 surest detections of all classes together, surest
-first, take of the objects of their class the one that they overlap most of those still free, at an IoU of 0.5. Each
-one that is not right has one error, the first of these that applies:
+A detection is correct if it is matched to an object: in each image the 100 highest-scoring detections of all classes
+together, by falling score, take the unmatched object of their class that they overlap most, at an IoU of 0.5. Each
+detection that is not correct has one error, the first of these that applies:
 
     Loc   overlaps an object of its class by 0.1 to 0.5
     Cls   overlaps an object of another class by 0.5 or more
-    Dupe  overlaps an object of its class by more, which a surer one was given
+    Dupe  overlaps an object of its class by more than 0.5, which is matched to a higher-scoring detection
     Bkg   overlaps nothing by more than 0.1
     Both  the rest: overlaps an object of another class by 0.1 to 0.5
 
-and each object that was not given, and that no detection with Loc or Cls means, is an error of its own: Miss.
+and each unmatched object that is not the target of a detection with Loc or Cls is a Miss error.
 
-What an error costs is the AP at IoU 0.5 once it is mended, less the AP as it is. To mend Loc and Cls is to make the
-surest of those that mean the same free object right, and to strike out the others; to mend Dupe, Bkg and Both is to
-strike out the detection, Miss the object. Each is mended alone, so the costs do not add up to what is missing to 1.
+The loss of an error is the AP at IoU 0.5 with the error fixed minus the actual AP. Fixing Loc and Cls makes the
+highest-scoring detection with the same unmatched target correct and removes the others; fixing Dupe, Bkg and Both
+removes the detection, Miss the object. Each is fixed alone, so the losses do not add up to 1 - AP.
 
-Details that are tidecv's, and that differ from COCO's protocol:
+Details of tidecv that differ from COCO's protocol:
 
-- 100 detections of an image, where COCO takes 100 of each class.
-- The mean is over classes with an object or a detection; a detection of a class without objects is a mistake there.
-- A detection in a crowd region of its class (more than half of it) counts neither way; but where it would have been
-  right with another class or a better box, it may be mended.
-- Among equal scores, those that were wrong come first as soon as anything is mended.
+- 100 detections of each image, where COCO uses 100 of each image and class.
+- The mean is over classes with an object or a detection; the AP of a class with detections but no objects is 0.
+- A detection in a crowd region of its class (more than half of it) does not count; but it may be fixed if another
+  class or a better box would make it correct.
+- Among equal scores, wrong detections come first as soon as anything is fixed.
 
-VOC's `difficult` is not known here: such objects count like any other, as in COCO's protocol.
+VOC's `difficult` is ignored, as in COCO's protocol.
 
 Legend:
-    N  images      T  objects      D  detections, image by image, by falling score      C  classes
+    N  images      T  objects      D  detections, by image and falling score      C  classes
     P  pairs of a detection and an object of its image with an IoU of at least 0.1
 """
 
@@ -49,167 +49,167 @@ from zoo.evaluation.scores import order_detections
 
 POSITIVE_IOU = 0.5
 BACKGROUND_IOU = 0.1
-MOST_DETECTIONS = 100  # of an image
+MAX_DETECTIONS = 100  # of an image
 
 _KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg")
 
 
 def tide_errors(ground_truth: GroundTruth, predictions: Predictions) -> dict[str, float]:
-    """Says what each kind of error costs.
+    """Loss of AP by error type.
 
     Args:
-        ground_truth: what is true.
-        predictions: what a detector said of these images.
+        ground_truth: of all images.
+        predictions: of the same images.
 
     Returns:
         Loss of AP at IoU 0.5, in 0..1, by "Cls" "Loc" "Both" "Dupe" "Bkg" "Miss", and by "FP" (all wrong detections
-        ranked behind the right ones) and "FN" (no object left that is not found); empty where there is no object.
-        A detector that says nothing loses everything, 1, to Miss and to FN.
+        ranked behind the correct ones) and "FN" (all unmatched objects removed); empty if there are no objects.
+        Without detections the loss by Miss and by FN is 1.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
     """
     if ground_truth.iscrowd.all():
         return {}
-    found = _examine(ground_truth, predictions)
-    looked_for = ~ground_truth.iscrowd
-    num_objects = _by_class(ground_truth, looked_for)
-    as_it_is = np.argsort(-found.scores, kind="stable")
-    as_it_is = as_it_is[~found.in_crowd[as_it_is]]
-    base = mean_average_precision(found.labels[as_it_is], found.right[as_it_is], num_objects)
+    found = _classify_detections(ground_truth, predictions)
+    is_positive = ~ground_truth.iscrowd
+    num_objects = _count_by_class(ground_truth, is_positive)
+    order = np.argsort(-found.scores, kind="stable")
+    order = order[~found.in_crowd[order]]
+    base = mean_average_precision(found.labels[order], found.correct[order], num_objects)
 
-    once_mended = np.lexsort((found.right, -found.scores))  # of equal scores the wrong ones first
+    wrong_first = np.lexsort((found.correct, -found.scores))  # by falling score, of equal scores the wrong ones first
     errors = {}
     for kind, name in enumerate(_KINDS):
-        mended = found.kind == kind
-        right = found.right | (mended & (found.mends >= 0))
-        labels = np.where(mended & right, ground_truth.labels[found.mends], found.labels)
-        stays = right | ~(mended | found.in_crowd)
-        rows = once_mended[stays[once_mended]]
-        errors[name] = max(mean_average_precision(labels[rows], right[rows], num_objects) - base, 0.0)
+        fixed = found.kind == kind
+        correct = found.correct | (fixed & (found.fix_target >= 0))
+        labels = np.where(fixed & correct, ground_truth.labels[found.fix_target], found.labels)
+        kept = correct | ~(fixed | found.in_crowd)
+        rows = wrong_first[kept[wrong_first]]
+        errors[name] = max(mean_average_precision(labels[rows], correct[rows], num_objects) - base, 0.0)
 
-    rows = once_mended[~found.in_crowd[once_mended]]
-    labels, right = found.labels[rows], found.right[rows]
-    missed = looked_for & ~found.given
-    not_meant = missed.copy()
-    not_meant[found.mends[found.mends >= 0]] = False
-    num_meant, num_given = (num_objects - _by_class(ground_truth, struck) for struck in (not_meant, missed))
-    errors["Miss"] = max(mean_average_precision(labels, right, num_meant) - base, 0.0)
-    right_first = np.argsort(~right, kind="stable")
-    errors["FP"] = mean_average_precision(labels[right_first], right[right_first], num_objects) - base
-    errors["FN"] = mean_average_precision(labels, right, num_given) - base
+    rows = wrong_first[~found.in_crowd[wrong_first]]
+    labels, correct = found.labels[rows], found.correct[rows]
+    unmatched = is_positive & ~found.matched
+    missed = unmatched.copy()
+    missed[found.fix_target[found.fix_target >= 0]] = False
+    num_not_missed, num_matched = (num_objects - _count_by_class(ground_truth, part) for part in (missed, unmatched))
+    errors["Miss"] = max(mean_average_precision(labels, correct, num_not_missed) - base, 0.0)
+    correct_first = np.argsort(~correct, kind="stable")
+    errors["FP"] = mean_average_precision(labels[correct_first], correct[correct_first], num_objects) - base
+    errors["FN"] = mean_average_precision(labels, correct, num_matched) - base
     return errors
 
 
-def _by_class(ground_truth: GroundTruth, objects: Bool[np.ndarray, "T"]) -> Int64[np.ndarray, "C"]:
-    """Counts some of the objects by class."""
-    return np.bincount(ground_truth.labels[objects], minlength=len(ground_truth.classes))
+def _count_by_class(ground_truth: GroundTruth, selected: Bool[np.ndarray, "T"]) -> Int64[np.ndarray, "C"]:
+    """Number of selected objects of each class."""
+    return np.bincount(ground_truth.labels[selected], minlength=len(ground_truth.classes))
 
 
 def mean_average_precision(
-    labels: Int64[np.ndarray, "rows"], right: Bool[np.ndarray, "rows"], num_objects: Int64[np.ndarray, "C"]
+    labels: Int64[np.ndarray, "rows"], correct: Bool[np.ndarray, "rows"], num_objects: Int64[np.ndarray, "C"]
 ) -> float:
-    """Means the classes' average precisions, at 101 places of recall, as tidecv does.
+    """Mean over classes of the 101-point AP, as in tidecv.
 
     Args:
         labels: class of each detection, by falling score.
-        right: whether it is right.
-        num_objects: objects to be found of each class.
+        correct: whether it is a true positive.
+        num_objects: number of positives of each class.
 
     Returns:
-        0..1. A class with detections but nothing to be found has 0, one with neither is left out, and with no other
-        class the detector has nothing left to do: 1.
+        AP in 0..1. A class with detections but no objects has AP 0, a class with neither is left out; 1 if there is
+        no other class.
     """
     num_classes = len(num_objects)
     num_detections = np.bincount(labels, minlength=num_classes)
-    # numpy sorts 16-bit numbers by radix
+    # numpy radix-sorts 16-bit integers
     order = np.argsort(labels.astype(np.uint16 if num_classes <= 2**16 else np.int64), kind="stable")
     starts = np.cumsum(num_detections) - num_detections
-    hits = np.flatnonzero(right[order])
+    hits = np.flatnonzero(correct[order])
     hit_starts = np.searchsorted(hits, np.append(starts, len(labels)))
-    measured = np.flatnonzero(num_detections + num_objects)
-    if len(measured) == 0:
+    classes = np.flatnonzero(num_detections + num_objects)
+    if len(classes) == 0:
         return 1.0
     total = 0.0
-    for c in measured[num_objects[measured] > 0]:
+    for c in classes[num_objects[classes] > 0]:
         ranks = hits[hit_starts[c] : hit_starts[c + 1]] - starts[c] + 1
         hull = np.maximum.accumulate((np.arange(1, len(ranks) + 1) / ranks)[::-1])[::-1]
-        # in whole numbers: hits for a recall of k / 100, and a first one for k = 0
+        # hits for a recall of k / 100, in integers; at least one for k = 0
         needed = np.maximum(-(-np.arange(101) * num_objects[c] // 100), 1)
         total += hull[needed[needed <= len(ranks)] - 1].sum() / 101
-    return float(total / len(measured))
+    return float(total / len(classes))
 
 
 @dataclass(frozen=True, eq=False)
-class _Examined:
-    """Detections that take part, image by image and by falling score, and what is wrong with each."""
+class _ClassifiedDetections:
+    """Detections that are used, by image and falling score, with their error types, and matched objects."""
 
     scores: Float[np.ndarray, "D"]
     labels: Int64[np.ndarray, "D"]
-    right: Bool[np.ndarray, "D"]
-    in_crowd: Bool[np.ndarray, "D"]  # and not right: counts neither way
-    kind: Int64[np.ndarray, "D"]  # place in _KINDS; -1 for the right ones
-    mends: Int64[np.ndarray, "D"]  # the object that it is right about once Loc or Cls is mended; -1 for none
-    given: Bool[np.ndarray, "T"]  # whether a detection was given the object
+    correct: Bool[np.ndarray, "D"]
+    in_crowd: Bool[np.ndarray, "D"]  # and not correct: does not count
+    kind: Int64[np.ndarray, "D"]  # index in _KINDS; -1 for the correct ones
+    fix_target: Int64[np.ndarray, "D"]  # object that it is matched to once Loc or Cls is fixed; -1 for none
+    matched: Bool[np.ndarray, "T"]  # whether the object is matched to a detection
 
 
-def _examine(ground_truth: GroundTruth, predictions: Predictions) -> _Examined:
+def _classify_detections(ground_truth: GroundTruth, predictions: Predictions) -> _ClassifiedDetections:
     image_index, boxes, scores, labels = order_detections(ground_truth, predictions)
     order = np.lexsort((-scores, image_index))
-    place = np.arange(len(order)) - np.searchsorted(image_index, image_index)  # in its image; `order` keeps images
-    order = order[place < MOST_DETECTIONS]
+    rank = np.arange(len(order)) - np.searchsorted(image_index, image_index)  # in its image; `order` keeps images
+    order = order[rank < MAX_DETECTIONS]
     image_index, boxes, scores, labels = image_index[order], boxes[order], scores[order], labels[order]
 
     detection, target, iou = _overlapping_pairs(ground_truth, image_index, boxes)
     same = labels[detection] == ground_truth.labels[target]
     crowd = ground_truth.iscrowd[target]
-    right, given = _give_objects(
+    correct, matched = _match(
         detection, target, iou, same & ~crowd & (iou >= POSITIVE_IOU), len(labels), len(ground_truth.labels)
     )
     covered = np.zeros(len(labels), bool)
     covered[detection[crowd & same & (iou > POSITIVE_IOU)]] = True
 
-    # the first object of those overlapped most, of the own class and of another
-    own_iou, own = _largest(detection, target, iou, same & ~crowd, len(labels))
-    other_iou, other = _largest(detection, target, iou, ~same & ~crowd, len(labels))
-    loc = (own_iou >= BACKGROUND_IOU) & (own_iou <= POSITIVE_IOU)
+    # the most overlapped object of the detection's class and of any other class
+    same_iou, same_target = _largest_overlap(detection, target, iou, same & ~crowd, len(labels))
+    other_iou, other_target = _largest_overlap(detection, target, iou, ~same & ~crowd, len(labels))
+    loc = (same_iou >= BACKGROUND_IOU) & (same_iou <= POSITIVE_IOU)
     cls = other_iou >= POSITIVE_IOU
-    dupe = own_iou > POSITIVE_IOU  # all that it overlaps so much are given: it would have one otherwise
+    dupe = same_iou > POSITIVE_IOU  # all objects of such overlap are matched, or it would have been matched itself
     background = other_iou <= BACKGROUND_IOU
-    wrong = [~right & condition for condition in (loc, cls, dupe, background)]
+    wrong = [~correct & condition for condition in (loc, cls, dupe, background)]
     kind = np.select(wrong, [_KINDS.index(name) for name in ("Loc", "Cls", "Dupe", "Bkg")], _KINDS.index("Both"))
-    kind[right] = -1
+    kind[correct] = -1
 
-    meant = np.select([kind == _KINDS.index("Loc"), kind == _KINDS.index("Cls")], [own, other], -1)
-    meant[(meant >= 0) & given[meant]] = -1
-    # Only the surest that means an object is right about it: the first, in this order.
-    rows = np.flatnonzero(meant >= 0)
-    _, first = np.unique(meant[rows], return_index=True)
-    mends = np.full(len(labels), -1)
-    mends[rows[first]] = meant[rows[first]]
-    return _Examined(scores, labels, right, covered & ~right, kind, mends, given)
+    intended = np.select([kind == _KINDS.index("Loc"), kind == _KINDS.index("Cls")], [same_target, other_target], -1)
+    intended[(intended >= 0) & matched[intended]] = -1
+    # Of the detections with the same target only the highest-scoring one is fixed, which is the first in this order.
+    rows = np.flatnonzero(intended >= 0)
+    _, first = np.unique(intended[rows], return_index=True)
+    fix_target = np.full(len(labels), -1)
+    fix_target[rows[first]] = intended[rows[first]]
+    return _ClassifiedDetections(scores, labels, correct, covered & ~correct, kind, fix_target, matched)
 
 
 def _overlapping_pairs(
     ground_truth: GroundTruth, image_index: Int64[np.ndarray, "D"], boxes: Float[np.ndarray, "D 4"]
 ) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"], Float[np.ndarray, "P"]]:
-    """Detection, object and IoU (for a crowd region: over the detection's area), detection by detection."""
-    found, truth = to_xywh(boxes), to_xywh(ground_truth.boxes)
+    """Detection, object and IoU (for a crowd region over the detection's area) of overlapping pairs, by detection."""
+    xywh, gt_xywh = to_xywh(boxes), to_xywh(ground_truth.boxes)
     images = np.arange(len(ground_truth.image_ids) + 1)
     ends, object_ends = np.searchsorted(image_index, images), np.searchsorted(ground_truth.image_index, images)
     parts = []
     for image in np.flatnonzero((np.diff(ends) > 0) & (np.diff(object_ends) > 0)):
-        mine, objects = slice(ends[image], ends[image + 1]), slice(object_ends[image], object_ends[image + 1])
-        iou = bbox_iou(found[mine], truth[objects], ground_truth.iscrowd[objects])
+        of_image, objects = slice(ends[image], ends[image + 1]), slice(object_ends[image], object_ends[image + 1])
+        iou = bbox_iou(xywh[of_image], gt_xywh[objects], ground_truth.iscrowd[objects])
         rows, columns = np.nonzero(iou >= BACKGROUND_IOU)
-        parts.append((rows + mine.start, columns + objects.start, iou[rows, columns]))
+        parts.append((rows + of_image.start, columns + objects.start, iou[rows, columns]))
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     detection, target, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
     return detection, target, iou
 
 
-def _give_objects(
+def _match(
     detection: Int64[np.ndarray, "P"],
     target: Int64[np.ndarray, "P"],
     iou: Float[np.ndarray, "P"],
@@ -217,31 +217,31 @@ def _give_objects(
     num_detections: int,
     num_objects: int,
 ) -> tuple[Bool[np.ndarray, "D"], Bool[np.ndarray, "T"]]:
-    """Gives each detection in turn what it overlaps most of what fits and is free, the first of equals.
+    """Match each detection in order to the most overlapping unmatched object of its fitting pairs, the first of equals.
 
     Returns:
-        whether a detection was given anything; whether an object was given.
+        Which detections and which objects are matched.
     """
-    right, given = np.zeros(num_detections, bool), np.zeros(num_objects, bool)
+    detection_matched, object_matched = np.zeros(num_detections, bool), np.zeros(num_objects, bool)
     fitting = np.flatnonzero(fits)
     fitting = fitting[np.lexsort((target[fitting], -iou[fitting], detection[fitting]))]
     for d, t in zip(detection[fitting].tolist(), target[fitting].tolist(), strict=True):
-        if not (right[d] or given[t]):
-            right[d] = given[t] = True
-    return right, given
+        if not (detection_matched[d] or object_matched[t]):
+            detection_matched[d] = object_matched[t] = True
+    return detection_matched, object_matched
 
 
-def _largest(
+def _largest_overlap(
     detection: Int64[np.ndarray, "P"],
     target: Int64[np.ndarray, "P"],
     iou: Float[np.ndarray, "P"],
-    among: Bool[np.ndarray, "P"],
+    selected: Bool[np.ndarray, "P"],
     num_detections: int,
 ) -> tuple[Float[np.ndarray, "D"], Int64[np.ndarray, "D"]]:
-    """Largest IoU of each detection among some of its pairs, and with which object, the first of equals; 0 and -1."""
-    largest, which = np.zeros(num_detections), np.full(num_detections, -1)
-    some = np.flatnonzero(among)
-    some = some[np.lexsort((target[some], -iou[some], detection[some]))]
-    detections, first = np.unique(detection[some], return_index=True)
-    largest[detections], which[detections] = iou[some[first]], target[some[first]]
-    return largest, which
+    """Largest IoU of each detection among the selected pairs and its object, the first of equals; 0 and -1 if none."""
+    largest_iou, largest_target = np.zeros(num_detections), np.full(num_detections, -1)
+    pairs = np.flatnonzero(selected)
+    pairs = pairs[np.lexsort((target[pairs], -iou[pairs], detection[pairs]))]
+    detections, first = np.unique(detection[pairs], return_index=True)
+    largest_iou[detections], largest_target[detections] = iou[pairs[first]], target[pairs[first]]
+    return largest_iou, largest_target

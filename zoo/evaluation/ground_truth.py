@@ -1,10 +1,10 @@
-"""What is true of a set of images, as columns, in the one order that every protocol evaluates in.
+"""Ground truth of a set of images as columns, in the canonical order that every protocol uses.
 
 Legend:
     N  images      T  objects of all images      C  classes
 
-The order is canonical: images by ascending id, objects of an image as they were given. Whoever collects the same
-images in another order, or on several processes, ends up with the same columns and so with the same numbers.
+Canonical order is images by ascending id, and objects of an image in the given order. The same images collected in
+another order, or on several processes, give the same columns and so the same metrics.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """Objects of all images in packed columns; build one with `from_table`, `from_targets` or `from_counts`."""
+    """Objects of all images in packed columns; made by `from_table`, `from_targets` or `from_counts`."""
 
     classes: tuple[str, ...]
     image_ids: Int64[np.ndarray, "N"]  # strictly ascending
-    image_index: Int64[np.ndarray, "T"]  # the object's image as a place in `image_ids`; never descending
+    image_index: Int64[np.ndarray, "T"]  # index of the object's image in `image_ids`; never descending
     boxes: Float[np.ndarray, "T 4"]  # f64 xyxy, pixels
-    areas: Float[np.ndarray, "T"]  # f64 pixels^2; COCO's sizes go by it
+    areas: Float[np.ndarray, "T"]  # f64 pixels^2; decides COCO's size range
     labels: Int64[np.ndarray, "T"]
     iscrowd: Bool[np.ndarray, "T"]
     difficult: Bool[np.ndarray, "T"]
@@ -47,20 +47,20 @@ class GroundTruth:
         iscrowd: Bool[np.ndarray, "T"],
         difficult: Bool[np.ndarray, "T"],
     ) -> "GroundTruth":
-        """Puts columns in any order of images into the canonical one; of an image that comes twice the first stays.
+        """Ground truth from columns in any order of images; of a repeated image the first copy is kept.
 
         Args:
-            classes: names of the classes by label; None names them by their number, as many as there are labels.
+            classes: class names by label; None uses the labels as names, up to the largest one.
             image_ids: id of each image.
-            counts: objects of each image, in the order of `image_ids`; the other columns follow it.
+            counts: number of objects of each image, in the order of `image_ids`, as are the columns below.
             boxes: xyxy in pixels.
             areas: pixels^2.
             labels: 0 .. C - 1.
             iscrowd: regions of many objects: a detection in one is neither right nor wrong.
-            difficult: VOC's mark, with the same effect in VOC's protocols; COCO's does not know it.
+            difficult: VOC's flag, with the same effect in VOC's protocols; ignored by COCO's.
 
         Raises:
-            InputError: a label that `classes` has no name for.
+            InputError: a label without a name in `classes`.
         """
         ids, first = np.unique(image_ids, return_index=True)
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
@@ -81,7 +81,7 @@ class GroundTruth:
 
     @classmethod
     def from_table(cls, table: "AnnotationTable") -> "GroundTruth":
-        """Takes the columns of an annotation table, whichever format it was read from."""
+        """Ground truth of an annotation table, read from any format."""
         return cls.from_counts(
             classes=table.classes,
             image_ids=table.image_ids,
@@ -94,10 +94,10 @@ class GroundTruth:
         )
 
     def of_images(self, image_ids: Int64[np.ndarray, "P"]) -> "GroundTruth":
-        """Keeps some of the images, given by id in any order.
+        """Ground truth of some of the images, given by id in any order.
 
         Raises:
-            InputError: an id that is not among them.
+            InputError: an id that is not in the ground truth.
         """
         others = np.setdiff1d(image_ids, self.image_ids)
         if len(others):
@@ -118,11 +118,11 @@ class GroundTruth:
 
     @classmethod
     def from_targets(cls, targets: Sequence[Target], classes: Sequence[str] | None = None) -> "GroundTruth":
-        """Collects the targets that a DataModule hands out, one an image, with or without objects.
+        """Ground truth from the targets of a DataModule.
 
         Args:
-            targets: one target an image; their boxes may lie on any device.
-            classes: names of the classes by label; None names them by their number.
+            targets: one for each image, on any device, possibly without objects.
+            classes: class names by label; None uses the labels as names.
         """
 
         def column(key: str, dtype: type[np.generic], *shape: int) -> Shaped[np.ndarray, "..."]:
@@ -144,14 +144,14 @@ class GroundTruth:
 
 
 def ragged_indices(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]) -> Int64[np.ndarray, "Q"]:
-    """Places of the rows that belong to groups, group after group.
+    """Row indices that reorder a ragged array by group.
 
     Args:
-        counts: rows of each group; the rows lie group after group.
-        order: the groups to take, in the wanted order.
+        counts: number of rows of each group; the rows are sorted by group.
+        order: groups to take, in the wanted order.
 
     Returns:
-        row numbers: all of group `order[0]`, then all of `order[1]`, and so on.
+        Indices of all rows of group `order[0]`, then of `order[1]`, and so on.
     """
     starts = np.cumsum(counts) - counts
     taken = counts[order]
@@ -161,7 +161,11 @@ def ragged_indices(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]
 def check_labels(
     labels: Int64[np.ndarray, "D"], num_classes: int, image_ids: Int64[np.ndarray, "D"], what: str
 ) -> None:
-    """Raises `InputError` naming the image of the first label outside 0 .. num_classes - 1."""
+    """Check that all labels are in 0 .. num_classes - 1.
+
+    Raises:
+        InputError: a label outside; names its image.
+    """
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(bad):
         place = f"image {image_ids[bad[0]]}"

@@ -1,4 +1,4 @@
-"""COCO and VOC mAP as a torchmetrics `Metric`: exact on any number of processes, and at home in a `MetricCollection`."""
+"""COCO and VOC mAP as a torchmetrics `Metric`, exact on any number of processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,20 +18,19 @@ from zoo.types import Prediction, Target
 
 
 class DetectionMAP(Metric):
-    """COCO's and VOC's numbers over all images that `update` is given.
+    """COCO's and VOC's metrics over all images passed to `update`.
 
-    `update` keeps columns on the device where they are, and reads nothing back. `compute` brings the columns of all
-    processes to the first one, puts images into the order of their ids and drops those that a padded sampler handed
-    out twice (the first copy stays), measures once, and tells the others the result. So the numbers have the same
-    bits on one process and on any other number of them.
+    `update` appends columns on their device and reads nothing back. `compute` gathers the columns of all processes on
+    rank 0, sorts images by id, drops images that a padded sampler repeated (the first copy is kept), evaluates once,
+    and broadcasts the result. So the metrics are bit-equal on any number of processes.
 
     Args:
-        classes: names of the classes by label; None names them by their number.
+        classes: class names by label; None uses the labels as names.
         protocols: any of "coco", "voc07" and "voc10".
-        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools".
-        ground_truth: what is true of the data set, where it is at hand; targets then only say which images were seen.
-            Numbers are then those of the file itself, whose boxes are f64 and not clipped to the image.
-        process_group: the processes that share the images; None means all.
+        engine: library for COCO's metrics: "hotcoco", or the reference, "pycocotools".
+        ground_truth: of the data set, if available; targets then only say which images were evaluated. Metrics then
+            use the annotation file's own boxes, which are f64 and not clipped to the image.
+        process_group: processes that share the images; None means all.
     """
 
     is_differentiable = False
@@ -58,18 +57,18 @@ class DetectionMAP(Metric):
         ground_truth: GroundTruth | None = None,
         process_group: Any | None = None,
     ) -> None:
-        super().__init__(process_group=process_group, dist_sync_fn=_gather_to_first)
+        super().__init__(process_group=process_group, dist_sync_fn=_gather_on_rank_zero)
         self.classes = None if classes is None else tuple(classes)
         self.protocols = tuple(protocols)
         self.engine: Engine = engine
         self.ground_truth = ground_truth
-        self.scores: Scores | None = None  # of the last `compute`, on every process
-        self.predictions: Predictions | None = None  # of the last `compute`, of all processes, on the first one only
+        self.scores: Scores | None = None  # of the last `compute`, on every rank
+        self.predictions: Predictions | None = None  # of the last `compute`, of all processes, on rank 0 only
         for name in ("image_ids", *_PREDICTION_COLUMNS, *_TARGET_COLUMNS):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, preds: Sequence[Prediction], target: Sequence[Target]) -> None:
-        """Adds images: what a detector said of each, and what is true.
+        """Add predictions and targets of a batch of images.
 
         Raises:
             ValueError: not as many predictions as targets.
@@ -91,26 +90,26 @@ class DetectionMAP(Metric):
         self.gt_difficult.append(torch.cat([item["difficult"] for item in target]))
 
     def compute(self) -> dict[str, Tensor]:
-        """Measures all images of all processes.
+        """Metrics over all images of all processes.
 
         Returns:
             f64 scalars by name: those of `Scores.metrics`, and `AP/<class>` and so on for each class.
 
         Raises:
-            InputError: see `zoo.evaluation.evaluate`; on every process alike.
+            InputError: see `zoo.evaluation.evaluate`; on every rank.
         """
         self.predictions = None
         if not self._is_synced:
-            self.scores = self._measure()
+            self.scores = self._evaluate()
         else:
-            self.scores = run_on_rank_zero(self._measure, self.process_group)
+            self.scores = run_on_rank_zero(self._evaluate, self.process_group)
         assert self.scores is not None
         values = dict(self.scores.metrics)
         for name, of_class in self.scores.per_class.items():
             values |= {f"{key}/{name}": value for key, value in of_class.items()}
         return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
-    def _measure(self) -> Scores:
+    def _evaluate(self) -> Scores:
         image_ids = _column(self.image_ids, np.int64)
         _, first = np.unique(image_ids, return_index=True)
         pred_counts = _column(self.pred_counts, np.int64)
@@ -126,9 +125,9 @@ class DetectionMAP(Metric):
         else:
             pred_labels = self.predictions.labels
             gt_labels = _column(self.gt_labels, np.int64)
-            most = max(pred_labels.max(initial=-1), gt_labels.max(initial=-1)) + 1
+            num_classes = max(pred_labels.max(initial=-1), gt_labels.max(initial=-1)) + 1
             ground_truth = GroundTruth.from_counts(
-                classes=self.classes if self.classes is not None else tuple(map(str, range(most))),
+                classes=self.classes if self.classes is not None else tuple(map(str, range(num_classes))),
                 image_ids=image_ids,
                 counts=_column(self.gt_counts, np.int64),
                 boxes=_column(self.gt_boxes, np.float32, 4),
@@ -145,19 +144,19 @@ _TARGET_COLUMNS = ("gt_counts", "gt_boxes", "gt_areas", "gt_labels", "gt_iscrowd
 
 
 def _column(state: list[Tensor] | Tensor, dtype: type[np.generic], *shape: int) -> np.ndarray:
-    """One array of a state: a list of chunks, or one tensor once the processes' states are brought together."""
+    """A state as one array; it is a list of chunks before synchronisation and one tensor afterwards."""
     chunks = [state] if isinstance(state, Tensor) else state
     joined = torch.cat(chunks).cpu().numpy() if chunks else np.zeros(0)
     return joined.astype(dtype, copy=False).reshape(-1, *shape)
 
 
-def _gather_to_first(state: Tensor, group: Any | None = None) -> list[Tensor]:
-    """Brings a state to the first process of the group, which alone measures; the others keep their own.
+def _gather_on_rank_zero(state: Tensor, group: Any | None = None) -> list[Tensor]:
+    """Gather a state on rank 0 of the group, which evaluates; the other ranks keep their own.
 
-    A process without images has an empty f32 tensor for every state: it is left out, lest ids become floats.
+    A process without images has an empty f32 tensor for every state, which is left out so that ids stay integers.
     """
-    first = torch.distributed.get_rank(group) == 0
-    parts: list[Any] | None = [None] * torch.distributed.get_world_size(group) if first else None
+    is_rank_zero = torch.distributed.get_rank(group) == 0
+    parts: list[Any] | None = [None] * torch.distributed.get_world_size(group) if is_rank_zero else None
     torch.distributed.gather_object(state.cpu(), parts, group=group, group_dst=0)
     if parts is None:
         return [state]

@@ -1,11 +1,10 @@
-"""What a detector said of a set of images, as columns; COCO-results json in and out.
+"""Detections of a set of images as columns; reading and writing COCO-results json.
 
 Legend:
     D  detections of all images      I  images      C  classes
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,20 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from zoo.errors import InputError
+from zoo.io.files import atomic_path
 from zoo.types import Prediction
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_CHUNK = 50_000  # json entries made at once: bounds the memory for the python objects to some 20 MB
+_CHUNK = 50_000  # json entries encoded at once: bounds the memory for the python objects to about 20 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Detections of all images in four columns, 36 bytes each instead of a dict each.
 
-    Detections of one image are in the order in which the detector gave them, which decides between equal scores.
-    Boxes and scores are f32 when they come from a detector and f64 when they come from a file: somebody else's
-    file may tell scores apart that are one and the same number in f32.
+    Detections of one image are in the order in which the detector returned them, which breaks ties of equal scores.
+    Boxes and scores are f32 from a detector and f64 from a file, since another tool's file may have different scores
+    that would be equal in f32.
     """
 
     image_ids: Int64[np.ndarray, "D"]
@@ -44,7 +44,7 @@ class Predictions:
 
     @classmethod
     def from_lists(cls, image_ids: Sequence[int], predictions: Sequence[Prediction]) -> "Predictions":
-        """Packs what a detector returned: one `Prediction` an image, on any device, some of them empty."""
+        """Pack a detector's predictions, one `Prediction` for each image, on any device, possibly empty."""
         counts = [len(prediction["scores"]) for prediction in predictions]
         if len(image_ids) != len(counts):
             raise ValueError(f"{len(image_ids)} image ids for {len(counts)} predictions")
@@ -52,7 +52,7 @@ class Predictions:
             return cls(
                 np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
             )
-        # one copy from the device for each column, not three for each image
+        # concatenated first: one copy from the device for each column, not three for each image
         return cls(
             image_ids=np.repeat(np.asarray(image_ids, dtype=np.int64), counts),
             boxes=torch.cat([prediction["boxes"] for prediction in predictions]).float().cpu().numpy(),
@@ -62,7 +62,7 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """Joins the predictions of batches, or of processes, that saw different images."""
+        """Concatenate predictions of different images, such as those of batches or processes."""
         if not parts:
             return cls.from_lists([], [])
         return cls(
@@ -73,9 +73,9 @@ class Predictions:
         )
 
     def of_image(self, image_id: int) -> Prediction:
-        """Gives back one image's detections as tensors, surest first; none if the image is not known."""
+        """One image's detections as tensors, highest score first; empty for an unknown image id."""
         rows = np.flatnonzero(self.image_ids == image_id)
-        rows = rows[np.argsort(-self.scores[rows], kind="stable")]  # somebody else's file may have any order
+        rows = rows[np.argsort(-self.scores[rows], kind="stable")]  # a file may have any order
         return Prediction(
             boxes=torch.from_numpy(self.boxes[rows]).float(),
             scores=torch.from_numpy(self.scores[rows]).float(),
@@ -84,7 +84,7 @@ class Predictions:
 
 
 class _Result(msgspec.Struct, gc=False):
-    """One entry of a COCO-results json; other keys in it are passed over."""
+    """One entry of a COCO-results json; other keys are ignored."""
 
     image_id: _Int64
     category_id: _Int64
@@ -95,17 +95,17 @@ class _Result(msgspec.Struct, gc=False):
 def write_coco_results(
     predictions: Predictions, path: str | Path, class_ids: Sequence[int] | Int64[np.ndarray, "C"]
 ) -> None:
-    """Writes detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h] and score.
+    """Write detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h] and score.
 
-    Widths are differences in f64, so that `read_coco_results` gives back each f32 edge exactly.
+    Widths are differences in f64, so that `read_coco_results` restores each f32 edge exactly.
 
     Args:
-        predictions: what to write.
-        path: the file; its folder must exist. It is replaced only when all is written.
+        predictions: detections to write.
+        path: the file, written atomically; its folder is created if it does not exist.
         class_ids: the data set's category id for each label.
 
     Raises:
-        InputError: a label without a category id, or a folder that cannot be written to.
+        InputError: a label has no category id, or the file cannot be written.
     """
     ids = np.asarray(class_ids, dtype=np.int64)
     bad = np.flatnonzero((predictions.labels < 0) | (predictions.labels >= len(ids)))
@@ -115,10 +115,9 @@ def write_coco_results(
             file=path,
             place=f"image {predictions.image_ids[bad[0]]}",
         )
-    part = Path(f"{path}.{os.getpid()}.part")
     encoder = msgspec.json.Encoder()
     try:
-        with part.open("wb") as stream:
+        with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
             stream.write(b"[")
             for start in range(0, len(predictions), _CHUNK):
                 rows = slice(start, start + _CHUNK)
@@ -133,28 +132,25 @@ def write_coco_results(
                 stream.write(b",\n" if start else b"\n")
                 stream.write(entries[1:-1])
             stream.write(b"\n]\n")
-        os.replace(part, path)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", file=path) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_coco_results(
     path: str | Path, image_ids: Int64[np.ndarray, "N"], class_ids: Sequence[int] | Int64[np.ndarray, "C"]
 ) -> Predictions:
-    """Reads COCO-results json, ours or anybody's; detections keep the order of the file.
+    """Read COCO-results json written by any tool; detections keep the order of the file.
 
     Args:
         path: a json list of objects with image_id, category_id, bbox [x, y, w, h] and score.
-        image_ids: the ids of the images that may occur, in any order.
+        image_ids: the data set's image ids, in any order.
         class_ids: the data set's category id for each label.
 
     Returns:
-        columns in f64 with labels 0 .. C - 1.
+        Predictions in f64 with labels 0 .. C - 1.
 
     Raises:
-        InputError: the file is missing or is not such a list, or an entry (named by its place in the list) has an
+        InputError: the file is missing or is not such a list, or an entry (named by its index in the list) has an
             unknown image or category, a missing key, a score or a box that is not a finite number, or a negative size.
     """
     try:
@@ -182,7 +178,7 @@ def read_coco_results(
 
     _check(np.isin(ids, image_ids), path, lambda i: f"image_id {ids[i]} is not in the data set")
     _check(np.isin(categories, class_ids), path, lambda i: f"category_id {categories[i]} is not in the data set")
-    # bounds a hundred times a huge image's keep later products finite
+    # a bound far above the size of any image, so that later products stay finite
     _check(np.all(np.abs(bbox) < 1e9, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
     _check(np.all(bbox[:, 2:] >= 0, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
     known = np.asarray(class_ids, dtype=np.int64)
@@ -196,14 +192,14 @@ def read_coco_results(
 
 
 def to_xywh(boxes: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
-    """Makes COCO's x, y, width, height in f64 of xyxy edges in f32 or f64."""
+    """COCO's x, y, width, height in f64 from xyxy edges in f32 or f64."""
     wide = boxes.astype(np.float64)
     wide[:, 2:] -= wide[:, :2]
     return wide
 
 
 def _to_xyxy(bbox: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
-    """Undoes `to_xywh`: where x + w misses an f32 edge by no more than the rounding of the sum, the edge is meant."""
+    """Inverse of `to_xywh`; x + w becomes the nearest f32 edge if they differ by no more than the sum's rounding."""
     boxes = bbox.copy()
     boxes[:, 2:] += bbox[:, :2]
     far = boxes[:, 2:]
@@ -220,7 +216,7 @@ def _check(good: Bool[np.ndarray, "D"], path: str | Path, message: Callable[[int
 
 
 def _explain_malformed(text: bytes, path: str | Path) -> InputError:
-    """Says what is wrong with json that msgspec refuses: Python's own parser knows the line, and accepts NaN."""
+    """Error for json that msgspec rejects, found with Python's parser, which reports the line and accepts NaN."""
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
@@ -228,10 +224,10 @@ def _explain_malformed(text: bytes, path: str | Path) -> InputError:
     except UnicodeDecodeError as error:
         return InputError("is not json: not utf-8 text", file=path, place=f"byte {error.start}")
     except RecursionError:
-        return InputError("is nested too deep; COCO results are a flat list", file=path)
+        return InputError("is nested too deeply; COCO results are a flat list", file=path)
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
         numbers = {"score": [entry.get("score")], "bbox": entry.get("bbox")} if isinstance(entry, dict) else {}
         for key, values in numbers.items():
             if any(isinstance(value, float) and not np.isfinite(value) for value in values or ()):
                 return InputError(f"{key} is not a finite number", file=path, place=f"entry {i}")
-    return InputError("is not json: it holds NaN or Infinity", file=path)
+    return InputError("is not json: it contains NaN or Infinity", file=path)

@@ -1,10 +1,10 @@
-"""Evaluation: ground truth and predictions in, COCO's and VOC's numbers by name out.
+"""Evaluate predictions by COCO's and VOC's protocols; format the resulting metrics.
 
     scores = evaluate(GroundTruth.from_table(table), predictions)
     scores.metrics["AP"], scores.metrics["VOC07"], scores.per_class["cat"]["AP50"]
 
-Detections are put into canonical order first: by image id, those of one image as they came. Equal scores are then
-ranked the same way whatever the order of images, and however many processes collected them.
+Detections are first sorted into canonical order: by image id, those of one image in the given order. Equal scores are
+then ranked identically for any order of images and any number of processes.
 """
 
 import io
@@ -34,12 +34,12 @@ _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, "D"], Float[np.ndarray, "D 4"], Float[np.ndarray, "D"], Int64[np.ndarray, "D"]
 ]
-"""Columns in canonical order: image, box, score, label."""
+"""Image index, box, score and label of each detection, in canonical order."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All numbers in 0..1, or -1 where there was nothing to measure; only those of the protocols asked for."""
+    """Metrics of the requested protocols, in 0..1, or -1 where there is no ground truth."""
 
     metrics: dict[str, float]  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
     per_class: dict[str, dict[str, float]]  # class name -> AP AP50 VOC07 VOC10
@@ -51,19 +51,19 @@ def evaluate(
     protocols: Sequence[Protocol] = PROTOCOLS,
     engine: Engine = "hotcoco",
 ) -> Scores:
-    """Measures one set of predictions by each of the protocols.
+    """Metrics of predictions by each of the protocols.
 
     Args:
-        ground_truth: what is true; images without detections count as well.
-        predictions: what a detector said of these images.
-        protocols: any of "coco" (twelve numbers), "voc07" (11-point) and "voc10" (all-point).
-        engine: who computes COCO's numbers: "hotcoco", or the reference, "pycocotools", which is slow.
+        ground_truth: of all test images, including those without detections.
+        predictions: detections of these images.
+        protocols: any of "coco" (twelve metrics), "voc07" (11-point AP) and "voc10" (all-point AP).
+        engine: library for COCO's metrics: "hotcoco", or "pycocotools", the slow reference.
 
     Raises:
-        InputError: a protocol or engine that does not exist; a detection of an image or class that the ground truth
-            does not know, or whose score or box is not finite.
+        InputError: an unknown protocol or engine; a detection whose image or class is not in the ground truth, or
+            whose score or box is not finite.
     """
-    check_names(protocols, engine)
+    check_protocols(protocols, engine)
     index, boxes, scores, labels = order_detections(ground_truth, predictions)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
@@ -85,14 +85,13 @@ def evaluate(
 
 
 def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Detections:
-    """Checks detections and puts them into canonical order.
+    """Check detections and sort them into canonical order.
 
     Returns:
-        image (a place in `ground_truth.image_ids`), box, score and label of each.
+        Image (index in `ground_truth.image_ids`), box, score and label of each.
 
     Raises:
-        InputError: a detection of an image or class that the ground truth does not know, or whose score or box is not
-            finite.
+        InputError: a detection whose image or class is not in the ground truth, or whose score or box is not finite.
     """
     known = ground_truth.image_ids
     index = np.searchsorted(known, predictions.image_ids)
@@ -100,7 +99,10 @@ def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Det
     inside[inside] = known[index[inside]] == predictions.image_ids[inside]
     if not inside.all():
         other = predictions.image_ids[~inside][0]
-        raise InputError("has predictions but no ground truth; hand in both of one data set", place=f"image {other}")
+        raise InputError(
+            "has predictions but no ground truth; give predictions and ground truth of the same data set",
+            place=f"image {other}",
+        )
     check_labels(predictions.labels, len(ground_truth.classes), predictions.image_ids, "a detection")
     finite = np.isfinite(predictions.scores) & np.isfinite(predictions.boxes).all(axis=1)
     if not finite.all():
@@ -122,7 +124,7 @@ def evaluate_file(
     protocols: Sequence[Protocol] = PROTOCOLS,
     engine: Engine = "hotcoco",
 ) -> Scores:
-    """Measures a COCO-results json, ours or anybody's, against a data set in any format.
+    """Metrics of a COCO-results json file written by any tool, for a data set in any format.
 
     Raises:
         InputError: see `read_coco_results` and `evaluate`.
@@ -132,36 +134,40 @@ def evaluate_file(
 
 
 def scores_table(scores: Scores) -> Group:
-    """Sets the scores out for a terminal: the means on top, then class by class; `-` where nothing was measured."""
+    """Table of scores for a terminal: means first, then one row for each class; `-` for an undefined metric."""
     columns = [key for key in _BY_CLASS if key in scores.metrics]
     table = Table()
     table.add_column("class")
     for key in columns:
         table.add_column(key, justify="right")
-    table.add_row("all", *(_show(scores.metrics[key]) for key in columns), style="bold", end_section=True)
+    table.add_row("all", *(_format(scores.metrics[key]) for key in columns), style="bold", end_section=True)
     for name, values in scores.per_class.items():
-        table.add_row(Text(name), *(_show(values[key]) for key in columns))
-    rest = [f"{key} {_show(value)}" for key, value in scores.metrics.items() if key not in _BY_CLASS]
+        table.add_row(Text(name), *(_format(values[key]) for key in columns))
+    rest = [f"{key} {_format(value)}" for key, value in scores.metrics.items() if key not in _BY_CLASS]
     lines = [Text("   ".join(rest[start : start + 5])) for start in range(0, len(rest), 5)]
     return Group(table, *lines)
 
 
 def format_scores(scores: Scores) -> str:
-    """Writes `scores_table` as plain text, for logs and pipes."""
+    """`scores_table` as plain text, for logs and pipes."""
     stream = io.StringIO()
     Console(file=stream, width=120, color_system=None).print(scores_table(scores))
     return stream.getvalue()
 
 
-def _show(value: float) -> str:
+def _format(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def check_names(protocols: Sequence[str], engine: str) -> None:
-    """Raises `InputError` for a protocol or an engine that does not exist, and for no protocol at all."""
+def check_protocols(protocols: Sequence[str], engine: str) -> None:
+    """Check the names of protocols and engine.
+
+    Raises:
+        InputError: an unknown protocol or engine, or no protocol.
+    """
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown or not protocols:
-        problem = f"no protocol {unknown[0]!r}" if unknown else "no protocol given"
-        raise InputError(f"{problem}; there are {', '.join(PROTOCOLS)}", place="protocols")
+        problem = f"unknown protocol {unknown[0]!r}" if unknown else "no protocol given"
+        raise InputError(f"{problem}; choose from {', '.join(PROTOCOLS)}", place="protocols")
     if engine not in ("hotcoco", "pycocotools"):
-        raise InputError(f"no engine {engine!r}; there are hotcoco and pycocotools", place="engine")
+        raise InputError(f"unknown engine {engine!r}; choose hotcoco or pycocotools", place="engine")

@@ -1,1 +1,1 @@
-"""A comparison: plan the runs, start them, gather what they leave, analyse it."""
+"""Comparison of detectors: plan and execute runs, locally or as a SLURM job array, gather and analyse their results."""

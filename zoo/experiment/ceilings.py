@@ -1,12 +1,12 @@
-"""What the representation of each detector cannot give on a data set, found without training.
+"""Ceilings: the share of objects of a data set that a detector's representation cannot represent, without training.
 
-Each detector's own parts are asked: its frame, its anchors and windows, its assignment of objects to cells, its search
-for proposals. A detector with random weights will do. Objects that evaluation does not count (crowds, and what VOC
-calls difficult) are left out.
+Computed with each detector's own parts: its frame, its anchors and windows, its assignment of objects to cells, its
+proposal search. Random weights suffice. Objects that evaluation ignores (crowds, and VOC's difficult ones) are left
+out.
 
-What the shares mean differs. Corners that fall together are lost for good. An object that no anchor, window or proposal
-overlaps well has little to learn from, but box regression can still reach it from one that overlaps it less: there a
-detector can do better than its ceiling, and the sentence that comes with the share says so.
+The shares do not all bound recall in the same way. Objects whose corners coincide cannot be detected at all. An object
+that no anchor, window or proposal overlaps well has few training samples, but box regression can still reach it from
+one with a lower IoU: there a detector can exceed its ceiling, and the sentence stored with the share says so.
 
 Legend: M counted objects of an image, N anchors or windows.
 """
@@ -28,7 +28,7 @@ from zoo.data.dataset import DetectionDataset
 from zoo.data.source import Source
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
-from zoo.experiment.recall import recall_of
+from zoo.experiment.recall import dataset_recall
 from zoo.models import faster_rcnn, retinanet
 from zoo.models.cornernet import STRIDE, CornerNet, corner_cells
 from zoo.models.fast_rcnn import FastRCNN
@@ -42,53 +42,53 @@ from zoo.ops.matching import match
 from zoo.proposals import ProposalCache
 from zoo.report.results import Ceiling
 
-IOU = 0.5  # from which a window or a proposal covers an object
-IMAGES_AT_ONCE = 64  # whose objects are put into YOLO's cells together
+IOU = 0.5  # at least this IoU with a window or proposal, or the object counts as missed
+CELL_BATCH_SIZE = 64  # images whose objects are assigned to YOLO's cells in one call
 
-Watch = Callable[[Any], Iterable[Any]]
+ProgressBar = Callable[[Any], Iterable[Any]]
 
 
 @dataclass
-class Framed:
-    """The counted objects of one image, as the detector's network would see them."""
+class FramedObjects:
+    """The counted objects of one image, in pixels of the framed image that the network receives."""
 
     boxes: Float[Tensor, "M 4"]  # framed pixels
     labels: Int64[Tensor, "M"]
     size: Float[Tensor, "2"]  # (width, height) of the framed image
 
 
-def ceilings(
-    detector: Detector, table: AnnotationTable, source: Source, num_workers: int = 0, watch: Watch = iter
+def compute_ceilings(
+    detector: Detector, table: AnnotationTable, source: Source, num_workers: int = 0, progress: ProgressBar = iter
 ) -> list[Ceiling]:
-    """What this detector's representation cannot give of these objects.
+    """Share and number of the objects that the detector's representation cannot represent, by reason.
 
     Args:
-        detector: any of the zoo's; others have no ceilings that are known here.
+        detector: one of `zoo.models`; any other detector gets an empty list.
         table: the objects.
-        source: reads the images of the table; only selective search looks at them.
+        source: reads the images of the table; only selective search needs them.
         num_workers: processes that search for proposals; 0: this one.
-        watch: goes through the images, for a progress bar.
+        progress: wraps the iteration over images, for a progress bar.
 
     Returns:
-        Shares of the counted objects, NaN where there are none.
+        Shares of the counted objects; NaN where there are none.
 
     Raises:
         InputError: an image cannot be read.
     """
     if isinstance(detector, RetinaNet):
         limits = (retinanet.BACKGROUND_IOU, retinanet.FOREGROUND_IOU)
-        return anchor_ceilings(detector, table, *limits, "the object", watch)
+        return anchor_ceilings(detector, table, *limits, "the object", progress)
     if isinstance(detector, FasterRCNN):
         limits = (faster_rcnn.RPN_BACKGROUND_IOU, faster_rcnn.RPN_FOREGROUND_IOU)
-        return anchor_ceilings(detector, table, *limits, "a proposal", watch)
+        return anchor_ceilings(detector, table, *limits, "a proposal", progress)
     if isinstance(detector, (RCNN, FastRCNN)):
-        return proposal_ceilings(detector, table, source, num_workers, watch)
+        return proposal_ceilings(detector, table, source, num_workers, progress)
     if isinstance(detector, SlidingWindow):
-        return window_ceilings(detector, table, watch)
+        return window_ceilings(detector, table, progress)
     if isinstance(detector, YOLOv1):
-        return cell_ceilings(detector, table, watch)
+        return cell_ceilings(detector, table, progress)
     if isinstance(detector, CornerNet):
-        return corner_ceilings(detector, table, watch)
+        return corner_ceilings(detector, table, progress)
     return []
 
 
@@ -96,26 +96,40 @@ def ceilings(
 
 
 def anchor_ceilings(
-    detector: RetinaNet | FasterRCNN, table: AnnotationTable, low: float, high: float, what: str, watch: Watch = iter
+    detector: RetinaNet | FasterRCNN,
+    table: AnnotationTable,
+    low: float,
+    high: float,
+    what: str,
+    progress: ProgressBar = iter,
 ) -> list[Ceiling]:
-    """Objects that no anchor overlaps enough, and those that no anchor answers for even so."""
-    overlaps, answered = [torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)]
-    for outputs, images in _by_frame(detector, table, watch):
+    """Objects that no anchor overlaps by IoU `high`, and objects that no anchor is matched to.
+
+    Args:
+        detector: has the anchors.
+        table: the objects.
+        low: anchors with a lower IoU are background.
+        high: anchors with at least this IoU are foreground.
+        what: what a foreground anchor is trained to predict, for the sentence of the report.
+        progress: wraps the iteration over images.
+    """
+    overlaps, matched = [torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)]
+    for outputs, images in _by_frame(detector, table, progress):
         anchors = torch.cat(outputs.anchors)
         for image in images:
-            overlap, has_anchor = match_anchors(image.boxes, anchors, low, high)
+            overlap, is_matched = match_anchors(image.boxes, anchors, low, high)
             overlaps.append(overlap)
-            answered.append(has_anchor)
+            matched.append(is_matched)
     return [
         _ceiling(
             torch.cat(overlaps) < high,
-            f"no anchor from IoU {high}",
-            f"No anchor overlaps it by IoU {high}: only its best one learns it, and has further to move the box.",
+            f"no anchor reaches IoU {high}",
+            f"No anchor overlaps it by IoU {high}: only its best anchor is trained on it, with larger box deltas.",
         ),
         _ceiling(
-            ~torch.cat(answered),
-            "no anchor answers for it",
-            f"Each anchor that could overlaps another object more: no anchor learns {what} there.",
+            ~torch.cat(matched),
+            "no anchor is matched to it",
+            f"Each candidate anchor overlaps another object more: no anchor is trained to predict {what} there.",
         ),
     ]
 
@@ -123,66 +137,74 @@ def anchor_ceilings(
 def match_anchors(
     boxes: Float[Tensor, "M 4"], anchors: Float[Tensor, "N 4"], low: float, high: float
 ) -> tuple[Float[Tensor, "M"], Bool[Tensor, "M"]]:
-    """The highest IoU of each object with an anchor, and whether some anchor answers for it.
+    """Highest IoU of each object with any anchor, and whether any anchor is matched to the object.
 
-    The same as `match` of all anchors, which are 200,000 on a frame of 1333x800, but few of them are looked at. An
-    anchor that does not hold an object's centre covers less than half of the object. So anchors of IoU 0.5 and more
-    hold the centre; and the best one does, if it is better than half the object in the smallest anchor.
+    Equal to `match` over all anchors (200,000 on a frame of 1333x800), but evaluates few of them. An anchor that does
+    not contain an object's centre covers less than half of the object, so its IoU is below 0.5, and below
+    area / 2 / max(area, area of the smallest anchor). Only objects whose best anchor around the centre is below that
+    bound are compared with all anchors.
 
     Args:
         boxes: objects in framed pixels.
-        anchors: all of the frame.
-        low: below this an anchor is background.
-        high: from this on an anchor answers for an object; at least 0.5.
+        anchors: all anchors of the frame.
+        low: anchors with a lower IoU are background.
+        high: anchors with at least this IoU are foreground; at least 0.5.
     """
     if not len(boxes):
         return boxes.new_zeros(0), torch.zeros(0, dtype=torch.bool)
     assert high >= 0.5
     x, y = (((boxes[:, axis] + boxes[:, axis + 2]) / 2)[:, None] for axis in (0, 1))
     x1, y1, x2, y2 = anchors.unbind(-1)
-    looked_at = ((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(dim=0)
-    best = _best_overlap(boxes, anchors[looked_at])
+    is_candidate = ((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(dim=0)
+    best = _best_overlap(boxes, anchors[is_candidate])
     areas = box_area(boxes)
-    elsewhere = areas / 2 / areas.maximum(box_area(anchors).min())  # what an anchor without the centre stays below
-    unsure = boxes[best < elsewhere]
-    if len(unsure):
-        iou = pairwise_iou(unsure, anchors)
-        looked_at |= (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
-    iou = pairwise_iou(boxes, anchors[looked_at])
-    everyone = torch.ones(1, len(boxes), dtype=torch.bool)
-    matched = match(iou[None], everyone, low, high, keep_best_of_each_object=True)[0]
+    bound = areas / 2 / areas.maximum(box_area(anchors).min())  # above the IoU of any anchor without the centre
+    undecided = boxes[best < bound]
+    if len(undecided):
+        iou = pairwise_iou(undecided, anchors)
+        is_candidate |= (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+    iou = pairwise_iou(boxes, anchors[is_candidate])
+    mask = torch.ones(1, len(boxes), dtype=torch.bool)
+    matched = match(iou[None], mask, low, high, keep_best_of_each_object=True)[0]
     return iou.amax(dim=1), torch.bincount(matched[matched >= 0], minlength=len(boxes)) > 0
 
 
 # ------------------------------------------------------------------------------------------------ windows, proposals
 
 
-def window_ceilings(detector: SlidingWindow, table: AnnotationTable, watch: Watch = iter) -> list[Ceiling]:
-    """Objects that no window with its middle on the image covers."""
+def window_ceilings(detector: SlidingWindow, table: AnnotationTable, progress: ProgressBar = iter) -> list[Ceiling]:
+    """Objects that no window centred inside the image overlaps by IoU 0.5."""
     overlaps = [torch.zeros(0)]
-    for outputs, images in _by_frame(detector, table, watch):
+    for outputs, images in _by_frame(detector, table, progress):
         for image in images:
             windows = outputs.boxes[is_inside(outputs.boxes, image.size[None])[0]]
             overlaps.append(_best_overlap(image.boxes, windows))
     return [
         _ceiling(
             torch.cat(overlaps) < IOU,
-            f"no window from IoU {IOU}",
-            f"No window overlaps it by IoU {IOU}: only "
-            + ("a regressor that moves the box further" if detector.network.regressor is not None else "luck")
-            + " can still find it.",
+            f"no window reaches IoU {IOU}",
+            f"No window overlaps it by IoU {IOU}"
+            + (
+                ": only box regression can still reach it from a worse one."
+                if detector.network.regressor is not None
+                else ", and there is no box regression to reach it from a worse one."
+            ),
         )
     ]
 
 
 def proposal_ceilings(
-    detector: RCNN | FastRCNN, table: AnnotationTable, source: Source, num_workers: int = 0, watch: Watch = iter
+    detector: RCNN | FastRCNN,
+    table: AnnotationTable,
+    source: Source,
+    num_workers: int = 0,
+    progress: ProgressBar = iter,
 ) -> list[Ceiling]:
-    """Objects that selective search misses."""
+    """Objects that no selective search proposal overlaps by IoU 0.5."""
     assert detector.proposals is not None
     cache = detector.proposal_cache or ProposalCache()
     images = DetectionDataset(table, source, propose=partial(cache.get, search=detector.proposals))
-    recall = recall_of(images, num_workers, watch)
+    recall = dataset_recall(images, num_workers, progress)
     count = recall.num_objects["all"]
     share = 1 - recall.found[IOU, "all"]
     meaning = f"No proposal overlaps it by IoU {IOU}: only box regression can still reach it from a worse one."
@@ -196,11 +218,11 @@ def _best_overlap(boxes: Float[Tensor, "M 4"], others: Float[Tensor, "N 4"]) -> 
 # ------------------------------------------------------------------------------------------------------------- cells
 
 
-def cell_ceilings(detector: YOLOv1, table: AnnotationTable, watch: Watch = iter) -> list[Ceiling]:
-    """Objects whose cell answers for a larger one."""
+def cell_ceilings(detector: YOLOv1, table: AnnotationTable, progress: ProgressBar = iter) -> list[Ceiling]:
+    """Objects whose grid cell is assigned to a larger object."""
     lost = [torch.zeros(0, dtype=torch.bool)]
-    images = (_frame(detector, table, index) for index in watch(range(len(table))))
-    while group := list(islice(images, IMAGES_AT_ONCE)):
+    images = (_frame(detector, table, index) for index in progress(range(len(table))))
+    while group := list(islice(images, CELL_BATCH_SIZE)):
         boxes = pad_sequence([image.boxes / image.size.repeat(2) for image in group], batch_first=True)
         mask = pad_sequence([torch.ones(len(image.boxes), dtype=torch.bool) for image in group], batch_first=True)
         lost.append(assign_cells(boxes, mask, detector.grid)[1][mask])
@@ -208,67 +230,68 @@ def cell_ceilings(detector: YOLOv1, table: AnnotationTable, watch: Watch = iter)
     return [
         _ceiling(
             torch.cat(lost),
-            "a larger object has its cell",
-            f"A cell of the {grid} x {grid} answers for one object, and a larger one has its centre in the same cell.",
+            "its cell is assigned to a larger object",
+            f"Each of the {grid} x {grid} cells is assigned one object, and a larger one is centred in the same cell.",
         )
     ]
 
 
-def corner_ceilings(detector: CornerNet, table: AnnotationTable, watch: Watch = iter) -> list[Ceiling]:
-    """Objects whose two corners cannot be told from those of another of their class."""
+def corner_ceilings(detector: CornerNet, table: AnnotationTable, progress: ProgressBar = iter) -> list[Ceiling]:
+    """Objects whose two corners share or neighbour the heatmap cells of another object of their class."""
     same, near = ([torch.zeros(0, dtype=torch.bool)] for _ in range(2))
-    for outputs, images in _by_frame(detector, table, watch):
+    for outputs, images in _by_frame(detector, table, progress):
         height, width = outputs.corners[0].heat.shape[-2:]
         for image in images:
             cells = torch.cat(corner_cells(image.boxes[None] / STRIDE, (height, width)), dim=2)[0]
             distance = (cells[:, None] - cells).abs().amax(dim=2)
             is_other = image.labels[:, None] != image.labels
-            same.append(hidden_objects((distance == 0) & ~is_other))
-            near.append(hidden_objects((distance <= 1) & ~is_other))
+            same.append(merged_objects((distance == 0) & ~is_other))
+            near.append(merged_objects((distance <= 1) & ~is_other))
     return [
         _ceiling(
             torch.cat(same),
-            "both corners in another's cells",
-            "Another object of its class has both corners in the same cells: two corners make one box.",
+            "both corners in the cells of another object",
+            "Another object of its class has both corners in the same cells: the two corners give one box.",
         ),
         _ceiling(
             torch.cat(near),
-            "both corners beside another's",
-            "Another object of its class has both corners in the same or neighbouring cells, of which the choice of "
-            "3x3 maxima leaves one: a box for both.",
+            "both corners beside those of another object",
+            "Another object of its class has both corners in the same or neighbouring cells, of which 3x3 peak "
+            "selection keeps one: one box for both.",
         ),
     ]
 
 
-def hidden_objects(is_one: Bool[Tensor, "M M"]) -> Bool[Tensor, "M"]:
-    """Objects that cannot be told from an earlier one that is given itself.
+def merged_objects(is_same: Bool[Tensor, "M M"]) -> Bool[Tensor, "M"]:
+    """Objects that are indistinguishable from an earlier object which is not itself merged into another.
 
     Args:
-        is_one: which two objects come out as one; symmetric.
+        is_same: which pairs of objects give one detection; symmetric.
     """
-    hidden = torch.zeros(len(is_one), dtype=torch.bool)
-    for index in is_one.triu(diagonal=1).any(dim=0).nonzero()[:, 0].tolist():
-        hidden[index] = (is_one[index, :index] & ~hidden[:index]).any()
-    return hidden
+    is_merged = torch.zeros(len(is_same), dtype=torch.bool)
+    for index in is_same.triu(diagonal=1).any(dim=0).nonzero()[:, 0].tolist():
+        is_merged[index] = (is_same[index, :index] & ~is_merged[:index]).any()
+    return is_merged
 
 
 # ----------------------------------------------------------------------------------------------------------- framing
 
 
-def _by_frame(detector: Detector, table: AnnotationTable, watch: Watch) -> Iterator[tuple[Any, Iterator[Framed]]]:
-    """The images of a table by the size of their frames, and what the network gives for a frame of that size.
+def _by_frame(
+    detector: Detector, table: AnnotationTable, progress: ProgressBar
+) -> Iterator[tuple[Any, Iterator[FramedObjects]]]:
+    """For each framed image size: the network's outputs, and the objects of the images of that size.
 
-    The network runs on tensors without content: what it says of objects is of no matter, and where its anchors, windows
-    and maps lie hangs on sizes alone.
+    The network runs on meta tensors, since anchors, windows and the sizes of output maps depend on the size alone.
     """
     skeleton = copy.deepcopy(detector).to("meta")
-    for name, buffer in detector.named_buffers(recurse=False):  # anchors and windows, which are wanted
+    for name, buffer in detector.named_buffers(recurse=False):  # anchors and windows: their values are needed
         skeleton.register_buffer(name, buffer.cpu(), persistent=False)
     by_frame: dict[tuple[int, int], list[int]] = defaultdict(list)
     frame = detector.frame.config
     for index, size in enumerate(zip(table.heights.tolist(), table.widths.tolist(), strict=True)):
         by_frame[frame.padded_size(*frame.framed_size(*size))].append(index)
-    seen = iter(watch(range(len(table))))
+    seen = iter(progress(range(len(table))))
     for indices in by_frame.values():
         height, width = int(table.heights[indices[0]]), int(table.widths[indices[0]])
         with torch.no_grad():
@@ -277,14 +300,14 @@ def _by_frame(detector: Detector, table: AnnotationTable, watch: Watch) -> Itera
         yield outputs, (_frame(detector, table, index) for index, _ in zip(indices, seen, strict=False))
 
 
-def _frame(detector: Detector, table: AnnotationTable, index: int) -> Framed:
-    """Boxes as `zoo.nn.frame.Frame` has them, without its pixels."""
+def _frame(detector: Detector, table: AnnotationTable, index: int) -> FramedObjects:
+    """Counted boxes of an image as `zoo.nn.frame.Frame` scales them, without reading its pixels."""
     target = table.target(index)
     counts = ~(target["iscrowd"] | target["difficult"])
     given = int(table.heights[index]), int(table.widths[index])
     size = torch.tensor(detector.frame.config.framed_size(*given)[::-1], dtype=torch.float32)
     scale = size / torch.tensor(given[::-1], dtype=torch.float32)
-    return Framed(target["boxes"][counts] * scale.repeat(2), target["labels"][counts], size)
+    return FramedObjects(target["boxes"][counts] * scale.repeat(2), target["labels"][counts], size)
 
 
 def _ceiling(lost: Bool[Tensor, "T"], limit: str, meaning: str) -> Ceiling:

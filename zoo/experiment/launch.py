@@ -1,8 +1,8 @@
-"""Processes for the runs of a comparison: each has one of its own, which shares our terminal.
+"""Start each run of a comparison in a process of its own, attached to the same terminal.
 
-Importing what a run needs takes seconds. A server process imports it once and forks for each run, which is then as
-fresh as a new interpreter. A run of several processes is started by its command line, since Lightning starts the
-others by the same, and so is every run where forking is not safe.
+Importing PyTorch and Lightning takes seconds. A fork server imports them once and forks for each run, which starts as
+clean as a new interpreter. A run of several processes is started by command line instead, since Lightning starts the
+other processes by the same command; so is every run on platforms where forking is not safe.
 """
 
 import multiprocessing
@@ -13,32 +13,32 @@ import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
-CAN_FORK = sys.platform == "linux"  # elsewhere the libraries that PyTorch stands on do not survive a fork
-SECONDS_TO_FINISH = 60  # for a run that is interrupted, to write down where it stands
+CAN_FORK = sys.platform == "linux"  # on other platforms the libraries below PyTorch do not survive a fork
+SECONDS_TO_FINISH = 60  # for an interrupted run, to write its checkpoint
 
 
 def warm_up() -> None:
-    """Let the server, where there can be one, import what runs need while something else is done."""
+    """Start the fork server where forking is safe, so that it imports the modules of a run in the background."""
     if CAN_FORK:
         multiprocessing.set_forkserver_preload(["zoo.experiment.run"])
         forkserver.ensure_running()
 
 
 def launch_fork(folder: Path) -> int:
-    """Do the run of a folder in a fork of the server. An interrupt is handed on and waited for.
+    """Execute the run of a folder in a fork of the server. On an interrupt, send SIGTERM to the run and wait for it.
 
     Returns:
-        Its exit code, or the negative number of the signal that ended it.
+        The exit code, or the negative number of the signal that ended the process.
     """
     context = multiprocessing.get_context("forkserver")
     start_method = multiprocessing.get_start_method()
-    process = context.Process(target=_do, args=(folder, Path.cwd(), dict(os.environ), start_method))
+    process = context.Process(target=_run_in_fork, args=(folder, Path.cwd(), dict(os.environ), start_method))
     process.start()
     try:
         process.join()
     except BaseException:
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)  # which a training answers with a checkpoint
+        os.kill(process.pid, signal.SIGTERM)  # the training writes a checkpoint and ends
         process.join(SECONDS_TO_FINISH)
         process.kill()
         process.join()
@@ -48,8 +48,8 @@ def launch_fork(folder: Path) -> int:
 
 
 def launch_command(folder: Path) -> int:
-    """Do the run of a folder by `python -m zoo.experiment.run`; otherwise the same."""
-    # In a group of its own, which Ctrl-C does not reach: see `_do`.
+    """Execute the run of a folder by `python -m zoo.experiment.run`; otherwise as `launch_fork`."""
+    # In a process group of its own, which Ctrl-C does not reach: see `_run_in_fork`.
     process = subprocess.Popen([sys.executable, "-m", "zoo.experiment.run", str(folder)], process_group=0)
     try:
         return process.wait()
@@ -63,16 +63,19 @@ def launch_command(folder: Path) -> int:
         raise
 
 
-def _do(folder: Path, place: Path, environment: dict[str, str], start_method: str) -> None:
-    """The server may have been started elsewhere, and under other variables.
+def _run_in_fork(folder: Path, working_directory: Path, environment: dict[str, str], start_method: str) -> None:
+    """Execute the run of a folder with the parent's working directory, environment and start method.
 
-    Ctrl-C reaches all processes of a terminal. This one is told by its parent, in the way that saves where it stands.
+    The server may have been started in another directory and with other variables.
 
-    A fork of a server would have its own children forked by the server, too: each loader worker for itself, with
-    nothing of the run in its memory.
+    Ctrl-C reaches all processes of a terminal. This process ignores it: the parent sends SIGTERM instead, on which the
+    training writes a checkpoint.
+
+    By default the children of a fork of the server would be forked from the server as well, so that loader workers
+    would share no memory with the run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.chdir(place)
+    os.chdir(working_directory)
     os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)
     from zoo.experiment.run import main

@@ -1,4 +1,4 @@
-"""How many objects of a data set its region proposals find; on the way the cache of the proposals is filled."""
+"""Recall of the region proposals of a data set; computing it also fills the proposal cache."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,19 +17,19 @@ from zoo.ops.boxes import pairwise_iou
 
 IOU_THRESHOLDS = (0.5, 0.7)
 SIZES = {"all": (0.0, math.inf), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
-"""COCO's, in pixels^2: from the first number on, below the second."""
+"""COCO's ranges of object area in pixels^2: [low, high)."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What the proposals of a split find; crowds and difficult objects are not counted.
+    """Recall of the proposals of a split; crowds and difficult objects are not counted.
 
     Args:
-        num_images: of the split.
-        mean_proposals: of an image.
-        num_objects: by size.
-        found: part of the objects that some proposal overlaps by an IoU at least, by that IoU and size; NaN where there
-            is no object.
+        num_images: images of the split.
+        mean_proposals: mean number of proposals per image.
+        num_objects: number of objects by size.
+        found: share of the objects that a proposal overlaps by at least an IoU, by (IoU, size); NaN where there is no
+            object.
     """
 
     num_images: int
@@ -39,41 +39,41 @@ class Recall:
 
 
 def measure_recall(
-    data: DetectionDataModule, split: Split, num_workers: int, watch: Callable[[DataLoader], Iterable[Any]] = iter
+    data: DetectionDataModule, split: Split, num_workers: int, progress: Callable[[DataLoader], Iterable[Any]] = iter
 ) -> Recall:
-    """Proposals of each image of a split, from the cache or computed, against its objects.
+    """Recall of the proposals of a split, which are read from the cache or computed.
 
     Args:
-        data: whose `proposals` say how to search.
-        split: of that data.
+        data: `data.proposals` configures the search.
+        split: a split of `data`.
         num_workers: processes that search; 0: this one.
-        watch: goes through the loader's items, for a progress bar.
+        progress: wraps the iteration over the loader, for a progress bar.
 
     Raises:
         InputError: the split, or an image of it, cannot be read.
     """
     images = DetectionDataset(data.table(split), data.sources[split], propose=data.proposer())
-    return recall_of(images, num_workers, watch)
+    return dataset_recall(images, num_workers, progress)
 
 
-def recall_of(
-    images: DetectionDataset, num_workers: int, watch: Callable[[DataLoader], Iterable[Any]] = iter
+def dataset_recall(
+    images: DetectionDataset, num_workers: int, progress: Callable[[DataLoader], Iterable[Any]] = iter
 ) -> Recall:
-    """As `measure_recall`, for images whose targets carry proposals."""
-    loader = DataLoader(_Overlaps(images), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    found = list(watch(loader))
+    """Recall of the proposals that a data set's targets contain; see `measure_recall`."""
+    loader = DataLoader(_Overlaps(images), batch_size=None, num_workers=num_workers, collate_fn=_identity)
+    found = list(progress(loader))
     counts = [count for count, _ in found]
     objects = torch.tensor([pair for _, pairs in found for pair in pairs], dtype=torch.float64).reshape(-1, 2)
-    return summarise(counts, objects[:, 0], objects[:, 1])
+    return compute_recall(counts, objects[:, 0], objects[:, 1])
 
 
-def summarise(counts: Sequence[int], overlaps: Float[Tensor, "M"], areas: Float[Tensor, "M"]) -> Recall:
+def compute_recall(counts: Sequence[int], overlaps: Float[Tensor, "M"], areas: Float[Tensor, "M"]) -> Recall:
     """Recall by IoU and size.
 
     Args:
-        counts: proposals of each image.
+        counts: number of proposals of each image.
         overlaps: each object's highest IoU with a proposal.
-        areas: of each object, pixels^2.
+        areas: area of each object, pixels^2.
     """
     of_size = {name: overlaps[(areas >= low) & (areas < high)] for name, (low, high) in SIZES.items()}
     found = {
@@ -86,7 +86,7 @@ def summarise(counts: Sequence[int], overlaps: Float[Tensor, "M"], areas: Float[
 
 
 def recall_table(recalls: dict[Split, Recall]) -> Table:
-    """Sets recall out for a terminal; `-` where there is no object."""
+    """Terminal table of recall by split, IoU and size; `-` where there is no object."""
     table = Table()
     for name in ("split", "images", "proposals", "IoU", *SIZES):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -101,7 +101,7 @@ def recall_table(recalls: dict[Split, Recall]) -> Table:
 
 
 class _Overlaps(Dataset[tuple[int, list[tuple[float, float]]]]):
-    """Of each image how many proposals it has, and of each object its best IoU with them and its area."""
+    """For each image, the number of proposals and, per object, (highest IoU with a proposal, area)."""
 
     def __init__(self, images: DetectionDataset) -> None:
         self.images = images
@@ -116,5 +116,5 @@ class _Overlaps(Dataset[tuple[int, list[tuple[float, float]]]]):
         return len(target["proposals"]), list(zip(overlaps.tolist(), target["area"][counts].tolist(), strict=True))
 
 
-def _as_it_is(sample: Any) -> Any:
+def _identity(sample: Any) -> Any:
     return sample

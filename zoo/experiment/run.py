@@ -1,8 +1,9 @@
-"""One run of a comparison: trained, tested and measured in a process of its own, from what its folder says.
+"""One run of a comparison: train, test and measure the detector that a run folder configures.
 
-`zoo.experiment.comparison` writes `run.json` and `config.yaml` into the folder and starts `python -m zoo.experiment.run <folder>`; what comes
-back is `result.json`, whether the run went well or not. Where a run has several processes, all of them do this (srun
-and torchrun start them so, and Lightning starts the others by the first one's command), and the first one writes.
+`zoo.experiment.comparison` writes `run.json` and `config.yaml` into the folder and starts
+`python -m zoo.experiment.run <folder>`, which writes `result.json`, for a failed run too. Where a run has several
+processes, all of them execute this module (srun and torchrun start them so, and Lightning starts the others by the
+command of the first one), and the first one writes the files.
 """
 
 import json
@@ -24,8 +25,9 @@ from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.predictions import write_coco_results
-from zoo.experiment.ceilings import ceilings
-from zoo.profiling.energy import find_meter
+from zoo.experiment.ceilings import compute_ceilings
+from zoo.io.files import atomic_path
+from zoo.profiling.energy import find_energy_meter
 from zoo.profiling.flops import count_flops, count_parameters, measure_memory
 from zoo.profiling.hardware import describe_hardware
 from zoo.profiling.latency import LatencySettings, measure_latencies
@@ -38,26 +40,26 @@ from zoo.training.trainer import (
     preserve_metrics_csv,
     process_rank,
     silence_lightning,
-    together,
+    terminate_children_on_error,
 )
 
-FinalSplit = Literal["val", "test"]  # what the numbers of a comparison are for
+FinalSplit = Literal["val", "test"]  # the split that the metrics of a comparison are computed on
 
 LATENCY_IMAGES = 16
 LATENCY_SECONDS = 1.5
 
 
 def main(folder: Path) -> int:
-    """Do the run of a folder; `result.json` says what came of it, `error.log` what exactly went wrong.
+    """Execute the run of a folder: write `result.json`, and on failure the traceback to `error.log`.
 
-    Processes beside the first one have an `error_<rank>.log` each: what went wrong may have gone wrong there alone.
+    Processes other than the first write an `error_<rank>.log` each, since an error may occur in one of them only.
 
     Returns:
-        Exit code: 0 done, 1 failed, 143 told to make room, which leaves no result: the same command goes on.
+        Exit code: 0 done, 1 failed, 143 preempted; the last writes no result, and the same command resumes the run.
     """
     silence_lightning()
     try:
-        run = execute(folder)
+        run = train_and_test(folder)
     except Preempted as stop:
         if process_rank() == 0:
             print(f"{folder.name}: {stop}", flush=True)
@@ -70,14 +72,14 @@ def main(folder: Path) -> int:
         text = str(known) if known is not None else f"{type(error).__name__}: {one_line(str(error))} (see {name})"
         run = failed_run(folder, text)
     file = folder / "result.json"
-    # Of a failure the process knows most that fails first: the others fail because they miss it.
+    # The process that fails first knows the cause of a failure: the others fail because it is gone.
     if process_rank() == 0 if run.status == "done" else not file.exists():
         write_run(run, file)
     return 0 if run.status == "done" else 1
 
 
-def execute(folder: Path) -> Run:
-    """Train as config.yaml says, from last.ckpt where there is one, and test the best checkpoint."""
+def train_and_test(folder: Path) -> Run:
+    """Train as configured by config.yaml, resuming from last.ckpt where it exists, and test the best checkpoint."""
     parser = make_parser()
     config = parse(parser, ["--config", str(folder / "config.yaml")])
     seed_everything(config.seed_everything, workers=True, verbose=False)
@@ -86,27 +88,27 @@ def execute(folder: Path) -> Run:
     module: DetectionDataModule = built.data
     if process_rank() == 0:
         preserve_metrics_csv(folder)
-    # Under SLURM Lightning goes on from such files in the root folder, unasked. In one that all runs share they would
-    # be another run's; in ours they are of no use, since last.ckpt has all that counts.
-    for unasked in folder.glob("hpc_ckpt_*"):
-        unasked.unlink(missing_ok=True)
+    # Under SLURM, Lightning resumes from hpc_ckpt_* files in the root folder without being asked. In a root folder
+    # that all runs share they could belong to another run; in the run folder they are superseded by last.ckpt.
+    for checkpoint in folder.glob("hpc_ckpt_*"):
+        checkpoint.unlink(missing_ok=True)
     arguments = built.trainer.as_dict() | {"default_root_dir": str(folder)}
     trainer = make_trainer(arguments, module, folder, folder.name)
 
     last = folder / "checkpoints" / "last.ckpt"
-    with together(trainer):
+    with terminate_children_on_error(trainer):
         trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
-    # What training cost is read now: loading a checkpoint takes the callbacks back to where they were then.
+    # Training cost is read before testing: loading a checkpoint resets the callbacks to the state at its time.
     curve = find_callback(trainer, LearningCurve)
     points = msgspec.convert(curve.points, list[CurvePoint])
     cost = Cost(train_images_per_s=curve.train_images_per_s, train_minutes=curve.train_minutes)
     split = final_split(module)
     final = trainer.test if split == "test" else trainer.validate
-    with together(trainer):
+    with terminate_children_on_error(trainer):
         best = choose_checkpoint(trainer, detector, module, folder, points, curve.images_seen)
         final(detector, datamodule=module, ckpt_path=best, verbose=False, weights_only=True)
-    map_callback = find_callback(trainer, MeanAveragePrecision)
-    scores, predictions = map_callback.scores(split), map_callback.predictions(split)
+    mean_ap = find_callback(trainer, MeanAveragePrecision)
+    scores, predictions = mean_ap.scores(split), mean_ap.predictions(split)
     run = Run(
         model_key(detector),
         folder.name.removesuffix(f"_seed{config.seed_everything}"),
@@ -119,7 +121,7 @@ def execute(folder: Path) -> Run:
     if trainer.is_global_zero and scores is not None and predictions is not None:
         write_coco_results(predictions, folder / "predictions.json", module.class_ids)
         run.metrics, run.per_class = scores.metrics, scores.per_class
-        run.analysis.ceilings = ceilings(detector, module.table(split), module.sources[split])
+        run.analysis.ceilings = compute_ceilings(detector, module.table(split), module.sources[split])
         run.cost = measure_cost(detector, trainer, module, split, cost)
     return run
 
@@ -132,10 +134,10 @@ def choose_checkpoint(
     points: list[CurvePoint],
     images_seen: int,
 ) -> Path:
-    """The checkpoint to test: the best on the validation split, or the last where there is none.
+    """The checkpoint to test: the best on the validation split, or the last where there is no such split.
 
-    A budget can end between two validations; then the final weights are validated too, added to the learning curve,
-    and are the best if they are.
+    A budget can end between two validations; then the final weights are validated and added to the learning curve, and
+    become the best checkpoint if their AP is the highest.
     """
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     if "val" not in module.sources:
@@ -145,15 +147,14 @@ def choose_checkpoint(
     curve = find_callback(trainer, LearningCurve)
     epoch, minutes, loss = trainer.current_epoch + 1, curve.train_minutes, curve.mean_loss
     before = max((point.AP for point in points), default=-math.inf)
-    # From the file, and not from memory: a run that was stopped here has nothing else when it comes here again.
+    # Validate the file and not the weights in memory: a run resumed at this point has only the file.
     trainer.validate(detector, datamodule=module, ckpt_path=last, verbose=False, weights_only=True)
     found = {key: float(trainer.callback_metrics[f"val/{key}"]) for key in ("AP", "AP50")}
     points.append(CurvePoint(epoch, images_seen, minutes, found["AP"], found["AP50"], loss))
     if trainer.is_global_zero and (not best.exists() or found["AP"] > before):
-        partial = best.with_name(f".{best.name}.partial")
-        shutil.copyfile(last, partial)
-        partial.replace(best)
-    trainer.strategy.barrier()  # nobody reads it before it is there
+        with atomic_path(best) as temporary:
+            shutil.copyfile(last, temporary)
+    trainer.strategy.barrier()  # no process may read the checkpoint before it is written
     return best
 
 
@@ -165,23 +166,26 @@ def measure_cost(
     training: Cost,
     batches: Sequence[int] = (1,),
     seconds: float = LATENCY_SECONDS,
-    least: int = 1,
-    say: Callable[[str], object] = lambda line: None,
+    min_batches: int = 1,
+    log: Callable[[str], object] = lambda line: None,
 ) -> Cost:
-    """What training cost, completed by what images cost on the Trainer's device and in its precision.
+    """The given training cost, completed by the inference cost on the Trainer's device and in its precision.
 
-    Images come bare, so region proposals are computed for each, and not taken from the cache: they count in its time.
+    Region proposals are computed for each image and not read from the cache, so the latency includes them.
 
     Args:
-        detector: with the weights to measure.
-        trainer: its device and precision are measured.
+        detector: the detector with its weights.
+        trainer: provides device and precision.
         module: has the images.
-        split: whose first images are taken.
-        training: what is known already.
-        batches: sizes of batch to time; the others are left out where memory does not suffice.
-        seconds: to time each ...
-        least: ... and batches of it at least.
-        say: takes a line about each size.
+        split: the split whose first images are used.
+        training: the cost of training.
+        batches: batch sizes to time; those that do not fit in memory are left out.
+        seconds: how long to time each batch size.
+        min_batches: batches to time at each batch size regardless of `seconds`.
+        log: called with a line about each batch size.
+
+    Raises:
+        InputError: the split has no images.
     """
     device = trainer.strategy.root_device
     detector.to(device)
@@ -194,33 +198,37 @@ def measure_cost(
     operations = count_flops(detector, images[0])
     memory = measure_memory(detector, images[0], context=context)
     decode = partial(source.load_image, table) if table.folders else None
-    conditions = LatencySettings(images, decode, context, seconds, least, find_meter(device))
-    speeds = measure_latencies(detector, conditions, batches, memory, say)
-    alone = speeds.get(1)
+    settings = LatencySettings(images, decode, context, seconds, min_batches, find_energy_meter(device))
+    speeds = measure_latencies(detector, settings, batches, memory, log)
+    single = speeds.get(1)
     return replace(
         training,
         parameters=count_parameters(detector),
         flops=operations.flops,
-        flops_input=operations.image,
+        flops_input=operations.input_size,
         proposals=operations.proposals,
         peak_memory_mb=memory,
-        ms_per_image=None if alone is None else alone.in_memory,
-        joules_per_image=None if alone is None else alone.joules,
+        ms_per_image=None if single is None else single.in_memory,
+        joules_per_image=None if single is None else single.joules,
         timings=[timing for speed in speeds.values() for timing in speed.timings],
     )
 
 
 def final_split(module: DetectionDataModule) -> FinalSplit:
-    """The split that the numbers are for: test, or val where there is no test."""
+    """The split that metrics are computed on: test, or val where there is no test split.
+
+    Raises:
+        InputError: there is neither.
+    """
     if "test" in module.sources:
         return "test"
     if "val" in module.sources:
         return "val"
-    raise InputError("the data has neither a test nor a val split to measure on")
+    raise InputError("the data has neither a test nor a val split to evaluate on; name one in the data file")
 
 
 def failed_run(folder: Path, error: str) -> Run:
-    """A run that came to nothing, named from its folder."""
+    """A run with status "failed", its model and seed read from run.json."""
     identity = json.loads((folder / "run.json").read_text())
     seed = identity["seed_everything"]
     return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
@@ -232,7 +240,7 @@ def _hardware(trainer: Trainer) -> str:
 
 
 def read_result(folder: Path) -> Run | None:
-    """What a run left behind; None where it is not over, or its file is damaged."""
+    """The content of result.json; None where it does not exist or is damaged."""
     try:
         return read_run(folder / "result.json")
     except InputError:

@@ -1,1 +1,1 @@
-"""A detector as a deployable file, checked against PyTorch."""
+"""Export of detectors to deployable files, checked against PyTorch."""

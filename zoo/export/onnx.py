@@ -1,18 +1,19 @@
-"""A detector as one ONNX file: raw image in, detections out, checked against PyTorch before anybody sees it.
+"""Export a detector to one ONNX file, and check it against PyTorch before it is put in place.
+
+Inputs and outputs of the file:
 
     image       uint8 [3, height, width], RGB, any size
-    proposals   float32 [P, 4], xyxy in pixels of that image; only of detectors that score region proposals
-    boxes       float32 [detections, 4], xyxy in pixels of that image, surest first
+    proposals   float32 [P, 4], xyxy in pixels of the image; only for detectors that take region proposals
+    boxes       float32 [detections, 4], xyxy in pixels of the image, by descending score
     scores      float32 [detections]
-    labels      int64 [detections], 0 .. C-1; the metadata's `class_names` (json) tells what they are called
+    labels      int64 [detections], 0 .. C-1; the names are in the metadata's `class_names` (JSON)
 
-It is `Detector.forward` on one image that torch.export follows, framing and selection included: no detector is written
-a second time here.
+torch.export traces `Detector.forward` on one image, framing and post-processing included, so no detector is
+implemented a second time here.
 """
 
 import copy
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.io.files import atomic_path
 from zoo.models import load
 from zoo.models.rcnn import RCNN
 from zoo.models.sliding_window import SlidingWindow
@@ -39,37 +41,37 @@ if TYPE_CHECKING:
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 20
 LARGEST_FILE = 2**31
-"""Bytes; protocol buffers have no more."""
+"""Bytes; the limit of a protocol buffer."""
 
 CHECK_SIZES = ((375, 500), (480, 333), (97, 208))
-"""(height, width) of the images of the check: lying, standing, and a small one."""
+"""(height, width) of the images of the check: landscape, portrait, and a small one."""
 
 BOX_TOLERANCE = 1e-3
-"""Pixels; float32 itself is good for a tenth of that at the far end of a large image."""
+"""Pixels; the float32 rounding error at the far end of a large image is about a tenth of that."""
 
 SCORE_TOLERANCE = 1e-4
 NUM_PROPOSALS = 200
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far a file is from PyTorch, at most, over the images of the check."""
+class ExportCheck:
+    """Number of detections, and largest differences between ONNX and PyTorch, over the images of the check."""
 
     num_detections: int
     box_difference: float  # pixels
     score_difference: float
 
 
-def export(checkpoint: Path, out: Path) -> Agreement:
-    """Write the detector of a checkpoint to an ONNX file, once onnxruntime has made the same detections as PyTorch.
+def export_onnx(checkpoint: Path, out: Path) -> ExportCheck:
+    """Export the detector of a checkpoint to ONNX; written only if onnxruntime gives the same detections as PyTorch.
 
     Args:
-        checkpoint: of `zoo fit` or `zoo compare`.
-        out: the file; its folder must be there.
+        checkpoint: checkpoint of `zoo fit` or `zoo compare`.
+        out: the file to write; its folder must exist.
 
     Raises:
-        InputError: packages are missing, the checkpoint or `out` cannot be used, there is no way to export this
-            detector, or the file does not agree with PyTorch. Then nothing is written.
+        InputError: packages are missing, the checkpoint or `out` cannot be used, the detector cannot be exported, or
+            the file does not agree with PyTorch. Nothing is written then.
     """
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
@@ -77,34 +79,28 @@ def export(checkpoint: Path, out: Path) -> Agreement:
     if out.is_dir():
         raise InputError("is a folder; give --out a file", out)
     if not out.parent.is_dir():
-        raise InputError("no such folder to write to", out.parent)
+        raise InputError("no such folder; create it or give another --out", out.parent)
     detector = load(checkpoint)
     reason = unsupported_reason(detector)
     if reason is not None:
         raise InputError(reason, checkpoint)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(out) as temporary:
         write_onnx(detector, temporary, {"checkpoint": checkpoint.name})
-        agreement = check_file(temporary, detector)
-        if not agreement.num_detections:
-            agreement = _check_talkative_twin(temporary, detector)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return agreement
+        check = check_file(temporary, detector)
+        if not check.num_detections:
+            check = _check_without_score_threshold(temporary, detector)
+    return check
 
 
 def unsupported_reason(detector: Detector) -> str | None:
-    """What keeps a detector from being one ONNX file, if anything does."""
+    """Why a detector cannot be exported to one ONNX file; None if it can."""
     if isinstance(detector, RCNN):
-        return "R-CNN warps and classifies each region proposal by itself, which no ONNX file holds; export Fast R-CNN"
+        return "R-CNN classifies each warped proposal separately, which cannot be exported; export a Fast R-CNN"
     if isinstance(detector, SlidingWindow) and detector.evaluation == "crops":
-        return (
-            "this sliding window looks at crops one by one, which no ONNX file holds; export one with evaluation: dense"
-        )
+        return "this sliding window evaluates crops separately, which cannot be exported; use evaluation: dense"
     if sum(values.nbytes for values in detector.state_dict().values()) >= LARGEST_FILE:
-        return "its weights are more than the 2 GB that one ONNX file can hold"
+        return "its weights exceed the 2 GB limit of an ONNX file; export a smaller detector"
     return None
 
 
@@ -112,7 +108,7 @@ def unsupported_reason(detector: Detector) -> str | None:
 
 
 class SingleImageDetector(nn.Module):
-    """A detector as a function of tensors: one image, and its region proposals where the detector wants them."""
+    """Wraps a detector as a function of tensors: one image, and its region proposals if the detector needs them."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -126,28 +122,29 @@ class SingleImageDetector(nn.Module):
 
 
 def _target_with(proposals: Tensor) -> Target:
-    nothing = torch.zeros(0, dtype=torch.bool)
+    """A target without objects, with the proposals."""
+    no_flags = torch.zeros(0, dtype=torch.bool)
     return Target(
         boxes=proposals[:0],
         labels=torch.zeros(0, dtype=torch.int64),
         image_id=torch.zeros((), dtype=torch.int64),
-        iscrowd=nothing,
-        difficult=nothing,
+        iscrowd=no_flags,
+        difficult=no_flags,
         area=torch.zeros(0),
         proposals=proposals,
     )
 
 
-def write_onnx(detector: Detector, file: Path, notes: dict[str, str]) -> None:
-    """Trace a detector in eval mode and write it down, unchecked.
+def write_onnx(detector: Detector, file: Path, metadata: dict[str, str]) -> None:
+    """Trace a detector in eval mode and write it as ONNX, without a check.
 
     Args:
-        detector: on the CPU, in float32; it leaves channels_last.
-        file: to write.
-        notes: for the file's metadata, beside what is known of the detector.
+        detector: on the CPU, in float32; converted to contiguous format in place.
+        file: the file to write.
+        metadata: added to the file's metadata, beside the description of the detector.
 
     Raises:
-        InputError: torch.export or the translation to ONNX does not get through the detector.
+        InputError: torch.export or the translation to ONNX fails.
     """
     from zoo.export.onnx_operators import TRANSLATIONS  # imports onnxscript
 
@@ -174,21 +171,21 @@ def write_onnx(detector: Detector, file: Path, notes: dict[str, str]) -> None:
             )
     except Exception as error:
         name = type(detector).__name__
-        raise InputError(f"this {name} cannot be translated to ONNX ({_first_words(error)})") from error
+        raise InputError(f"this {name} cannot be translated to ONNX ({_root_cause(error)})") from error
     assert program is not None
-    _describe(program, detector, notes)
+    _add_metadata(program, detector, metadata)
     program.save(file)
 
 
-def _describe(program: "ONNXProgram", detector: Detector, notes: dict[str, str]) -> None:
-    """Class names and what made the file into its metadata, and names for lengths that are any."""
+def _add_metadata(program: "ONNXProgram", detector: Detector, metadata: dict[str, str]) -> None:
+    """Write class names, detector and versions to the metadata, and name the dynamic dimensions."""
     from onnx_ir import Shape
 
     model = program.model
     versions = list_versions()
     model.producer_name, model.producer_version = "zoo", versions["detection-zoo"]
     model.metadata_props.update(
-        notes
+        metadata
         | {
             "class_names": json.dumps(list(detector.class_names)),
             "detector": type(detector).__name__,
@@ -201,7 +198,8 @@ def _describe(program: "ONNXProgram", detector: Detector, notes: dict[str, str])
         output.shape = Shape(["detections", 4] if output.name == "boxes" else ["detections"])
 
 
-def _first_words(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
+    """Type and first line of the exception that caused all others."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -210,8 +208,8 @@ def _first_words(error: BaseException) -> str:
 # ---------------------------------------------------------------------------------------------------------- checking
 
 
-def check_file(file: Path, detector: Detector) -> Agreement:
-    """Compare what onnxruntime makes of a file with what PyTorch makes of its detector, on images of three sizes.
+def check_file(file: Path, detector: Detector) -> ExportCheck:
+    """Compare the detections of an ONNX file under onnxruntime with the detector's own, on images of three sizes.
 
     Raises:
         InputError: they differ, or onnxruntime cannot run the file.
@@ -225,7 +223,7 @@ def check_file(file: Path, detector: Detector) -> Agreement:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise InputError(f"onnxruntime does not read what was written ({_first_words(error)})") from error
+        raise InputError(f"onnxruntime cannot load the exported file ({_root_cause(error)})") from error
     for height, width in CHECK_SIZES:
         inputs = example_inputs(detector, height, width)
         with torch.no_grad():
@@ -233,13 +231,13 @@ def check_file(file: Path, detector: Detector) -> Agreement:
         try:
             arrays = session.run(None, {name: values.numpy() for name, values in inputs.items()})
         except Exception as error:
-            raise InputError(f"onnxruntime does not run what was written ({_first_words(error)})") from error
-        apart = compare(expected, _as_prediction(torch.from_numpy(array) for array in arrays))
-        if isinstance(apart, str):
-            raise InputError(f"ONNX and PyTorch do not agree on an image of {width} x {height} pixels: {apart}")
+            raise InputError(f"onnxruntime cannot run the exported file ({_root_cause(error)})") from error
+        difference = compare_predictions(expected, _as_prediction(torch.from_numpy(array) for array in arrays))
+        if isinstance(difference, str):
+            raise InputError(f"ONNX and PyTorch do not agree on an image of {width} x {height} pixels: {difference}")
         num_detections += len(expected["scores"])
-        box_difference, score_difference = max(box_difference, apart[0]), max(score_difference, apart[1])
-    return Agreement(num_detections, box_difference, score_difference)
+        box_difference, score_difference = max(box_difference, difference[0]), max(score_difference, difference[1])
+    return ExportCheck(num_detections, box_difference, score_difference)
 
 
 def _as_prediction(outputs: Iterable[Tensor]) -> Prediction:
@@ -247,10 +245,10 @@ def _as_prediction(outputs: Iterable[Tensor]) -> Prediction:
     return Prediction(boxes=boxes, scores=scores, labels=labels)
 
 
-def compare(expected: Prediction, found: Prediction) -> tuple[float, float] | str:
-    """Largest difference of boxes and of scores; what is wrong in words where they are not the same detections.
+def compare_predictions(expected: Prediction, found: Prediction) -> tuple[float, float] | str:
+    """Largest differences of boxes and of scores, or a message if the detections differ beyond the tolerances.
 
-    Two detections of nearly the same score may have changed places.
+    The order is ignored, since detections of nearly equal scores may be swapped.
     """
     num_expected, num_found = len(expected["scores"]), len(found["scores"])
     if num_expected != num_found:
@@ -259,28 +257,28 @@ def compare(expected: Prediction, found: Prediction) -> tuple[float, float] | st
         return 0.0, 0.0
     scores = (expected["scores"][:, None] - found["scores"]).abs()
     boxes = (expected["boxes"][:, None] - found["boxes"]).abs().amax(dim=2)
-    is_twin = (expected["labels"][:, None] == found["labels"]) & (scores <= SCORE_TOLERANCE) & (boxes <= BOX_TOLERANCE)
-    alone = int((~is_twin.any(dim=0)).sum().maximum((~is_twin.any(dim=1)).sum()))
-    if alone:
-        return f"{alone} of {num_found} detections differ"
-    largest = [values.masked_fill(~is_twin, torch.inf).amin(dim=1).max().item() for values in (boxes, scores)]
+    is_match = (expected["labels"][:, None] == found["labels"]) & (scores <= SCORE_TOLERANCE) & (boxes <= BOX_TOLERANCE)
+    unmatched = int((~is_match.any(dim=0)).sum().maximum((~is_match.any(dim=1)).sum()))
+    if unmatched:
+        return f"{unmatched} of {num_found} detections differ"
+    largest = [values.masked_fill(~is_match, torch.inf).amin(dim=1).max().item() for values in (boxes, scores)]
     return largest[0], largest[1]
 
 
-def _check_talkative_twin(file: Path, detector: Detector) -> Agreement:
-    """Nothing found agrees with anything, so the same detector is checked with all that its threshold holds back."""
-    twin = copy.deepcopy(detector)
-    twin.score_threshold = 0.0  # type: ignore[assignment]
-    twin_file = file.with_suffix(".twin")
+def _check_without_score_threshold(file: Path, detector: Detector) -> ExportCheck:
+    """Check a copy of the detector with score threshold 0, for a detector without detections on the check's images."""
+    unthresholded = copy.deepcopy(detector)
+    unthresholded.score_threshold = 0.0  # type: ignore[assignment]
+    temporary = file.with_suffix(".unthresholded")
     try:
-        write_onnx(twin, twin_file, {})
-        return check_file(twin_file, twin)
+        write_onnx(unthresholded, temporary, {})
+        return check_file(temporary, unthresholded)
     finally:
-        twin_file.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def example_inputs(detector: Detector, height: int, width: int) -> dict[str, Tensor]:
-    """An image of large and small patches, always the same, and region proposals where the detector wants them."""
+    """Deterministic inputs: an image of random patches, and random proposals if the detector needs them."""
     generator = torch.Generator().manual_seed(height * width)
     patches = [torch.rand(1, 3, height // side + 1, width // side + 1, generator=generator) for side in (64, 16, 4)]
     image = sum(F.interpolate(values, size=(height, width)) for values in patches)[0]  # type: ignore[index]

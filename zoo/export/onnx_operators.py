@@ -1,7 +1,7 @@
-"""Operators of an exported detector that torch.onnx does not know, or gets wrong, in ONNX.
+"""ONNX translations of PyTorch operators that torch.onnx does not support or translates incorrectly.
 
-Written in opset 18, as everything of torch.onnx, which raises the whole file to a later one in the end.
-A plain function is followed once for each place of use; `script` makes a function of ONNX with a loop in it.
+Written in opset 18 like torch.onnx's own translations, which are converted to a later opset at the end. A plain
+function is traced once per call site; `script` makes an ONNX function, which may contain a loop.
 """
 
 import operator
@@ -15,20 +15,20 @@ from onnxscript.onnx_types import FLOAT, INT64
 import zoo.ops.postprocess
 import zoo.ops.soft_nms  # noqa: F401  (both define operators)
 
-op: Any = opset18  # its own types take no constants for tensors
+op: Any = opset18  # Any: its type stubs do not accept constants as tensors
 
 
 def group_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
-    """`zoo.ops.postprocess.group_nms`: ONNX wants a row of scores for each group, and has no order among groups."""
+    """`zoo.ops.postprocess.group_nms`; ONNX needs a row of scores for each group, and does not sort across groups."""
     x1, y1, x2, y2 = op.Split(boxes, axis=1, num_outputs=4)
     has_area = op.Squeeze(op.And(op.Less(x1, x2), op.Less(y1, y2)), [1])
     last = op.ReduceMax(op.Concat(groups, op.Constant(value_ints=[0]), axis=0), keepdims=0)
     numbers = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
     is_member = op.And(op.Equal(op.Unsqueeze(numbers, [1]), op.Unsqueeze(groups, [0])), has_area)
-    out_of_reach = op.Constant(value_float=-torch.inf)
+    excluded = op.Constant(value_float=-torch.inf)
     chosen = op.NonMaxSuppression(
         op.Unsqueeze(boxes, [0]),
-        op.Unsqueeze(op.Where(is_member, op.Unsqueeze(scores, [0]), out_of_reach), [0]),
+        op.Unsqueeze(op.Where(is_member, op.Unsqueeze(scores, [0]), excluded), [0]),
         op.Constant(value_ints=[torch.iinfo(torch.int64).max]),
         op.Constant(value_floats=[iou_threshold]),
         op.Constant(value_floats=[torch.finfo(torch.float32).min]),
@@ -40,7 +40,7 @@ def group_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any
 
 @script(default_opset=opset18)
 def soft_nms(boxes: FLOAT, scores: FLOAT, labels: INT64, sigma: float, limit: int) -> tuple[FLOAT, INT64]:
-    """`zoo.ops.soft_nms` of one image, with its steps as a loop."""
+    """`zoo.ops.soft_nms` of one image, as an ONNX loop."""
     x1, y1, x2, y2 = op.Split(op.Squeeze(boxes, [0]), axis=1, num_outputs=4)
     area = (x2 - x1) * (y2 - y1)
     left = op.Reshape(scores, [-1])
@@ -71,28 +71,28 @@ def soft_nms(boxes: FLOAT, scores: FLOAT, labels: INT64, sigma: float, limit: in
 def resize_antialiased(
     images: Any, output_size: Any, align_corners: bool, scales_h: float | None = None, scales_w: float | None = None
 ) -> Any:
-    """By its scales, as PyTorch does it: sizes, which are rounded down, would place the pixels elsewhere."""
+    """Antialiased bilinear resizing by scales, as in PyTorch; output sizes are rounded down and would shift pixels."""
     if scales_h is None or scales_w is None or align_corners:
         raise NotImplementedError("antialiased resizing to a size")
-    # A hair more, so that what is a whole number of pixels stays one in float32.
+    # Slightly larger scales, so that float32 does not round an integer number of pixels down.
     scales = [1.0, 1.0, scales_h * (1 + 1e-7), scales_w * (1 + 1e-7)]
-    form = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1, "exclude_outside": 1}
-    return op.Resize(images, None, op.Constant(value_floats=scales), None, **form)
+    options = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1, "exclude_outside": 1}
+    return op.Resize(images, None, op.Constant(value_floats=scales), None, **options)
 
 
 def roi_pool(maps: Any, rois: Any, spatial_scale: float, pooled_height: int, pooled_width: int) -> tuple[Any, Any]:
-    """RoIPool; the second output, where the largest values were, is for gradients alone, and here something else."""
+    """RoIPool; the second output, PyTorch's argmax indices for the gradient, is replaced by the RoIs."""
     pooled = op.MaxRoiPool(maps, rois, pooled_shape=[pooled_height, pooled_width], spatial_scale=spatial_scale)
     return pooled, op.Identity(rois)
 
 
 def remainder(dividend: Any, divisor: Any) -> Any:
-    """By a size that is not known."""
+    """Remainder of a division by a dynamic size."""
     return op.Mod(dividend, divisor)
 
 
 def floor_division(dividend: Any, divisor: Any) -> Any:
-    """ONNX cuts quotients of integers off towards 0, where Python rounds down; its remainder is Python's."""
+    """Integer division rounding down, as in Python; ONNX's Div truncates towards 0, but its Mod equals Python's."""
     return op.Div(op.Sub(dividend, op.Mod(dividend, divisor)), divisor)
 
 

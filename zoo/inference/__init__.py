@@ -1,1 +1,1 @@
-"""Detections of image files, without annotations."""
+"""Prediction on image files without annotations."""

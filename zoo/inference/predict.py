@@ -1,7 +1,6 @@
-"""Image files in, detections and annotated images out; no data configuration, no training."""
+"""`zoo predict`: detections and annotated images of image files, without a data configuration."""
 
 import json
-import os
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -14,15 +13,15 @@ from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
-from zoo.io.files import write_atomically
+from zoo.io.files import atomic_path, write_atomically
 from zoo.models import load
 from zoo.ops.distributed import is_distributed
 from zoo.report.pictures.draw import draw_boxes
-from zoo.training.trainer import make_inference_trainer, together
+from zoo.training.trainer import make_inference_trainer, terminate_children_on_error
 from zoo.types import Prediction
 
 
-def predict(
+def predict_images(
     checkpoint: Path,
     paths: Sequence[str],
     out: Path,
@@ -32,26 +31,26 @@ def predict(
     precision: str = "32-true",
     devices: int = 1,
 ) -> int:
-    """Detect objects in images, and write down and draw what was found.
+    """Detect objects in images, and write the predictions and annotated images.
 
-    Writes `predictions.json` (COCO results: image ids count from 0, category ids from 1), `images.json` (what those
-    ids mean, in COCO's form) and `annotated/<name>.jpg`. Nothing is written before all images have been read.
+    Writes `predictions.json` (COCO results: image ids count from 0, category ids from 1), `images.json` (images and
+    categories of those ids, in COCO format) and `annotated/<name>.jpg`. Nothing is written before all images are read.
 
     Args:
-        checkpoint: of `zoo fit` or `zoo compare`.
-        paths: image files, and folders that are searched at any depth.
-        out: a folder; made if it is not there.
-        score: detections below it are left out.
-        batch_size: images at once.
+        checkpoint: written by `zoo fit` or `zoo compare`.
+        paths: image files, and folders that are searched recursively.
+        out: output folder, created if missing.
+        score: minimum score of the detections that are kept.
+        batch_size: images a batch.
         accelerator: of Lightning's Trainer.
         precision: of Lightning's Trainer.
-        devices: that share the images; the first one's process writes.
+        devices: number of devices that share the images; the process of the first one writes.
 
     Returns:
-        Number of images; 0 on processes but the first.
+        Number of images; 0 on processes other than the first.
 
     Raises:
-        InputError: a checkpoint or image that cannot be used, or an `out` that is no folder.
+        InputError: checkpoint or image cannot be used, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError("is a file; give --out a folder", file=out)
@@ -59,33 +58,33 @@ def predict(
     data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
     table = data.table("predict")
     trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
-    with together(trainer):
+    with terminate_children_on_error(trainer):
         batches = trainer.predict(detector, datamodule=data) or []
-    predictions = in_order([_above(prediction, score) for batch in batches for prediction in batch])
+    own = [_filter_by_score(prediction, score) for batch in batches for prediction in batch]
+    predictions = gather_in_image_order(own)
     if predictions is None:
         return 0
 
     annotated = out / "annotated"
-    annotated.mkdir(parents=True, exist_ok=True)
     names = unique_names([Path(table.file_name(index)).stem for index in range(len(table))])
     for index, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
         image = data.sources["predict"].load_image(table, index)
         drawn = draw_boxes(image, prediction["boxes"], prediction["labels"], detector.class_names, prediction["scores"])
-        partial = annotated / f".{name}.partial.jpg"
-        PillowImage.fromarray(drawn.permute(1, 2, 0).contiguous().numpy()).save(partial, quality=92)
-        os.replace(partial, annotated / f"{name}.jpg")
+        picture = PillowImage.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
+        with atomic_path(annotated / f"{name}.jpg") as temporary:
+            picture.save(temporary, format="JPEG", quality=92)
     packed = Predictions.from_lists(table.image_ids.tolist(), predictions)
     category_ids = list(range(1, detector.num_classes + 1))
-    write_atomically(out / "images.json", _explain_ids(table, detector.class_names))
+    write_atomically(out / "images.json", _images_json(table, detector.class_names))
     write_coco_results(packed, out / "predictions.json", category_ids)
     return len(table)
 
 
-def in_order(own: list[Prediction]) -> list[Prediction] | None:
-    """Predictions of all processes in the order of the images, on the first; None on others.
+def gather_in_image_order(own: list[Prediction]) -> list[Prediction] | None:
+    """Predictions of all processes in the order of the images, on the first process; None on others.
 
     Args:
-        own: of this process: images rank, rank + N, rank + 2 N, ... of N processes.
+        own: predictions of this process, for the images rank, rank + N, rank + 2 N, ... of N processes.
     """
     if not is_distributed():
         return own
@@ -100,7 +99,7 @@ def in_order(own: list[Prediction]) -> list[Prediction] | None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names for files in one folder: those given, with a number behind each that is taken."""
+    """Unique file names: names that occurred before get a number as suffix."""
     taken: set[str] = set()
     unique = []
     for name in names:
@@ -112,7 +111,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _above(prediction: Prediction, score: float) -> Prediction:
+def _filter_by_score(prediction: Prediction, score: float) -> Prediction:
     keep = prediction["scores"] >= score
     return Prediction(
         boxes=prediction["boxes"][keep].cpu(),
@@ -121,7 +120,8 @@ def _above(prediction: Prediction, score: float) -> Prediction:
     )
 
 
-def _explain_ids(table: AnnotationTable, class_names: Sequence[str]) -> str:
+def _images_json(table: AnnotationTable, class_names: Sequence[str]) -> str:
+    """Images and categories in COCO format."""
     images = [
         {
             "id": int(table.image_ids[index]),

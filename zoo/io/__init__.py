@@ -1,1 +1,1 @@
-"""Files written atomically, and JSON with errors that name file and place."""
+"""Atomic file writing, and JSON decoding with errors that name file and place."""

@@ -1,7 +1,9 @@
-"""Files of a report: written whole or not at all, read with an error that names file and place."""
+"""Atomic file writing, and JSON decoding with errors that name file and place."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -12,31 +14,41 @@ from zoo.errors import InputError
 T = TypeVar("T")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name beside its place, then rename it: a reader never sees half of it."""
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` at the end, or deleted after an exception.
+
+    So readers never see a partial file. The folder is created if it does not exist.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file by `atomic_path`; text is encoded as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def encode_json(value: Any) -> bytes:
-    """Indented json; dict keys sorted, fields in the order of their class, NaN and infinity as null."""
+    """Indented JSON: dict keys sorted, fields in the order of their class, NaN and infinity as null."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
 
 
 def decode_json(path: Path, advice: str) -> Any:
-    """Read a json file into dicts and lists.
+    """Read a JSON file into dicts and lists.
 
     Args:
         path: the file.
-        advice: what to do when the file is absent or broken, for the error's one line.
+        advice: what to do if the file is missing or broken, for the error message.
 
     Raises:
-        InputError: the file cannot be read, or is no json; the place is the line and column.
+        InputError: the file cannot be read, or is not JSON; `place` is line and column.
     """
     try:
         content = path.read_bytes()
@@ -48,17 +60,17 @@ def decode_json(path: Path, advice: str) -> Any:
         return msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         found = re.search(r"\(byte (\d+)\)", str(error))
-        before = content if found is None else content[: int(found[1])]  # without an offset the text was cut short
+        before = content if found is None else content[: int(found[1])]  # no offset: the text is truncated
         line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
         reason = re.sub(r" \(byte \d+\)", "", str(error))
         raise InputError(f"{reason}; {advice}", file=path, place=f"line {line}, column {column}") from None
 
 
 def convert_json(value: Any, form: type[T], path: Path, advice: str) -> T:
-    """Give decoded json its types.
+    """Convert decoded JSON to the type `form`.
 
     Raises:
-        InputError: a field is missing or of another type; the place is its path, such as `runs[0].metrics`.
+        InputError: a field is missing or has another type; `place` is its path, such as `runs[0].metrics`.
     """
     try:
         return msgspec.convert(value, form)

@@ -1,4 +1,4 @@
-"""Every detector of the zoo, by the name that configs, reports and checkpoints use."""
+"""All detectors by their keys, and loading of checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,20 @@ MODELS: dict[str, type[Detector]] = {
 
 
 def load(checkpoint: str | Path) -> Detector:
-    """The detector that a checkpoint of `zoo fit` or of a Lightning Trainer holds, in eval mode, on the CPU.
+    """The detector of a checkpoint, in eval mode, on the CPU.
 
     Args:
-        checkpoint: a .ckpt file.
+        checkpoint: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer.
 
     Raises:
-        InputError: there is no such file, or it holds no detector of the zoo.
+        InputError: there is no such file, or it has none of the detectors in `MODELS`.
     """
     content = read_checkpoint(checkpoint)
     recorded = content["detector"]
     by_class = {cls.__name__: cls for cls in MODELS.values()}
     if recorded["class"] not in by_class:
         raise InputError(f"holds a {recorded['class']}, which is none of {', '.join(by_class)}", checkpoint)
-    # Initial weights are replaced in a moment: nothing is to be fetched for them.
+    # Initial weights are replaced below, so pretrained ones need not be downloaded.
     arguments = recorded["arguments"] | {"pretrained": False}
     detector = _build(by_class[recorded["class"]], arguments)
     detector.load_state_dict(content["state_dict"])
@@ -50,10 +50,10 @@ def load(checkpoint: str | Path) -> Detector:
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, read without running any code that it may carry.
+    """Content of a checkpoint, read with `weights_only=True`: no code in it is run.
 
     Raises:
-        InputError: the file is missing, damaged, or not a detector's.
+        InputError: the file is missing, damaged, or not a checkpoint of a detector.
     """
     if not Path(file).is_file():
         raise InputError("no such checkpoint", file)
@@ -62,12 +62,12 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     except Exception as error:
         raise InputError(f"is not a readable checkpoint ({type(error).__name__})", file) from error
     if not isinstance(content, dict) or "state_dict" not in content or "detector" not in content:
-        raise InputError("is no checkpoint of a zoo detector", file)
+        raise InputError("is not a checkpoint of a zoo detector", file)
     return content
 
 
 def _build(cls: type[Detector], arguments: dict[str, Any]) -> Detector:
-    """A detector from its constructor arguments as plain values; jsonargparse checks and converts them."""
+    """A detector from plain constructor arguments, which jsonargparse checks and converts."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "detector")
     return parser.instantiate(parser.parse_object({"detector": arguments})).detector

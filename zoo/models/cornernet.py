@@ -9,22 +9,21 @@
     section 3.3  equations 4, 5: pull (e_tk - e_k)^2 + (e_bk - e_k)^2, push max(0, 1 - |e_k - e_j|), e_k their mean
     section 3.4  equations 6, 7 and figure 7: corner pooling and the prediction module around it
     section 4.1  L = L_det + 0.1 L_pull + 0.1 L_push + L_off (equation 8), at each stack of hourglasses
-    section 4.2  the 100 highest of the 3x3 maxima of each kind; pairs of one class at distance 0.5 at most, scored by
-                 the mean of their two; of an image and its mirror image together, soft-NMS, the best 100
+    section 4.2  the 100 highest 3x3 maxima of each kind; pairs of one class with embeddings at most 0.5 apart, scored
+                 by the mean of both; soft-NMS over the image and its flipped image together, the best 100
 
-Original code: princeton-vl/CornerNet. Deviations:
-  - The radius solves the three quadratics that the paper means at its IoU of 0.3; the original code's formula has
-    wrong roots, at 0.7 (`zoo.ops.heatmap.gaussian_radius`).
-  - A bottom-right corner is in the cell ceil(x/n) - 1, not floor(x/n): our edges are continuous, and an edge at the
-    frame's end would have no cell. The two differ on multiples of n alone, and then mirror images stay mirror images.
-  - Every loss is normalised by the objects N of its image, as printed, and averaged over the batch; an image without
-    objects counts its heat-map loss whole. The code divides heat maps and offsets by the objects of all images of a
-    GPU (five), but adds up the pull and push of each: our configs therefore give these 0.5, not 0.1. Stacks are
-    averaged, as in the code.
-  - Cell (i, j) stands for pixel (4i, 4j) at every size; the code, whose frames have 128k - 1 pixels, stretches by
-    128k / (128k - 1). Images are framed whole: multi-scale random crops belong to the data, not to the detector.
-  - IoU in soft-NMS is of continuous boxes (the code adds a pixel to each side).
-  - Any timm trunk can stand for the hourglasses: its levels of stride 4 to 32 are added up at stride 4; one stack.
+Original code: princeton-vl/CornerNet, as it is since March 2019. Deviations:
+  Not in the paper, but in the original code: the losses are averaged over the stacks of hourglasses.
+  Neither in the paper nor in the original code:
+  - a bottom-right corner is in cell ceil(x/n) - 1, not floor(x/n): an edge at the end of the frame would have no cell;
+  - images are framed whole (paper and code: random crops at several scales);
+  - a timm trunk can replace the hourglasses: the sum of its levels of stride 4 to 32 at stride 4; one stack.
+  Not in the original code:
+  - each loss is divided by the number of objects N of its image, as in the paper, then averaged over the batch; without
+    objects the heat-map loss is not divided. The code divides heat-map and offset losses by the objects of a GPU's five
+    images, and sums their pull and push losses: configurations therefore weight these by 0.5, not 0.1;
+  - cell (i, j) is at pixel (4i, 4j) at every size (code: frames of 128k - 1 pixels, scaled by 128k / (128k - 1));
+  - soft-NMS uses the IoU of continuous boxes (code: each side a pixel longer).
 
 Legend: B images, M objects of an image (padded), C classes, H x W cells of stride 4, K corners of each kind, P pairs.
 Corners are (x, y); cells are (column, row).
@@ -46,8 +45,9 @@ from zoo.nn.hourglass import ConvNorm, StackedHourglass, UpsampledTrunk
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.boxes import clip_boxes
 from zoo.ops.corner_pooling import Corner, corner_pool
+from zoo.ops.flip import flip_boxes, flip_images
 from zoo.ops.focal import penalty_reduced_focal_loss_per_image
-from zoo.ops.heatmap import gaussian_radius, splat_gaussians, top_peaks
+from zoo.ops.heatmap import draw_gaussians, gather_cells, gaussian_radius, top_peaks
 from zoo.ops.precision import upcast
 from zoo.ops.soft_nms import soft_nms
 from zoo.types import Batch, Losses, Prediction
@@ -59,7 +59,7 @@ PRIOR = 0.1  # of a heat map's cells at the start: the code's bias of -2.19
 
 @dataclass
 class Corners:
-    """What the network says of one kind of corner at each cell."""
+    """Heat maps, embeddings and offsets of one kind of corner."""
 
     heat: Float[Tensor, "B C H W"]  # logits
     embedding: Float[Tensor, "B 1 H W"]
@@ -71,18 +71,18 @@ CornerPair = tuple[Corners, Corners]  # top-left, bottom-right
 
 @dataclass
 class Outputs:
-    """Corners of the last stack, and the maps of those before it, whose corners only the losses want."""
+    """Corners from the last stack, and the maps of earlier stacks, which only the losses use."""
 
     corners: CornerPair
     earlier_maps: list[Float[Tensor, "B _ H W"]]
-    mirrored: CornerPair | None  # of the mirrored images
+    flipped: CornerPair | None  # of the flipped images
 
 
 # ---------------------------------------------------------------------------------------------------------- network
 
 
 class CornerPooling(nn.Module):
-    """Figure 7: two maps pooled along their edges and added, a convolution, and a shortcut past it all."""
+    """Figure 7: corner pooling of two maps, a convolution, and a shortcut around both."""
 
     def __init__(self, corner: Corner, channels: int, pooled_channels: int) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ class CornerPooling(nn.Module):
         self.output = ConvNorm(channels, channels, 3)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
-        """Maps of a stack -> maps that know of the edges which meet at each cell."""
+        """Maps after the corner pooling module."""
         pooled = self.pooled(corner_pool(self.vertical(maps), self.horizontal(maps), self.corner))
         return self.output(F.relu(pooled + self.shortcut(maps), inplace=True))
 
 
 class CornerHead(nn.Module):
-    """All that is predicted of one kind of corner."""
+    """Corner pooling, then heat maps, embeddings and offsets of one kind of corner."""
 
     def __init__(self, corner: Corner, channels: int, pooled_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class CornerHead(nn.Module):
         nn.init.constant_(self.heat[-1].bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Corners:
-        """Maps of a stack -> corners."""
+        """Corners of a stack."""
         maps = self.pooling(maps)
         return Corners(self.heat(maps), self.embedding(maps), self.offset(maps))
 
@@ -124,7 +124,7 @@ def _branch(channels: int, num_outputs: int) -> nn.Sequential:
 
 
 class StackHead(nn.Module):
-    """Both kinds of corners of one stack."""
+    """Heads of one stack for both kinds of corners."""
 
     def __init__(self, channels: int, pooled_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class StackHead(nn.Module):
         self.bottom_right = CornerHead("bottom_right", channels, pooled_channels, num_classes)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> CornerPair:
-        """Maps of a stack -> top-left and bottom-right corners."""
+        """Top-left and bottom-right corners of a stack."""
         return self.top_left(maps), self.bottom_right(maps)
 
 
@@ -147,29 +147,29 @@ class CornerNet(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: "hourglass", or a timm model with features at strides 4, 8, 16 and 32.
-        pretrained: ImageNet weights for a timm trunk: true (timm fetches them), a local file, or false.
-        norm: a timm trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
-        frozen_stages: stages of a timm trunk that are not trained, counted from the image.
-        num_stacks: hourglasses, each with a loss of its own.
-        stage_channels: of each level of an hourglass, from stride 4 on.
-        stage_depths: residuals of each level.
+        pretrained: ImageNet weights of a timm trunk: true (timm downloads them), a local file, or false.
+        norm: of a timm trunk: "frozen" for pretrained weights, "batch" from scratch.
+        frozen_stages: first stages of a timm trunk that are not trained.
+        num_stacks: number of hourglasses, each with its own loss.
+        stage_channels: of the levels of an hourglass, from stride 4 on.
+        stage_depths: residual blocks of each level.
         stem_channels: of the 7x7 convolution before the hourglasses.
-        channels: of the maps that the heads work on.
-        pooled_channels: of the maps that are corner pooled.
-        min_iou: how well a box must overlap an object for its corners to be penalised less.
-        pull_weight: of the loss that brings the two embeddings of an object together.
-        push_weight: of the loss that keeps the embeddings of two objects apart.
+        channels: of the maps that the heads read.
+        pooled_channels: of the maps in corner pooling.
+        min_iou: IoU with the object that defines the radius of reduced penalty.
+        pull_weight: of the pull loss.
+        push_weight: of the push loss.
         offset_weight: of the offset loss.
-        corners_per_kind: highest peaks of each kind that are paired.
-        embedding_distance: at which two corners still make a pair.
-        pairs_per_image: of which soft-NMS chooses.
-        soft_nms_sigma: how mild soft-NMS is.
+        corners_per_kind: top peaks of each kind that are paired.
+        embedding_distance: largest distance of the embeddings of a pair.
+        pairs_per_image: top pairs before soft-NMS.
+        soft_nms_sigma: of the gaussian in soft-NMS.
         score_threshold: detections not above it are dropped.
         detections_per_image: kept after soft-NMS.
-        flip_test: look at each image's mirror image, too, wherever no gradients are kept: twice the time, some AP more.
-        frame: how images are brought to the network; any size will do, 128 is the divisor of the paper's network.
-        recipe: how it is optimised.
-        channels_last: memory order of images and weights.
+        flip_test: predict on the flipped image as well, where no gradients are needed; takes twice the time.
+        frame: resizing, normalisation and padding of images; the divisor of the paper's network is 128.
+        recipe: of the optimizer.
+        channels_last: memory format of images and weights.
     """
 
     def __init__(
@@ -206,8 +206,7 @@ class CornerNet(Detector[Outputs]):
         self.min_iou = min_iou
         self.pull_weight, self.push_weight, self.offset_weight = pull_weight, push_weight, offset_weight
         self.corners_per_kind = corners_per_kind
-        self.embedding_distance = embedding_distance
-        self.pairs_per_image = pairs_per_image
+        self.embedding_distance, self.pairs_per_image = embedding_distance, pairs_per_image
         self.soft_nms_sigma = soft_nms_sigma
         self.score_threshold = score_threshold
         self.detections_per_image = detections_per_image
@@ -221,17 +220,17 @@ class CornerNet(Detector[Outputs]):
         self.heads = nn.ModuleList(StackHead(channels, pooled_channels, num_classes) for _ in range(num_stacks))
 
     def encode(self, batch: Batch) -> Outputs:
-        """Corners of the frames by the last stack, and of their mirror images in the same pass if these are wanted."""
+        """Corners from the last stack, with `flip_test` of the flipped frames, too, in the same pass."""
         images = batch.images
-        mirror = self.flip_test and not torch.is_grad_enabled()  # a training step has no use for them
-        if mirror:
-            images = torch.cat([images, mirror_images(images, batch.sizes)])
+        flip = self.flip_test and not torch.is_grad_enabled()  # not in training steps
+        if flip:
+            images = torch.cat([images, flip_images(images, batch.sizes)])
         *earlier_maps, maps = self.trunk(images)
         top_left, bottom_right = self.heads[-1](maps)
-        if not mirror:
+        if not flip:
             return Outputs((top_left, bottom_right), earlier_maps, None)
-        corners, mirrored = zip(_halve(top_left), _halve(bottom_right), strict=True)
-        return Outputs(corners, [maps[: len(batch.images)] for maps in earlier_maps], mirrored)
+        corners, flipped = zip(_halve(top_left), _halve(bottom_right), strict=True)
+        return Outputs(corners, [maps[: len(batch.images)] for maps in earlier_maps], flipped)
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Equation 8, averaged over the stacks."""
@@ -248,11 +247,11 @@ class CornerNet(Detector[Outputs]):
         }
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """The best pairs of corners, those of the mirror images mirrored back, then soft-NMS over both."""
+        """Top pairs of corners, those of flipped images flipped back, then soft-NMS over both."""
         boxes, scores, labels = self._decode(outputs.corners, batch.sizes)
-        if outputs.mirrored is not None:
-            mirrored = self._decode(outputs.mirrored, batch.sizes)
-            both = zip((boxes, scores, labels), (mirror_boxes(mirrored[0], batch.sizes), *mirrored[1:]), strict=True)
+        if outputs.flipped is not None:
+            flipped = self._decode(outputs.flipped, batch.sizes)
+            both = zip((boxes, scores, labels), (flip_boxes(flipped[0], batch.sizes), *flipped[1:]), strict=True)
             boxes, scores, labels = (torch.cat(pair, dim=1) for pair in both)
         scores, index = soft_nms(boxes, scores, labels, self.soft_nms_sigma, self.detections_per_image)
         boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -280,7 +279,7 @@ def _halve(corners: Corners) -> tuple[Corners, Corners]:
 
 @dataclass
 class CornerTargets:
-    """What one kind of corner should be."""
+    """Targets of one kind of corner."""
 
     heat: Float[Tensor, "B C H W"]
     index: Int64[Tensor, "B M"]  # of each object's cell, row x W + column
@@ -295,8 +294,8 @@ def make_targets(
     Args:
         batch: boxes, labels and mask of the objects.
         num_classes: C.
-        like: a heat map of the network, for its size and precision.
-        min_iou: of the gaussians' radius, which is of whole cells, from box sides rounded up to cells (as in the code).
+        like: heat maps, for their size and dtype.
+        min_iou: of the gaussians' radius, in whole cells, from box sides rounded up to cells (as in the code).
     """
     height, width = like.shape[-2:]
     dtype = upcast(like[:0]).dtype
@@ -304,7 +303,7 @@ def make_targets(
     radii = gaussian_radius((boxes[..., 2:] - boxes[..., :2]).ceil(), min_iou).floor().long()
 
     def targets(points: Tensor, cells: Tensor) -> CornerTargets:
-        heat = splat_gaussians(cells, radii, batch.labels, batch.mask, num_classes, (height, width), dtype)
+        heat = draw_gaussians(cells, radii, batch.labels, batch.mask, num_classes, (height, width), dtype)
         return CornerTargets(heat, cells[..., 1] * width + cells[..., 0], points - cells)
 
     top_left, bottom_right = corner_cells(boxes, (height, width))
@@ -333,7 +332,7 @@ def corner_cells(
 def stack_losses(
     pair: CornerPair, targets: tuple[CornerTargets, CornerTargets], mask: Bool[Tensor, "B M"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unweighted heat-map, pull, push and offset loss of one stack: of each image by its objects, then the mean."""
+    """Unweighted heat-map, pull, push and offset loss of one stack, divided by objects and averaged over images."""
     num_objects = mask.sum(dim=1).clamp(min=1)
     heat, offset, embeddings = [], [], []
     for corners, target in zip(pair, targets, strict=True):
@@ -342,12 +341,6 @@ def stack_losses(
         embeddings.append(gather_cells(corners.embedding, target.index)[..., 0])
     pull, push = pull_push_losses(embeddings[0], embeddings[1], mask)
     return ((heat[0] + heat[1]) / num_objects).mean(), pull.mean(), push.mean(), (offset[0] + offset[1]).mean()
-
-
-def gather_cells(maps: Float[Tensor, "B D H W"], index: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
-    """What stands at some cells of each image, in float32 or wider."""
-    found = maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1))
-    return upcast(found).transpose(1, 2)
 
 
 def pull_push_losses(
@@ -378,10 +371,10 @@ def offset_loss(
 def pair_corners(
     pair: CornerPair, num_corners: int, max_distance: float, num_pairs: int
 ) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P"], Int64[Tensor, "B P"]]:
-    """Boxes of the best pairs of corners of each image, in framed pixels; what is no pair has a score of -1.
+    """Boxes of the top pairs of corners of each image, in framed pixels; invalid pairs have a score of -1.
 
-    A pair is of one class, has embeddings at most `max_distance` apart, and its top-left corner is left of and above
-    the other. Its score is the mean of the two. P = min(num_pairs, K x K).
+    The corners of a pair have one class, embeddings at most `max_distance` apart, and the top-left one is left of and
+    above the other. The score is the mean of both. P = min(num_pairs, K x K).
     """
     width = pair[0].heat.shape[3]
     found = [top_peaks(upcast(corners.heat), num_corners) for corners in pair]
@@ -405,18 +398,3 @@ def pair_corners(
     both = zip(points, (index1, index2), strict=True)
     edges = [point.gather(1, which[..., None].expand(-1, -1, 2)) for point, which in both]
     return torch.cat(edges, dim=-1), scores, labels1.gather(1, index1)
-
-
-def mirror_images(images: Float[Tensor, "B 3 H W"], sizes: Float[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
-    """Each image turned left to right within its own width, so that the padding stays at the right."""
-    columns = torch.arange(images.shape[3], device=images.device)
-    width = sizes[:, :1].long()
-    source = torch.where(columns < width, width - 1 - columns, columns)
-    return images.gather(3, source[:, None, None].expand_as(images))
-
-
-def mirror_boxes(boxes: Float[Tensor, "B N 4"], sizes: Float[Tensor, "B 2"]) -> Float[Tensor, "B N 4"]:
-    """Boxes of mirrored images in their images, or the other way round."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    width = sizes[:, :1]
-    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

@@ -1,8 +1,7 @@
 """Fast R-CNN (Girshick; arXiv 1504.08083).
 
-Proposals come from outside (selective search); the trunk reads a whole image once, and a small head reads the features
-below each proposal. In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144) and RoIAlign
-(arXiv 1703.06870).
+The trunk runs once on a whole image, and a small head on the pooled features of each external proposal (selective
+search). In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144) and RoIAlign (1703.06870).
 
     image -> trunk [-> FPN] -> features
     proposals -> RoIPool | RoIAlign on the features -> RoI head: class and box of each proposal -> NMS by class
@@ -10,15 +9,18 @@ below each proposal. In the paper's form (VGG-16, one level, RoIPool), and with 
     section 2.1    RoI pooling: the largest value in each of 7 x 7 cells
     section 2.3    64 RoIs from each of two images; up to a quarter with IoU >= 0.5 with an object, the others from
                    [0.1, 0.5); equation 1: L = L_cls + lambda [u >= 1] L_loc, lambda = 1;
-                   equations 2 and 3: smooth L1 of the four deltas of the object's class, straight from 1 on
+                   equations 2 and 3: smooth L1 of the four deltas of the object's class, linear from 1 on
     section 3.1    all proposals of an image are scored by one pass of the trunk; NMS for each class
 
 Original code: rbgirshick/fast-rcnn. Deviations:
-  - ground truth that is difficult or a crowd is not learned from, and RoIs on it may serve as background;
-  - deltas are divided by fixed standard deviations (0.1, 0.1, 0.2, 0.2) instead of those measured on the data;
-  - biases learn at the rate of the weights (original: twice that);
-  - the truncated SVD of section 3.1, which makes the head faster at the price of 0.3 mAP, is left out;
-  - proposals are OpenCV's selective search in an order of our own (`zoo.proposals`).
+  Not in the paper, but in the original code:
+  - difficult objects and crowds are not learned, and RoIs on them may be sampled as background;
+  - ground truth boxes join the proposals in training.
+  Neither in the paper nor in the original code:
+  - deltas are divided by fixed standard deviations (0.1, 0.1, 0.2, 0.2), not by those measured on the data;
+  - biases have the learning rate of the weights (paper and code: twice that);
+  - the truncated SVD of section 3.1, which makes the head faster at a cost of 0.3 mAP, is left out;
+  - proposals are OpenCV's selective search in another order (`zoo.proposals`).
 
 Legend: B images, M objects, P proposals of an image (padded), R sampled regions of an image, C classes.
 """
@@ -26,26 +28,22 @@ Legend: B images, M objects, P proposals of an image (padded), R sampled regions
 from collections.abc import Sequence
 from typing import Literal, final
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.detector import Detector, Recipe, plain_arguments
-from zoo.nn.fpn import Pyramid
 from zoo.nn.frame import FrameConfig, get_proposals
-from zoo.nn.roi import RoIHead, RoIPooling, roi_losses, roi_predictions, sample_rois
-from zoo.nn.trunk import Norm, Trunk
+from zoo.nn.roi import POOLED_SIDE, RoIHead, build_pooled_trunk, roi_losses, roi_predictions, sample_rois, score_rois
+from zoo.nn.trunk import Norm
 from zoo.proposals import SelectiveSearch
 from zoo.types import Batch, Losses, Prediction
 
-SINGLE_LEVEL = (16,)
-PYRAMID_LEVELS = (4, 8, 16, 32)
-POOLED_SIDE = 7
 POSITIVE_FRACTION = 0.25
 FOREGROUND_IOU = 0.5
 SMOOTH_L1_BETA = 1.0
 
 Outputs = list[Float[Tensor, "B D _ _"]]
-"""The feature maps that RoIs are pooled from, fine to coarse."""
+"""Feature maps for RoI pooling, fine to coarse."""
 
 
 @final
@@ -56,9 +54,9 @@ class FastRCNN(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 4 to 32 (with FPN) or 16 (without).
-        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false.
-        norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
-        frozen_stages: trunk stages that are not trained, counted from the image.
+        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
+        frozen_stages: first stages of the trunk that are not trained.
         pyramid: FPN, or the trunk's one level at stride 16 (paper).
         channels: of the pyramid.
         pooling: "align" (RoIAlign), or "pool" (RoIPool, one level only; paper).
@@ -66,15 +64,15 @@ class FastRCNN(Detector[Outputs]):
         head_width: of these.
         dropout: after each of these.
         rois_per_image: sampled for the losses.
-        background_iou: a sampled RoI without an object overlaps one at least by this IoU (paper: 0.1, which finds
-            hard examples); at 0 images without objects teach, too.
+        background_iou: lowest IoU of a sampled background RoI with an object (paper: 0.1, for hard examples); at 0
+            images without objects are trained, too.
         score_threshold: of detections.
-        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
         proposals: the selective search whose boxes are scored.
-        frame: how images are brought to the network.
-        recipe: how it is optimised.
-        channels_last: memory order of images and weights.
+        frame: resizing, normalisation and padding of images.
+        recipe: of the optimizer.
+        channels_last: memory format of images and weights.
     """
 
     def __init__(
@@ -109,15 +107,12 @@ class FastRCNN(Detector[Outputs]):
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
 
-        strides = PYRAMID_LEVELS if pyramid else SINGLE_LEVEL
-        self.trunk = Trunk(trunk, strides, pretrained, norm, frozen_stages)
-        self.pyramid = Pyramid(self.trunk.channels, channels, "pool", norm=None) if pyramid else None
-        width = channels if pyramid else self.trunk.channels[0]
-        self.roi_pooling = RoIPooling(strides, pooling, POOLED_SIDE)
+        parts = build_pooled_trunk(trunk, pretrained, norm, frozen_stages, pyramid, channels, pooling)
+        self.trunk, self.pyramid, width, self.roi_pooling = parts
         self.roi_head = RoIHead(width, POOLED_SIDE, 0, head_fcs, head_width, num_classes, dropout)
 
     def encode(self, batch: Batch) -> Outputs:
-        """Feature maps of whole images; of a pyramid those that RoIs are pooled from."""
+        """Feature maps of whole images, for RoI pooling."""
         features = self.trunk(batch.images)
         levels = self.pyramid(features) if self.pyramid is not None else features
         return levels[: len(self.roi_pooling.strides)]
@@ -128,19 +123,12 @@ class FastRCNN(Detector[Outputs]):
         rois = sample_rois(
             proposals, mask, batch, self.rois_per_image, POSITIVE_FRACTION, FOREGROUND_IOU, self.background_iou
         )
-        class_logits, deltas = self.score_rois(outputs, rois.boxes, rois.filled)
+        class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs, rois.boxes, rois.filled)
         return roi_losses(class_logits, deltas, rois, SMOOTH_L1_BETA)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """The head's word on every proposal."""
+        """Class and box of every proposal, then NMS by class."""
         proposals, mask = get_proposals(batch)
-        class_logits, deltas = self.score_rois(outputs, proposals, mask)
+        class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
-
-    def score_rois(
-        self, outputs: Outputs, boxes: Float[Tensor, "B R 4"], filled: Bool[Tensor, "B R"]
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
-        class_logits, deltas = self.roi_head(self.roi_pooling(outputs, boxes), filled.flatten())
-        return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])

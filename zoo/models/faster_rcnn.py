@@ -4,19 +4,25 @@ In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144
 
     trunk [-> FPN] -> RPN: objectness and four deltas at each anchor -> proposals -> RoI head: class and box
 
-    section 3.1.1  anchors of 3 scales and 3 ratios at each place (with FPN one scale a level)
-    section 3.1.2  an anchor is positive from IoU 0.7 or if it is an object's best, negative below 0.3;
+    section 3.1.1  anchors of 3 scales and 3 ratios at each cell (with FPN one scale a level)
+    section 3.1.2  an anchor is positive from IoU 0.7 or if it is the best of an object, negative below 0.3;
                    equation 1: L = 1/N_cls sum L_cls + lambda 1/N_reg sum p* L_reg
     section 3.1.3  256 anchors an image, up to half of them positive
     section 3.3    NMS of proposals at 0.7; RPN and RoI head trained jointly ("approximate joint training"): no gradient
                    flows through the proposals' coordinates
     Fast R-CNN, section 2.3: RoIs at IoU 0.5 with ground truth are positive, at most a quarter of those sampled
 
-Original code: rbgirshick/py-faster-rcnn. Deviations, all shared with torchvision so that its weights run here:
-  - both RPN terms are divided by the number of sampled anchors; anchors across the frame's edge take part;
-  - every RoI below IoU 0.5 is a negative (paper: 0.1 to 0.5); 512 RoIs an image with FPN;
-  - anchor edges are rounded to pixels; ground truth joins the proposals in training;
-  - smooth L1 turns straight at 1/9 for the RoI head, too (Fast R-CNN: at 1).
+Original code: rbgirshick/py-faster-rcnn (end-to-end training). Deviations, as in torchvision, so that its weights load:
+  Not in the paper, but in the original code:
+  - both RPN losses are divided by the number of sampled anchors;
+  - every RoI below IoU 0.5 is a negative (Fast R-CNN: 0.1 to 0.5), and ground truth boxes join the proposals;
+  - anchor edges are rounded to pixels.
+  Neither in the paper nor in the original code:
+  - anchors across the frame's edge are trained as well;
+  - smooth L1 is linear from 1/9 for the RoI head, too (Fast R-CNN: from 1); 512 RoIs an image with FPN.
+  Not in the original code:
+  - anchors are centred on the top-left corner of their cell (code: on its middle, 8 pixels away at stride 16);
+  - proposals have no minimum size (code: 16 pixels).
 
 Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an image, R sampled regions, C classes.
 """
@@ -32,10 +38,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.detector import Detector, Recipe, plain_arguments
-from zoo.nn.fpn import Pyramid
 from zoo.nn.frame import FrameConfig
-from zoo.nn.roi import SMOOTH_L1_BETA, RoIHead, RoIPooling, roi_losses, roi_predictions, sample_rois
-from zoo.nn.trunk import Norm, Trunk
+from zoo.nn.roi import (
+    POOLED_SIDE,
+    SMOOTH_L1_BETA,
+    RoIHead,
+    build_pooled_trunk,
+    roi_losses,
+    roi_predictions,
+    sample_rois,
+    score_rois,
+)
+from zoo.nn.trunk import Norm
 from zoo.ops.anchors import cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
@@ -47,16 +61,13 @@ from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-SINGLE_LEVEL = (16,)
-PYRAMID_LEVELS = (4, 8, 16, 32)
-POOLED_SIDE = 7
 RPN_NMS = 0.7
 RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU = 0.3, 0.7
 
 
 @dataclass
 class Outputs:
-    """Feature maps that RoIs are pooled from, and what the RPN says at each anchor, level by level."""
+    """Feature maps for RoI pooling, and objectness logits, deltas and anchors of each level."""
 
     features: list[Float[Tensor, "B D _ _"]]
     objectness: list[Float[Tensor, "B _"]]
@@ -68,7 +79,7 @@ class Outputs:
 
 
 class RegionProposalNetwork(nn.Module):
-    """3x3 convolutions with ReLU, then objectness and four deltas for each anchor of a place; shared by all levels."""
+    """3x3 convolutions with ReLU, then objectness and four deltas of each anchor; shared by all levels."""
 
     def __init__(self, in_channels: int, depth: int, num_anchors: int) -> None:
         super().__init__()
@@ -85,7 +96,7 @@ class RegionProposalNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
-        """Maps -> objectness logits [B, N_l] and deltas [B, N_l, 4] a level."""
+        """Objectness logits [B, N_l] and deltas [B, N_l, 4] of each level."""
         hidden = [self.tower(level) for level in levels]
         objectness = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         deltas = [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
@@ -103,14 +114,14 @@ class FasterRCNN(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 4 to 32 (with FPN) or 16 (without).
-        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false.
-        norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
-        frozen_stages: trunk stages that are not trained, counted from the image.
+        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
+        frozen_stages: first stages of the trunk that are not trained.
         pyramid: FPN, or the trunk's one level at stride 16 (paper).
         pyramid_norm: batch norm in the FPN.
         channels: of the pyramid.
         pooling: "align" (RoIAlign), or "pool" (RoIPool, one level only; paper).
-        anchor_scales: anchor sizes at a place of a level, in strides of that level.
+        anchor_scales: anchor sizes of a level, in strides of that level.
         rpn_depth: convolutions of the RPN.
         head_convs: convolutions of the RoI head.
         head_fcs: fully connected layers of the RoI head.
@@ -120,11 +131,11 @@ class FasterRCNN(Detector[Outputs]):
         proposals_before_nms: of each level, in training and in testing.
         proposals_after_nms: of each image, in training and in testing.
         score_threshold: of detections.
-        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
-        frame: how images are brought to the network.
-        recipe: how it is optimised.
-        channels_last: memory order of images and weights.
+        frame: resizing, normalisation and padding of images.
+        recipe: of the optimizer.
+        channels_last: memory format of images and weights.
     """
 
     def __init__(
@@ -164,21 +175,19 @@ class FasterRCNN(Detector[Outputs]):
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
 
-        strides = PYRAMID_LEVELS if pyramid else SINGLE_LEVEL
-        self.trunk = Trunk(trunk, strides, pretrained, norm, frozen_stages)
         build_norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d if pyramid_norm else None
-        self.pyramid = Pyramid(self.trunk.channels, channels, "pool", build_norm) if pyramid else None
-        width = channels if pyramid else self.trunk.channels[0]
+        parts = build_pooled_trunk(trunk, pretrained, norm, frozen_stages, pyramid, channels, pooling, build_norm)
+        self.trunk, self.pyramid, width, self.roi_pooling = parts
         self.rpn = RegionProposalNetwork(width, rpn_depth, len(anchor_scales) * len(ASPECT_RATIOS))
-        self.roi_pooling = RoIPooling(strides, pooling, POOLED_SIDE)
         self.roi_head = RoIHead(width, POOLED_SIDE, head_convs, head_fcs, head_width, num_classes, dropout)
+        strides = self.trunk.strides
         anchor_strides = (*strides, 2 * strides[-1]) if pyramid else strides
         for level, stride in enumerate(anchor_strides):
             cells = cell_anchors([scale * stride for scale in anchor_scales], ASPECT_RATIOS)
             self.register_buffer(f"cell_anchors_{level}", cells, persistent=False)
 
     def encode(self, batch: Batch) -> Outputs:
-        """Feature maps, and the RPN's word on every anchor."""
+        """Feature maps, and objectness and deltas at every anchor."""
         features = self.trunk(batch.images)
         levels = self.pyramid(features) if self.pyramid is not None else features
         objectness, deltas = self.rpn(levels)
@@ -188,34 +197,27 @@ class FasterRCNN(Detector[Outputs]):
         return Outputs(levels[: len(self.roi_pooling.strides)], objectness, deltas, anchors)
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Equation 1 for the RPN, and the RoI head's two losses on sampled proposals."""
+        """Equation 1 for the RPN, and class and box losses of sampled RoIs."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[0], self.proposals_after_nms[0])
         rois = sample_rois(proposals, mask, batch, self.rois_per_image, positive_fraction=0.25, foreground_iou=0.5)
-        class_logits, deltas = self.score_rois(outputs, rois.boxes, rois.filled)
+        class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs.features, rois.boxes, rois.filled)
         return rpn_losses(outputs, batch) | roi_losses(class_logits, deltas, rois)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """The RoI head's word on the best proposals."""
+        """Class and box of each proposal by the RoI head, then NMS by class."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[1], self.proposals_after_nms[1])
-        class_logits, deltas = self.score_rois(outputs, proposals, mask)
+        class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs.features, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
-
-    def score_rois(
-        self, outputs: Outputs, boxes: Float[Tensor, "B R 4"], filled: Bool[Tensor, "B R"]
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits [B, R, 1 + C] and deltas [B, R, C, 4] of regions in framed pixels."""
-        class_logits, deltas = self.roi_head(self.roi_pooling(outputs.features, boxes), filled.flatten())
-        return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
 
     @torch.no_grad()
     def propose(
         self, outputs: Outputs, batch: Batch, before_nms: int, after_nms: int
     ) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
-        """The RPN's proposals: the best of each level, decoded, clipped, NMS within each level, the best of an image.
+        """Proposals: top anchors of each level, decoded and clipped, NMS within each level, top boxes of each image.
 
         Returns:
-            Boxes in framed pixels, padded to the longest, and which of them are real.
+            Boxes in framed pixels, padded to the longest, and their mask.
         """
         boxes, scores, levels = [], [], []
         for number, (objectness, deltas, anchors) in enumerate(

@@ -1,19 +1,24 @@
 """RetinaNet: Focal Loss for Dense Object Detection (Lin, Goyal, Girshick, He, Dollar; arXiv 1708.02002).
 
-    trunk -> FPN P3..P7 -> at each of nine anchors a place: C class logits and four box deltas
+    trunk -> FPN P3..P7 -> at each of nine anchors a cell: C class logits and four box deltas
 
     section 4    FPN levels P3 to P7, P6 by a stride-2 convolution on C5, P7 on ReLU(P6); anchors of 32^2 .. 512^2 with
-                 sizes 2^0, 2^(1/3), 2^(2/3) and ratios 1:2, 1:1, 2:1; an anchor answers for an object from IoU 0.5,
-                 is background below 0.4, ignored between
+                 sizes 2^0, 2^(1/3), 2^(2/3) and ratios 1:2, 1:1, 2:1; an anchor is positive from IoU 0.5,
+                 negative below 0.4, ignored between
     equation 5   FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), alpha 0.25, gamma 2, summed over all anchors and divided
-                 by the number of anchors that answer for an object
+                 by the number of positive anchors
     section 4.1  the last bias of the class subnet is -log((1 - pi) / pi), pi = 0.01; the others 0, weights N(0, 0.01^2)
                  at most 1000 candidates a level above 0.05, NMS at 0.5
 
-Original code: facebookresearch/Detectron. Deviations, all shared with torchvision so that its weights run here:
-  - the best anchor of each object is kept, however low its IoU (as in Faster R-CNN);
-  - box loss is L1 (paper: smooth L1), or GIoU (arXiv 1902.09630) by a switch; deltas are unscaled;
-  - anchor edges are rounded to pixels, and the loss is normalised image by image, then averaged over the batch.
+Original code: facebookresearch/Detectron. Deviations, as in torchvision, so that its weights load:
+  Neither in the paper nor in the original code:
+  - the best anchor of each object is positive however low its IoU (code: from IoU 0.4; paper: none);
+  - the box loss is L1 (smooth L1; code: beta 0.11), or GIoU (arXiv 1902.09630);
+  - anchor edges are rounded to pixels;
+  - the losses of each image are divided by its own positive anchors, then averaged over the batch (code: divided by
+    those of all images of a GPU, plus one an image).
+  Not in the original code:
+  - anchors are centred on the top-left corner of their cell (code: on its middle).
 
 Legend: B images, M objects of an image, N anchors of all levels, N_l of one level, C classes.
 """
@@ -49,7 +54,7 @@ BACKGROUND_IOU, FOREGROUND_IOU = 0.4, 0.5
 
 @dataclass
 class Outputs:
-    """What the network says at each anchor, level by level."""
+    """Class logits, box deltas and anchors of each level."""
 
     logits: list[Float[Tensor, "B _ C"]]
     deltas: list[Float[Tensor, "B _ 4"]]
@@ -60,7 +65,7 @@ class Outputs:
 
 
 class Subnet(nn.Module):
-    """3x3 convolutions with ReLU (four in the paper), then one to the outputs of each anchor; shared by all levels."""
+    """Class or box subnet, shared by all levels: 3x3 convolutions with ReLU (four in the paper) and an output layer."""
 
     def __init__(self, channels: int, depth: int, num_anchors: int, num_outputs: int, group_norm: bool) -> None:
         super().__init__()
@@ -80,7 +85,7 @@ class Subnet(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Float[Tensor, "B _ K"]]:
-        """Pyramid maps -> [B, N_l, K] a level; a view where the maps are channels_last."""
+        """Outputs [B, N_l, K] of each level; a view where the maps are channels_last."""
         outputs = [self.output(self.tower(level)) for level in levels]
         return [output.permute(0, 2, 3, 1).reshape(len(output), -1, self.num_outputs) for output in outputs]
 
@@ -96,26 +101,26 @@ class RetinaNet(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 8, 16 and 32.
-        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false.
-        norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
-        frozen_stages: trunk stages that are not trained, counted from the image.
+        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
+        frozen_stages: first stages of the trunk that are not trained.
         channels: of the pyramid and the heads.
         head_depth: convolutions of each subnet before its last.
         group_norm: GroupNorm in the subnets.
-        extra_levels: where P6 comes from, the trunk (paper) or the pyramid (torchvision's first).
-        anchor_scale: side of the smallest anchor of a level, in strides of that level.
-        scales_per_octave: anchor sizes a place, 2^(i / n).
+        extra_levels: P6 from the trunk (paper) or from the pyramid (torchvision's v1).
+        anchor_scale: size of the smallest anchor of a level, in strides of that level.
+        scales_per_octave: n anchor sizes a cell, 2^(i / n).
         box_loss: "l1", or "giou" on decoded boxes.
-        box_loss_weight: of the box loss beside the class loss.
+        box_loss_weight: of the box loss.
         alpha: of the focal loss.
         gamma: of the focal loss.
-        score_threshold: candidates below it are not looked at.
+        score_threshold: of candidates.
         candidates_per_level: kept before NMS.
-        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
-        frame: how images are brought to the network.
-        recipe: how it is optimised.
-        channels_last: memory order of images and weights.
+        frame: resizing, normalisation and padding of images.
+        recipe: of the optimizer.
+        channels_last: memory format of images and weights.
     """
 
     def __init__(
@@ -166,7 +171,7 @@ class RetinaNet(Detector[Outputs]):
             self.register_buffer(f"cell_anchors_{level}", cell_anchors(sizes, ASPECT_RATIOS), persistent=False)
 
     def encode(self, batch: Batch) -> Outputs:
-        """Class logits and box deltas of every anchor of the frames."""
+        """Class logits and box deltas at every anchor."""
         levels = self.pyramid(self.trunk(batch.images))
         cells = [self.get_buffer(f"cell_anchors_{level}") for level in range(len(levels))]
         grid_sizes = [(level.shape[2], level.shape[3]) for level in levels]
@@ -174,7 +179,7 @@ class RetinaNet(Detector[Outputs]):
         return Outputs(self.classification(levels), self.regression(levels), anchors)
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Focal loss over all anchors, box loss over those that answer for an object; both per such anchor."""
+        """Focal loss over all anchors and box loss over the positive ones, both divided by the number of positives."""
         anchors = torch.cat(outputs.anchors)
         iou = pairwise_iou(batch.boxes, anchors)
         matched = match(iou, batch.mask, BACKGROUND_IOU, FOREGROUND_IOU, keep_best_of_each_object=True)
@@ -189,7 +194,7 @@ class RetinaNet(Detector[Outputs]):
         return {"class": class_loss.mean(), "box": self.box_loss_weight * box_loss.mean()}
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """The best candidates of each level, decoded, then NMS by class over all levels together."""
+        """Decoded top candidates of each level, then NMS by class over all levels together."""
         boxes, found = [], []
         for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
             level = top_candidates(logits, self.score_threshold, self.candidates_per_level)
@@ -209,7 +214,7 @@ class RetinaNet(Detector[Outputs]):
 def focal_losses(
     logits: Sequence[Float[Tensor, "B _ C"]], matched: Tensor, batch: Batch, alpha: float, gamma: float
 ) -> Float[Tensor, "B"]:
-    """Sum of the focal loss of each image over the levels' anchors; `matched` [B, N] is what `match` gave."""
+    """Focal loss of each image summed over all anchors; `matched` [B, N] is the result of `match`."""
     labels = torch.where(matched >= 0, gather_matched(batch.labels, matched), -1)
     sizes = [level.shape[1] for level in logits]
     focal = partial(focal_loss_per_image, alpha=alpha, gamma=gamma)
@@ -224,7 +229,7 @@ def box_losses(
     anchors: Float[Tensor, "N 4"],
     kind: Literal["l1", "giou"],
 ) -> Float[Tensor, "B N"]:
-    """Loss of each anchor against the object that it was matched with: L1 of the deltas, or 1 - GIoU."""
+    """Box loss of each anchor with its matched object: L1 of the deltas, or 1 - GIoU."""
     if kind == "l1":
         return (deltas - encode_boxes(gt_boxes, anchors)).abs().sum(dim=-1)
     return 1 - paired_giou(decode_boxes(deltas, anchors), gt_boxes)

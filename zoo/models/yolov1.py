@@ -2,42 +2,42 @@
 
     frame stretched to a square -> trunk -> added convolutions -> head: C + 5K numbers for each of S x S cells
 
-    section 2    the cell that an object's centre falls into answers for it: S = 7 cells a side, K = 2 boxes a cell;
-                 x, y relative to the cell, w, h to the whole image, a confidence a box, C class probabilities a cell;
+    section 2    the cell that contains an object's centre detects it: S = 7 cells a side, K = 2 boxes a cell; x, y
+                 relative to the cell, w, h to the whole image, a confidence a box, C class probabilities a cell;
                  score of a class = Pr(class | object) * confidence (equation 1)
-    section 2.1  20 convolutions that are pre-trained on ImageNet (here any timm trunk can stand in for them) ...
-    section 2.2  ... then four more, two fully connected layers, dropout 0.5; leaky ReLU 0.1 but a linear output
-    equation 3   sums of squared errors, of a cell's responsible box where the cell has an object:
+    section 2.1  20 convolutions, pre-trained on ImageNet (here any timm trunk can replace them) ...
+    section 2.2  ... then four more, two fully connected layers, dropout 0.5; leaky ReLU 0.1 and a linear output
+    equation 3   sums of squared errors, of the responsible box of each cell with an object:
 
         xy         5   * (x - x^)^2 + (y - y^)^2
         wh         5   * (sqrt w - sqrt w^)^2 + (sqrt h - sqrt h^)^2
         object           (confidence - IoU of the box with the object)^2
-        no_object  0.5 * confidence^2                            of all boxes that answer for nothing
+        no_object  0.5 * confidence^2                            of all boxes that are not responsible
         class            (p(c) - p^(c))^2 over all classes       once a cell with an object
 
-                 responsible is the box of the cell that overlaps the object most; no gradient flows through IoU
-    section 2.4  each class has NMS of its own
+                 responsible is the box of the cell with the highest IoU; no gradient flows through the IoU
+    section 2.4  NMS by class
 
-Original code: pjreddie/darknet (src/detection_layer.c, cfg/yolov1). Shared with it, and not in the paper:
-  - the network gives square roots of w and h themselves: a negative one is squared like any other;
+Original code: pjreddie/darknet (src/detection_layer.c, cfg/yolov1). Deviations:
+  Not in the paper, but in the original code:
+  - the network predicts the square roots of w and h: a negative one is squared like any other;
   - batch norm in every convolution;
-  - the head of the weights that were released: a locally connected layer instead of the first fully connected one.
-Deviations:
-  - two objects with their centres in one cell: the larger wins, of equal ones the first (darknet: the first);
-  - where no box of the cell overlaps the object the first is responsible (darknet: the one of least squared error).
-    It hardly comes up, since the boxes start at the middle of their cell with sizes spread over 0..1 (darknet: at 0);
-  - a head of convolutions alone, which shares its weights among cells, as a switch; it learns from far fewer images;
-  - the loss is divided by the number of images. Its gradient is twice that of darknet, which leaves out the factor 2.
-
-The output of the fully connected head is in darknet's order: class probabilities [S, S, C], confidences [S, S, K],
-boxes [S, S, K, 4]; that of the convolutional head is so in each cell, [C | K | K * 4] channels. Cells go row by row.
+  - head "local", of the released weights: a locally connected layer instead of the first fully connected one.
+  Neither in the paper nor in the original code:
+  - of two objects with centres in one cell the larger is assigned, of equal ones the first (darknet: the first);
+  - head "conv", of 1x1 convolutions, which share weights between cells and so learn from far fewer images.
+  Not in the original code:
+  - where no box of a cell overlaps the object, the first box is responsible (darknet: the one of least squared error).
+    This is rare, since boxes start centred in their cell with sizes spread over 0..1 (darknet: at 0);
+  - boxes are clipped to the image before NMS (darknet: after it);
+  - the loss is divided by the number of images; its gradient is twice darknet's, which leaves out the factor 2.
 
 Legend: B images, M objects of an image, S cells a side, G = S * S cells, K boxes a cell, C classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -46,7 +46,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zoo.detector import Detector, Recipe, plain_arguments
 from zoo.errors import InputError
-from zoo.nn.darknet import LEAK, TRUNKS, ConvUnit, Darknet, LocalConv
+from zoo.nn.cell_head import CellHead, HeadKind
+from zoo.nn.darknet import TRUNKS, ConvUnit, Darknet
 from zoo.nn.frame import FrameConfig
 from zoo.nn.trunk import Trunk
 from zoo.ops.boxes import box_area, pairwise_iou
@@ -55,15 +56,13 @@ from zoo.ops.postprocess import nms_by_class
 from zoo.ops.precision import upcast
 from zoo.types import Batch, Losses, Prediction, RawBatch
 
-HeadKind = Literal["fc", "local", "conv"]
-
 START_CONFIDENCE = 0.1
-COARSEST_LEVEL = 32  # the last stride of nearly every timm model; the added convolutions go on from there
+COARSEST_LEVEL = 32  # last stride of nearly every timm model; added convolutions start from it
 
 
 @dataclass
 class Outputs:
-    """What the network says in each cell."""
+    """Class probabilities, confidences and boxes of each cell."""
 
     classes: Float[Tensor, "B G C"]  # probability of each class, given that there is an object
     confidences: Float[Tensor, "B G K"]
@@ -74,9 +73,9 @@ class Outputs:
 
 
 def build_neck(in_channels: int, widths: Sequence[int], stride: int) -> nn.Sequential:
-    """The paper's added 3x3 convolutions; the second of them has the stride (the first, where there is one alone)."""
+    """The paper's added 3x3 convolutions; the stride is in the second one (in the first if there is only one)."""
     if not widths and stride > 1:
-        raise InputError(f"cells are {stride} times as large as the trunk's last stride: neck needs a convolution")
+        raise InputError(f"a cell is {stride} times the trunk's last stride: neck needs a convolution")
     strided = min(1, len(widths) - 1)
     layers = []
     for index, width in enumerate(widths):
@@ -85,81 +84,17 @@ def build_neck(in_channels: int, widths: Sequence[int], stride: int) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-class Head(nn.Module):
-    """Hidden layers with leaky ReLU, dropout, and the linear output.
-
-    Args:
-        kind: what the hidden layers are: fully connected ("fc"), 3x3 with weights of their own in each cell ("local"),
-            or 1x1 convolutions ("conv"). The output is a 1x1 convolution in "conv" and fully connected else.
-        in_channels: of the map [B, D, S, S] that it reads.
-        grid: S.
-        widths: of the hidden layers.
-        dropout: before the output.
-        boxes_per_cell: K.
-        num_classes: C.
-    """
-
-    def __init__(
-        self,
-        kind: HeadKind,
-        in_channels: int,
-        grid: int,
-        widths: Sequence[int],
-        dropout: float,
-        boxes_per_cell: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__()
-        self.kind = kind
-        self.sizes = (num_classes, boxes_per_cell, 4 * boxes_per_cell)
-        num_cells = grid * grid
-        hidden: list[nn.Module] = [nn.Flatten()] if kind == "fc" else []
-        width = in_channels * num_cells if kind == "fc" else in_channels
-        for next_width in widths:
-            layer: nn.Module
-            if kind == "fc":
-                layer = nn.Linear(width, next_width)
-            elif kind == "local":
-                layer = LocalConv(width, next_width, grid)
-            else:
-                layer = nn.Conv2d(width, next_width, 1)
-            hidden += [layer, nn.LeakyReLU(LEAK)]
-            width = next_width
-        if kind == "local":
-            hidden.append(nn.Flatten())
-            width *= num_cells
-        self.hidden = nn.Sequential(*hidden, nn.Dropout(dropout))
-        self.output: nn.Linear | nn.Conv2d
-        if kind == "conv":
-            self.output = nn.Conv2d(width, sum(self.sizes), 1)
-        else:
-            self.output = nn.Linear(width, num_cells * sum(self.sizes))
-        self._init_output(num_cells)
-
-    def _init_output(self, num_cells: int) -> None:
-        """Weights so small that each cell starts unsure, with boxes in its middle of sides 1/3 and 2/3 (for K = 2)."""
-        num_classes, num_boxes, _ = self.sizes
-        nn.init.normal_(self.output.weight, std=0.001)
-        roots = (torch.arange(1, num_boxes + 1) / (num_boxes + 1)).sqrt()
-        boxes = torch.stack([torch.full_like(roots, 0.5)] * 2 + [roots] * 2, dim=1).flatten()
-        num_repeats = 1 if isinstance(self.output, nn.Conv2d) else num_cells
-        classes = torch.full((num_repeats * num_classes,), 1 / num_classes)
-        confidences = torch.full((num_repeats * num_boxes,), START_CONFIDENCE)
-        assert self.output.bias is not None
-        with torch.no_grad():
-            self.output.bias.copy_(torch.cat([classes, confidences, boxes.repeat(num_repeats)]))
-
-    def forward(self, features: Float[Tensor, "B D S S"]) -> Outputs:
-        """Network output in the order that the head of this file tells, taken apart."""
-        values = self.output(self.hidden(features))
-        num_images = len(values)
-        if isinstance(self.output, nn.Conv2d):
-            classes, confidences, boxes = values.permute(0, 2, 3, 1).flatten(1, 2).split(self.sizes, dim=2)
-        else:
-            num_cells = values.shape[1] // sum(self.sizes)
-            sections = values.split([num_cells * size for size in self.sizes], dim=1)
-            classes, confidences, boxes = (section.view(num_images, num_cells, -1) for section in sections)
-        return Outputs(classes, confidences, boxes.unflatten(2, (-1, 4)))
+def init_output(output: nn.Linear | nn.Conv2d, num_cells: int, num_classes: int, num_boxes: int) -> None:
+    """Small weights, and biases of equal classes, low confidence and centred boxes of sides 1/3 and 2/3 (for K = 2)."""
+    nn.init.normal_(output.weight, std=0.001)
+    roots = (torch.arange(1, num_boxes + 1) / (num_boxes + 1)).sqrt()
+    boxes = torch.stack([torch.full_like(roots, 0.5)] * 2 + [roots] * 2, dim=1).flatten()
+    num_repeats = 1 if isinstance(output, nn.Conv2d) else num_cells
+    classes = torch.full((num_repeats * num_classes,), 1 / num_classes)
+    confidences = torch.full((num_repeats * num_boxes,), START_CONFIDENCE)
+    assert output.bias is not None
+    with torch.no_grad():
+        output.bias.copy_(torch.cat([classes, confidences, boxes.repeat(num_repeats)]))
 
 
 # -------------------------------------------------------------------------------------------------------- the model
@@ -169,31 +104,31 @@ class Head(nn.Module):
 class YOLOv1(Detector[Outputs]):
     """YOLOv1 over the paper's trunks or any of timm.
 
-    The frame is stretched to a square of `frame.min_size` pixels, a multiple of `grid`: a cell is as large as the
-    trunk's last stride (64 or, before the paper's added convolutions, 32; 8, 16 or 32 with a timm trunk), or a multiple
-    of it, by which the added convolutions then stride.
+    The frame is stretched to a square of `frame.min_size` pixels, a multiple of `grid`. The side of a cell is the
+    trunk's stride (darknet20: 32, darknet6: 64, timm: 8, 16 or 32), or a multiple of it by the stride of the added
+    convolutions.
 
     Args:
         num_classes: foreground classes.
         class_names: their names.
         trunk: "darknet20" (the paper's 20 pre-trained layers), "darknet6" (Fast YOLO's), or a timm model.
-        pretrained: ImageNet weights for the trunk: true (timm fetches them), a local file, or false. For the paper's
-            trunks a darknet file.
+        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false; a darknet file
+            for the paper's trunks.
         neck: channels of the 3x3 convolutions added to the trunk: four to the paper's (24 in all), three to Fast
             YOLO's (9 in all).
         head: "fc" (paper), "local" (darknet's released weights) or "conv".
-        head_widths: of its hidden layers; see `Head`.
+        head_widths: of its hidden layers; see `CellHead`.
         dropout: before its output.
         grid: S.
         boxes_per_cell: K (the paper's B).
         coord_weight: lambda_coord.
         no_object_weight: lambda_noobj.
         score_threshold: of detections; darknet's for the VOC evaluation.
-        nms_threshold: IoU above which the surer of two boxes of a class suppresses the other.
+        nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
-        frame: how images are brought to the network; stretched.
+        frame: resizing and normalisation of images; must stretch.
         recipe: how it is optimised.
-        channels_last: memory order of images and weights.
+        channels_last: memory format of images and weights.
 
     Raises:
         InputError: frame, grid and trunk do not go together.
@@ -241,20 +176,23 @@ class YOLOv1(Detector[Outputs]):
             raise InputError(f"cells of {cell} pixels (frame / grid) are no multiple of the trunk's stride {stride}")
         self.neck = build_neck(self.trunk.channels[-1], neck, cell // stride)
         width = neck[-1] if neck else self.trunk.channels[-1]
-        self.head = Head(head, width, grid, head_widths, dropout, boxes_per_cell, num_classes)
+        sizes = (num_classes, boxes_per_cell, 4 * boxes_per_cell)
+        self.head = CellHead(head, width, grid, head_widths, dropout, sizes)
+        init_output(self.head.output, grid * grid, num_classes, boxes_per_cell)
 
     def encode(self, batch: Batch) -> Outputs:
         """Classes, confidences and boxes of every cell."""
-        return self.head(self.neck(self.trunk(batch.images)[-1]))
+        classes, confidences, boxes = self.head(self.neck(self.trunk(batch.images)[-1]))
+        return Outputs(classes, confidences, boxes.unflatten(2, (-1, 4)))
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
-        """Equation 3."""
+        """Equation 3 on assigned cells."""
         boxes = batch.boxes / batch.images.shape[3]
         owners, _ = assign_cells(boxes, batch.mask, self.grid)
         return yolo_losses(outputs, boxes, batch.labels, owners, self.grid, self.coord_weight, self.no_object_weight)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """Equation 1 for every box and class, then NMS by class."""
+        """Scores of every box and class (equation 1), then NMS by class."""
         scores = class_scores(upcast(outputs.classes), upcast(outputs.confidences))
         boxes = decode_boxes(upcast(outputs.boxes), self.grid).clamp(0, 1) * batch.images.shape[3]
         num_classes = scores.shape[3]
@@ -270,7 +208,7 @@ class YOLOv1(Detector[Outputs]):
         )
 
     def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
-        """Count the objects that lose their cell; `train/lost_objects` is their sum over an epoch."""
+        """Log the number of objects without a cell; `train/lost_objects` is the sum over an epoch."""
         lost = count_lost_objects(batch, self.grid)
         self.log("train/lost_objects", lost.float(), on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
 
@@ -279,14 +217,13 @@ def cell_size(frame: FrameConfig, grid: int) -> int:
     """Side of a cell in framed pixels.
 
     Raises:
-        InputError: the frame is not stretched, or not divided by the grid or by its own divisor.
+        InputError: the frame is not stretched, or not a multiple of the grid and of its own divisor.
     """
     if not frame.stretch:
-        raise InputError("YOLOv1 lays its grid over frames of one size; set frame.stretch to true")
+        raise InputError("YOLOv1 needs frames of one size; set frame.stretch to true")
     if frame.min_size % grid or frame.min_size % frame.divisor:
         raise InputError(
-            f"a frame of {frame.min_size} pixels is not divided by a grid of {grid} and by frame.divisor, "
-            f"{frame.divisor}"
+            f"a frame of {frame.min_size} pixels is not a multiple of grid {grid} and of frame.divisor {frame.divisor}"
         )
     return frame.min_size // grid
 
@@ -297,9 +234,9 @@ def cell_size(frame: FrameConfig, grid: int) -> int:
 def assign_cells(
     boxes: Float[Tensor, "B M 4"], mask: Bool[Tensor, "B M"], grid: int
 ) -> tuple[Int64[Tensor, "B G"], Bool[Tensor, "B M"]]:
-    """Which object each cell answers for, and which objects lose theirs to another.
+    """Object assigned to each cell, and objects without a cell.
 
-    Of objects with their centres in one cell the largest wins, of equally large ones the first.
+    Of objects with centres in one cell the largest is assigned, of equally large ones the first.
 
     Args:
         boxes: xyxy in parts of the frame.
@@ -307,12 +244,12 @@ def assign_cells(
         grid: S.
 
     Returns:
-        Index of the object or BACKGROUND, and the mask of objects that no cell answers for.
+        Index of the object or BACKGROUND, and the mask of objects that are assigned to no cell.
     """
     num_images, num_objects = mask.shape
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     column, row = (centres * grid).long().clamp(0, grid - 1).unbind(-1)
-    cells = torch.where(mask, row * grid + column, grid * grid)  # one cell more, for what is not real
+    cells = torch.where(mask, row * grid + column, grid * grid)  # an extra cell for padding
 
     areas = box_area(boxes)
     index = torch.arange(num_objects, device=boxes.device)
@@ -328,10 +265,10 @@ def assign_cells(
 
 
 def count_lost_objects(batch: RawBatch, grid: int) -> Int64[Tensor, ""]:
-    """Objects of raw images that share a cell with a larger one, so that nothing learns them.
+    """Number of objects of raw images that share a cell with a larger one, so that they are not learned.
 
     Args:
-        batch: images and targets as a loader gives them; a stretched frame changes nothing about the cells.
+        batch: images and targets from a loader; stretching to the frame does not change the cells.
         grid: S.
     """
     images, targets = batch
@@ -349,7 +286,7 @@ def count_lost_objects(batch: RawBatch, grid: int) -> Int64[Tensor, ""]:
 
 
 def decode_boxes(boxes: Float[Tensor, "B G K 4"], grid: int) -> Float[Tensor, "B G K 4"]:
-    """What the network says of boxes -> xyxy in parts of the frame."""
+    """Predicted boxes as xyxy in parts of the frame."""
     cells = torch.arange(grid * grid, device=boxes.device)
     corners = torch.stack([cells % grid, cells // grid], dim=-1)[:, None]
     centres = (boxes[..., :2] + corners) / grid
@@ -358,7 +295,7 @@ def decode_boxes(boxes: Float[Tensor, "B G K 4"], grid: int) -> Float[Tensor, "B
 
 
 def encode_boxes(boxes: Float[Tensor, "B G 4"], grid: int) -> Float[Tensor, "B G 4"]:
-    """What the network has to say of the object of each cell, whose box is xyxy in parts of the frame."""
+    """Box targets of each cell, for the assigned object's box as xyxy in parts of the frame."""
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid
     cells = torch.arange(grid * grid, device=boxes.device)
     corners = torch.stack([cells % grid, cells // grid], dim=-1)
@@ -366,7 +303,7 @@ def encode_boxes(boxes: Float[Tensor, "B G 4"], grid: int) -> Float[Tensor, "B G
 
 
 def class_scores(classes: Float[Tensor, "B G C"], confidences: Float[Tensor, "B G K"]) -> Float[Tensor, "B G K C"]:
-    """Equation 1. Linear outputs leave 0..1; each is brought back first, so that two negatives make no sure box."""
+    """Equation 1, of outputs clamped to 0..1, so that two negative ones do not make a positive score."""
     return confidences.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]
 
 
@@ -379,13 +316,13 @@ def yolo_losses(
     coord_weight: float,
     no_object_weight: float,
 ) -> Losses:
-    """The loss, term by term, an image.
+    """Terms of equation 3, divided by the number of images.
 
     Args:
         outputs: of the network.
         gt_boxes: xyxy in parts of the frame.
         gt_labels: their classes.
-        owners: index of the object that each cell answers for, or BACKGROUND.
+        owners: index of the object that is assigned to each cell, or BACKGROUND.
         grid: S.
         coord_weight: of terms 1 and 2.
         no_object_weight: of term 4.

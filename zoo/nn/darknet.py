@@ -1,17 +1,17 @@
-"""darknet's layers, the trunks of YOLOv1 (arXiv 1506.02640) made of them, and the weights files of both.
+"""darknet's layers, the trunks of YOLOv1 (arXiv 1506.02640), and darknet weights files.
 
 Original code: pjreddie/darknet (cfg/yolov1, src/parser.c, src/local_layer.c). Deviation: darknet adds 1e-6 to the
-standard deviation of its batch norm on a CPU and 1e-5 to the variance on a GPU; here it is the latter, as in PyTorch.
+standard deviation of its batch norm on CPUs and 1e-5 to the variance on GPUs; here it is the latter, as in PyTorch.
 
-A weights file is little-endian: int32 major, minor, revision; images seen so far, an int64 from version 0.2 on and an
-int32 before; then float32 of each layer in the network's order:
+A weights file is little-endian: int32 major, minor, revision; number of images seen, int64 from version 0.2 on and
+int32 before; then float32 values of each layer in network order:
 
     convolution     biases [O], scales [O], rolling means [O], rolling variances [O], weights [O, I, k, k]
     local           biases [O * S * S], weights [S * S, O, I * k * k]
     connected       biases [O], weights [O, I]; [I, O] where major or minor is above 1000
 
 Biases and scales of a convolution are bias and weight of its batch norm. Connected layers have no batch norm here.
-Nothing in a file tells what its numbers belong to: their count is all that can be checked.
+A file has no layer names or shapes, so only the total number of values can be checked.
 
 Legend: B images, I input and O output channels, k side of a kernel, S side of a map.
 """
@@ -32,11 +32,11 @@ from zoo.errors import InputError
 LEAK = 0.1
 HEADER_INTS = 3
 TRANSPOSED_FROM = 1000
-"""A major or minor version above it: connected weights are stored input by input."""
+"""Files with a larger major or minor version store connected weights transposed, [I, O]."""
 
 
 class Conv(NamedTuple):
-    """A convolution of a trunk."""
+    """Kernel size, output channels and stride of a trunk's convolution."""
 
     size: int
     channels: int
@@ -46,7 +46,7 @@ class Conv(NamedTuple):
 Layer = Conv | Literal["pool"]
 
 TRUNKS: dict[str, tuple[Layer, ...]] = {
-    # Figure 3 of the paper up to the layers that it pre-trains on ImageNet; darknet's extraction.conv.weights.
+    # Figure 3 of the paper: the layers pre-trained on ImageNet; darknet's extraction.conv.weights.
     "darknet20": (
         *(Conv(7, 64, 2), "pool"),
         *(Conv(3, 192), "pool"),
@@ -70,12 +70,12 @@ class ConvUnit(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, a=LEAK)
 
     def forward(self, features: Float[Tensor, "B I _ _"]) -> Float[Tensor, "B O _ _"]:
-        """Maps whose sides are divided by the stride."""
+        """Feature maps with sides divided by the stride."""
         return F.leaky_relu(self.norm(self.conv(features)), LEAK)
 
 
 class LocalConv(nn.Module):
-    """A 3x3 convolution with weights of its own at each place of a square map: darknet's `local` layer."""
+    """Locally connected 3x3 layer, with separate weights at each cell of a square map: darknet's `local` layer."""
 
     def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
         super().__init__()
@@ -85,21 +85,21 @@ class LocalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels * side * side))
 
     def forward(self, features: Float[Tensor, "B I S S"]) -> Float[Tensor, "B O S S"]:
-        """Maps of the same size."""
+        """Feature maps of the same size."""
         patches = F.unfold(features, 3, padding=1)  # [B, 9 * I, S * S]
-        places = torch.bmm(self.weight, patches.permute(2, 1, 0))  # [S * S, O, B]
-        return (places.permute(2, 1, 0).flatten(1) + self.bias).view(len(features), -1, self.side, self.side)
+        cells = torch.bmm(self.weight, patches.permute(2, 1, 0))  # [S * S, O, B]
+        return (cells.permute(2, 1, 0).flatten(1) + self.bias).view(len(features), -1, self.side, self.side)
 
 
 class Darknet(nn.Module):
-    """A trunk of `TRUNKS`.
+    """A darknet trunk without its classifier.
 
     Args:
-        name: which.
-        pretrained: a darknet file of exactly its layers (extraction.conv.weights for darknet20), or none.
+        name: key of `TRUNKS`.
+        pretrained: a darknet weights file of exactly its layers (extraction.conv.weights for darknet20), or False.
 
     Raises:
-        InputError: weights are asked for without a file, or the file does not fit.
+        InputError: `pretrained` is True (there is no download), or the file does not fit.
     """
 
     def __init__(self, name: str, pretrained: bool | str = False) -> None:
@@ -118,12 +118,12 @@ class Darknet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.channels = [channels]
         if pretrained is True:
-            raise InputError(f"weights of {name} are not fetched; name a darknet file: --model.pretrained FILE")
+            raise InputError(f"{name} has no download; give a darknet weights file: --model.pretrained FILE")
         if pretrained:
             self.load_state_dict(read_darknet(pretrained, self), strict=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """One map [B, C, H / stride, W / stride]; in a list, as `zoo.nn.trunk.Trunk` has it."""
+        """One feature map [B, C, H / stride, W / stride], in a list as `zoo.nn.trunk.Trunk` returns it."""
         return [self.layers(images)]
 
 
@@ -131,22 +131,25 @@ class Darknet(nn.Module):
 
 
 def read_darknet(file: str | Path, network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and batch-norm statistics of a network, by its own names, from a darknet weights file.
+    """Read a darknet weights file into a state dict of a network.
 
     Args:
-        file: see above.
-        network: has its darknet layers (`ConvUnit`, `LocalConv`, `nn.Linear`) registered in the file's order.
+        file: in the format above.
+        network: with its darknet layers (`ConvUnit`, `LocalConv`, `nn.Linear`) registered in the file's order.
+
+    Returns:
+        Parameters and batch norm statistics by their names in the network.
 
     Raises:
-        InputError: there is no such file, or it does not hold as many numbers as the network has.
+        InputError: the file does not exist or holds another number of values than the network has.
     """
     transposed, numbers = _read_numbers(Path(file))
     rows = list(darknet_rows(network))
     expected = sum(math.prod(shape) for _, shape in rows)
     if len(numbers) != expected:
         raise InputError(
-            f"holds {len(numbers):,} numbers after its header, the network wants {expected:,}: "
-            "it is of another form (layers, batch norm, grid, boxes a cell or classes)",
+            f"holds {len(numbers):,} values after its header, but the network has {expected:,}: "
+            "its layers, batch norm, grid, boxes a cell or classes differ",
             file,
         )
     state = {}
@@ -158,7 +161,7 @@ def read_darknet(file: str | Path, network: nn.Module) -> dict[str, Tensor]:
 
 
 def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name in the state dict, shape) of everything that a file holds of a network, in the file's order."""
+    """(name in the state dict, shape) of each tensor stored in a darknet file, in the file's order."""
     for name, module in network.named_modules():
         if isinstance(module, ConvUnit):
             parts = ["norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight"]
@@ -172,7 +175,7 @@ def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, "N"]]:
-    """Whether connected weights are transposed, and all numbers behind the header."""
+    """Whether connected weights are transposed, and all values after the header."""
     if not file.is_file():
         raise InputError("no such weights file", file)
     header = np.fromfile(file, "<i4", HEADER_INTS)
@@ -184,5 +187,5 @@ def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, "N"]]:
     start = 4 * HEADER_INTS + seen_bytes
     size = file.stat().st_size
     if size < start or (size - start) % 4:
-        raise InputError(f"has {size} bytes, which is no header and whole numbers: cut off, or no darknet file", file)
+        raise InputError(f"has {size} bytes, not a header and float32 values: truncated, or no darknet file", file)
     return transposed, torch.from_numpy(np.fromfile(file, "<f4", offset=start))

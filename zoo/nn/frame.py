@@ -1,8 +1,8 @@
-"""A list of uint8 images -> one normalised, padded Batch, and boxes back again.
+"""Framing: resize, normalise and pad raw images to a Batch, and map predictions back to image pixels.
 
-Image sizes exist only here: every detector works in framed pixels and never sees how large an image was.
-Resizing follows torchvision's GeneralizedRCNNTransform (bilinear, half-pixel centres, no antialiasing), so that
-weights trained there see the same pixels here. Normalising commutes with resizing and is done once, on the batch.
+Only this file knows the sizes of raw images; detectors work in framed pixels. Resizing follows torchvision's
+GeneralizedRCNNTransform (bilinear, half-pixel centres, no antialiasing), so that weights trained there get the same
+pixels here. Normalising commutes with resizing and is done after it.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from zoo.types import Batch, Image, Prediction, Target
 
 MAX_CELLS = 2**16
-"""An exported program's frames have fewer multiples of the divisor a side, so that no product of sizes overflows."""
+"""Upper bound, under export, of a frame's side in multiples of the divisor, so that no product of sizes overflows."""
 
 
 @dataclass(frozen=True)
 class FrameConfig:
-    """How images are framed for a network.
+    """Resizing, padding and normalisation of images.
 
     Args:
-        min_size: the shorter side of an image is brought to this many pixels ...
+        min_size: the shorter side of an image is resized to this many pixels ...
         max_size: ... unless the longer side would then be longer than this.
-        stretch: bring every image to min_size x min_size instead, whatever its shape (YOLOv1).
-        divisor: frames are padded to multiples of this, the network's largest stride of interest.
+        stretch: resize every image to min_size x min_size instead, ignoring its aspect ratio (YOLOv1).
+        divisor: frames are padded to multiples of this, usually the network's largest stride.
         mean: of each channel, on the scale 0..1.
         std: of each channel, on the scale 0..1.
     """
@@ -40,14 +40,14 @@ class FrameConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        """Refuse what no image could be framed with."""
+        """Check sizes, divisor and std."""
         if not 0 < self.min_size <= self.max_size:
-            raise ValueError(f"min_size {self.min_size} and max_size {self.max_size}: want 0 < min_size <= max_size")
+            raise ValueError(f"min_size {self.min_size}, max_size {self.max_size}: must be 0 < min_size <= max_size")
         if self.divisor < 1 or min(self.std) <= 0:
             raise ValueError("divisor must be at least 1 and every std above 0")
 
     def framed_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of this size is resized to."""
+        """(height, width) to which an image of the given size is resized."""
         if self.stretch:
             return self.min_size, self.min_size
         if torch.compiler.is_exporting():
@@ -56,12 +56,12 @@ class FrameConfig:
         return max(int(height * scale), 1), max(int(width * scale), 1)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the frame around an image that was resized to this size."""
+        """(height, width) of the padded frame of an image resized to the given size."""
         return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
 
 
 class Frame(nn.Module):
-    """Frames raw images for a network and takes its predictions back to the images' own pixels."""
+    """Frame raw images for a network, and map its predictions back to image pixels."""
 
     placement: Tensor
 
@@ -69,8 +69,8 @@ class Frame(nn.Module):
         super().__init__()
         self.config = config
         self.channels_last = channels_last
-        # Holds nothing: frames are made on its device and in its dtype, which follow the detector's. Mean and std are
-        # no buffers, since those would be rounded to float32 before a detector turns float64.
+        # Empty: its device and dtype follow the detector's, and frames are made with them. Mean and std are not
+        # buffers, since those would be rounded to float32 before a detector is converted to float64.
         self.register_buffer("placement", torch.empty(0), persistent=False)
 
     def forward(
@@ -79,17 +79,17 @@ class Frame(nn.Module):
         targets: Sequence[Target] | None = None,
         proposals: Sequence[Float[Tensor, "_ 4"]] | None = None,
     ) -> Batch:
-        """Frame images, and their targets and region proposals when there are any.
+        """Frame images, with targets and region proposals if given.
 
         Args:
             images: uint8 [3, H, W], any sizes.
-            targets: one for each image; only boxes, labels and flags are read.
-            proposals: [P, 4] of each image, in its own pixels.
+            targets: one for each image; boxes, labels, image ids and flags are read.
+            proposals: [P, 4] of each image, in its pixels.
         """
         framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
         batch_images = self._stack(images, framed_sizes)
-        given_sizes = _like([[image.shape[2], image.shape[1]] for image in images], batch_images)
-        sizes = _like([[width, height] for height, width in framed_sizes], batch_images)
+        given_sizes = _tensor_like([[image.shape[2], image.shape[1]] for image in images], batch_images)
+        sizes = _tensor_like([[width, height] for height, width in framed_sizes], batch_images)
         scales = sizes / given_sizes
         boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
         padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales)
@@ -97,8 +97,8 @@ class Frame(nn.Module):
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
         device, dtype = self.placement.device, self.placement.dtype
-        mean = _like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
-        std = _like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
+        mean = _tensor_like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
+        std = _tensor_like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
         if torch.compiler.is_exporting():
             return _trace_frame(self.config, images[0].to(dtype), framed_sizes[0], mean, std)
         heights, widths = zip(*framed_sizes, strict=True)
@@ -110,15 +110,15 @@ class Frame(nn.Module):
             pixels = image[None].to(device, non_blocking=True).to(dtype)
             if image.shape[-2:] != (h, w):
                 pixels = _resize(pixels, (h, w))
-            # The padding stays 0 after normalising, as it is in torchvision: hence image by image, in place.
+            # In place and image by image, so that the padding stays 0 after normalising, as in torchvision.
             torch.sub(pixels[0], mean, out=framed[:, :h, :w]).div_(std)
         return batch
 
     @staticmethod
     def unframe(predictions: list[Prediction], batch: Batch) -> list[Prediction]:
-        """Predictions in framed pixels -> predictions in each given image's pixels, clipped to it, none empty.
+        """Map predictions in framed pixels to pixels of the given images, and clip their boxes to the image.
 
-        A detection that vanishes to no area at the image's edge is dropped.
+        Detections whose clipped box is empty are dropped.
         """
         unframed = []
         for prediction, scale, size in zip(predictions, batch.scales, batch.given_sizes, strict=True):
@@ -139,14 +139,14 @@ def _resize(images: Float[Tensor, "B 3 _ _"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-# Under torch.export the size of an image is unknown. Python's arithmetic would fix the example's there, so the same is
-# said in tensors, and what is read back of them stands for a size in everything that follows.
+# Under torch.export the image size is symbolic. Python arithmetic would fix the size of the example image, so the same
+# is computed with tensors, and the values read back from them are the symbolic sizes.
 
 
 def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[int, int]:
-    """`FrameConfig.framed_size` of an image of any size; in float64, as Python has it, to be cut off alike."""
+    """`FrameConfig.framed_size` under export; in float64 as in Python, so that both truncate to the same integers."""
     sides = torch.tensor([height, width], dtype=torch.float64)
-    # A number divided by a tensor would be its reciprocal, rounded, times the number.
+    # Tensors on both sides: torch computes number / tensor as number * reciprocal, which rounds twice.
     limits = torch.tensor([config.min_size, config.max_size], dtype=torch.float64)
     scale = (limits / torch.stack([sides.min(), sides.max()])).min()
     framed_height, framed_width = (sides * scale).long().clamp(min=1).tolist()
@@ -156,10 +156,10 @@ def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[in
 def _trace_frame(
     config: FrameConfig, image: Float[Tensor, "3 _ _"], size: tuple[int, int], mean: Tensor, std: Tensor
 ) -> Float[Tensor, "1 3 _ _"]:
-    """One image resized, normalised and padded."""
+    """Resize, normalise and pad one image, under export."""
     cells = [(side + config.divisor - 1) // config.divisor for side in size]
     if not config.stretch:
-        # Read back again: a network's shapes are then products of one number, not of quotients rounded up.
+        # Read back again, so that the network's shapes are multiples of one symbol and not of rounded-up quotients.
         cells = torch.tensor(cells).tolist()
         for count in cells:
             torch._check(count > 0)
@@ -171,32 +171,36 @@ def _trace_frame(
 
 
 def get_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
-    """The proposals of a batch, which has them wherever a detector declares them, and which of them are real."""
+    """Region proposals of a batch, and the mask of those that are not padding.
+
+    Raises:
+        ValueError: the batch was framed without proposals.
+    """
     if batch.proposals is None or batch.proposal_mask is None:
         raise ValueError("this batch has no region proposals; frame it with Detector.frame_batch")
     return batch.proposals, batch.proposal_mask
 
 
-def _like(rows: Sequence[Sequence[float | int]], other: Tensor) -> Tensor:
-    """A small table made on the host; pinned where that lets the copy run beside the device's work."""
-    table = torch.tensor(rows, dtype=torch.promote_types(other.dtype, torch.float32))  # bf16 cannot count to 1078
+def _tensor_like(rows: Sequence[Sequence[float | int]], other: Tensor) -> Tensor:
+    """Tensor of the rows on the device of `other`; copied from pinned memory on CUDA, which does not block."""
+    table = torch.tensor(rows, dtype=torch.promote_types(other.dtype, torch.float32))  # bf16 cannot represent 1078
     if other.device.type == "cuda":
         return table.pin_memory().to(other.device, non_blocking=True)
     return table.to(other.device)
 
 
 def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes [B, M, 4] in framed pixels, labels [B, M], mask [B, M] of objects to learn from, image ids [B]."""
+    """Boxes [B, M, 4] in framed pixels, labels [B, M], mask [B, M] of objects to train on, image ids [B]."""
     device = scales.device
-    longest = max((len(target["labels"]) for target in targets), default=0)
-    boxes = scales.new_zeros(num_images, longest, 4)
-    labels = torch.zeros(num_images, longest, dtype=torch.int64, device=device)
-    mask = torch.zeros(num_images, longest, dtype=torch.bool, device=device)
+    max_count = max((len(target["labels"]) for target in targets), default=0)
+    boxes = scales.new_zeros(num_images, max_count, 4)
+    labels = torch.zeros(num_images, max_count, dtype=torch.int64, device=device)
+    mask = torch.zeros(num_images, max_count, dtype=torch.bool, device=device)
     for index, target in enumerate(targets):
         count = len(target["labels"])
         boxes[index, :count] = target["boxes"]
         labels[index, :count] = target["labels"]
-        # Crowd regions and difficult objects are not learned from, as in torchvision's and Girshick's code.
+        # Crowd regions and difficult objects are not trained on, as in torchvision's and Girshick's code.
         mask[index, :count] = ~(target["iscrowd"] | target["difficult"])
     boxes *= scales.repeat(1, 2)[:, None]
     ids = (
@@ -207,12 +211,12 @@ def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> 
 
 def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, Tensor]:
     """Proposals [B, P, 4] in framed pixels and their mask [B, P]; P is at least 1."""
-    if torch.compiler.is_exporting():  # one image, and whatever number of proposals it has
+    if torch.compiler.is_exporting():  # one image with any number of proposals
         padded = proposals[0][None]
         return padded * scales.repeat(1, 2)[:, None], torch.ones_like(padded[..., 0], dtype=torch.bool)
-    longest = max(1, *(len(boxes) for boxes in proposals))
-    padded = scales.new_zeros(len(proposals), longest, 4)
-    mask = torch.zeros(len(proposals), longest, dtype=torch.bool, device=scales.device)
+    max_count = max(1, *(len(boxes) for boxes in proposals))
+    padded = scales.new_zeros(len(proposals), max_count, 4)
+    mask = torch.zeros(len(proposals), max_count, dtype=torch.bool, device=scales.device)
     for index, boxes in enumerate(proposals):
         padded[index, : len(boxes)] = boxes
         mask[index, : len(boxes)] = True

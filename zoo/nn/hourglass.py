@@ -1,11 +1,11 @@
-"""Stacked hourglass networks (Newell et al., arXiv 1603.06937), as CornerNet changed them (arXiv 1808.01244, 3.5).
+"""Stacked hourglass networks (Newell et al., arXiv 1603.06937), as modified by CornerNet (arXiv 1808.01244, 3.5).
 
     stem: 7x7 stride 2, residual stride 2      ->  maps of stride 4
-    hourglass: down by stride-2 residuals (no max pooling), up by nearest neighbours, a skip of residuals at each level
+    hourglass: down by stride-2 residuals (no max pooling), up by nearest neighbour, a skip of residuals at each level
     between stacks: ReLU(norm 1x1(input) + norm 1x1(output)), then a residual
 
 Hourglass-104 is two hourglasses of five downsamplings with channels 256 | 256, 384, 384, 384, 512 and 2, 2, 2, 2, 2, 4
-residuals. The names `conv1`, `bn1`, ... of a residual are the original code's (and everybody's).
+residuals. The names `conv1`, `bn1`, ... of a residual are those of the original code.
 
 Legend: B images, C_0 channels of the outermost level, H x W cells at stride 4.
 """
@@ -20,7 +20,7 @@ from zoo.nn.trunk import Trunk
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, ReLU; the map keeps its size but for the stride."""
+    """Padded convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ConvNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, with a 1x1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -53,16 +53,16 @@ class Residual(nn.Module):
 
 
 def _residuals(in_channels: int, out_channels: int, depth: int, stride: int = 1) -> nn.Sequential:
-    """The first changes width and size."""
+    """`depth` residuals, the first of which changes channels and size."""
     first = Residual(in_channels, out_channels, stride)
     return nn.Sequential(first, *(Residual(out_channels, out_channels) for _ in range(depth - 1)))
 
 
 class Hourglass(nn.Module):
-    """One level of an hourglass, the next one inside it.
+    """Hourglass module: one level, with the coarser levels nested inside it.
 
     Args:
-        channels: C_0, C_1, ...: of this level and those within; at least two.
+        channels: C_0, C_1, ... of this level and the coarser ones; at least two.
         depths: residuals of each level.
     """
 
@@ -73,27 +73,27 @@ class Hourglass(nn.Module):
         self.down = _residuals(here, below, depth, stride=2)
         is_last = len(channels) == 2
         self.inner = _residuals(below, below, depths[1]) if is_last else Hourglass(channels[1:], depths[1:])
-        # Here the last changes the width.
+        # Here the last one changes the number of channels.
         self.up = nn.Sequential(*(Residual(below, below) for _ in range(depth - 1)), Residual(below, here))
 
     def forward(self, maps: Float[Tensor, "B C_0 H W"]) -> Float[Tensor, "B C_0 H W"]:
-        """Any size: a map of odd length is cut after it was doubled."""
+        """Maps of the same size. Sides may be odd: upsampled maps are cropped."""
         coarse = self.up(self.inner(self.down(maps)))
         return self.skip(maps) + F.interpolate(coarse, size=maps.shape[-2:], mode="nearest")
 
 
 class StackedHourglass(nn.Module):
-    """Hourglasses one after the other, each with an output of its own for intermediate supervision.
+    """Stem and a sequence of hourglasses, each with its own output for intermediate supervision.
 
     Args:
-        num_stacks: of hourglasses.
+        num_stacks: number of hourglasses.
         channels: of each level.
         depths: residuals of each level.
         stem_channels: of the 7x7 convolution.
         out_channels: of each stack's output.
 
     Raises:
-        ValueError: not as many depths as channels, fewer than two levels, or maps of fewer than 16 channels.
+        ValueError: numbers of depths and channels differ, fewer than two levels, or maps of fewer than 16 channels.
     """
 
     def __init__(
@@ -107,11 +107,12 @@ class StackedHourglass(nn.Module):
         super().__init__()
         if len(channels) != len(depths) or len(channels) < 2:
             raise ValueError(
-                f"hourglass channels {tuple(channels)} and depths {tuple(depths)}: want one of each a level"
+                f"hourglass channels {tuple(channels)}, depths {tuple(depths)}: give one of each for two or more levels"
             )
-        # Stride-2 shortcuts of fewer make oneDNN write past its buffers on CPUs (uxlfoundation/oneDNN issue 6035).
+        # With fewer channels, stride-2 shortcuts make oneDNN write past its buffers on CPUs (uxlfoundation/oneDNN issue
+        # 6035).
         if min(stem_channels, *channels) < 16:
-            raise ValueError(f"hourglass channels {tuple(channels)} after {stem_channels}: want at least 16 everywhere")
+            raise ValueError(f"hourglass channels {tuple(channels)}, stem {stem_channels}: each must be at least 16")
         width = channels[0]
         self.stem = nn.Sequential(ConvNorm(3, stem_channels, 7, stride=2), Residual(stem_channels, width, stride=2))
         self.hourglasses = nn.ModuleList(Hourglass(channels, depths) for _ in range(num_stacks))
@@ -121,7 +122,7 @@ class StackedHourglass(nn.Module):
         self.merged = nn.ModuleList(Residual(width, width) for _ in range(num_stacks - 1))
 
     def forward(self, images: Float[Tensor, "B 3 _ _"]) -> list[Float[Tensor, "B _ H W"]]:
-        """The output of each stack, [B, out_channels, H, W]; the last is the best."""
+        """Output of each stack, [B, out_channels, H, W]; predictions use the last."""
         maps = self.stem(images)
         outputs: list[Tensor] = []
         for index, (hourglass, output) in enumerate(zip(self.hourglasses, self.outputs, strict=True)):
@@ -137,14 +138,14 @@ def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpsampledTrunk(nn.Module):
-    """A trunk in the place of the hourglasses: its levels brought together at the finest, one stack.
+    """A trunk used instead of hourglasses: its levels merged at the finest one, as a single stack.
 
-    A feature pyramid (arXiv 1612.03144) of which only the finest level is wanted, with batch norm: 1x1 convolutions,
-    doubling and adding, one 3x3 convolution at the end.
+    The top-down path of a feature pyramid (arXiv 1612.03144) with batch norm and only its finest level: 1x1
+    convolutions, upsampling by 2 and addition, and one 3x3 convolution.
 
     Args:
-        trunk: whose first level is the finest.
-        out_channels: of the map.
+        trunk: its first level is the finest.
+        out_channels: of the output map.
     """
 
     def __init__(self, trunk: Trunk, out_channels: int) -> None:
@@ -154,7 +155,7 @@ class UpsampledTrunk(nn.Module):
         self.output = ConvNorm(out_channels, out_channels, 3)
 
     def forward(self, images: Float[Tensor, "B 3 _ _"]) -> list[Float[Tensor, "B _ H W"]]:
-        """One map, in a list as the hourglasses give theirs."""
+        """One map, in a list as `StackedHourglass` returns it."""
         maps = [lateral(level) for lateral, level in zip(self.laterals, self.trunk(images), strict=True)]
         merged = maps[-1]
         for finer in reversed(maps[:-1]):

@@ -1,9 +1,10 @@
-"""All levels of an image pyramid on one canvas: where they lie, and the canvas itself.
+"""Pack all levels of an image pyramid into one canvas: the layout, and the canvas image.
 
-A convolutional network then sees the whole pyramid in one pass, and batch norm has one statistic for all of it. Levels
-lie in shelves, from left to right, with a gap between any two that is as wide as what reads them sees beyond a level.
+A convolutional network then processes the whole pyramid in one pass, with one batch norm statistic for all levels.
+Levels are packed in shelves (rows), from left to right, with a gap between any two as wide as the network's receptive
+field beyond a level.
 
-Legend: B images; a cell is stride x stride pixels of the canvas.
+Legend: B images, N windows of all levels; a cell is stride x stride pixels of the canvas.
 """
 
 import math
@@ -15,10 +16,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.ops.anchors import grid_anchors
+from zoo.ops.precision import upcast
+
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a level lies on the canvas, in cells of the trunk."""
+    """Position and size of a level on the canvas, in cells."""
 
     top: int
     left: int
@@ -27,10 +31,10 @@ class Slot:
 
 
 def plan_shelves(sizes: Sequence[tuple[float, float]], gap: int) -> list[list[int]]:
-    """Levels of (height, width) in rows on a canvas of little area: for each row, from the top, the levels in it.
+    """Assign levels of (height, width) to shelves: for each shelf from the top, the indices of its levels.
 
-    Tallest first, as many in a row as its width takes; the width is that of the first n levels side by side, and n is
-    tried out.
+    Levels are placed tallest first, as many in a shelf as fit the canvas width. Candidate widths are those of the first
+    n levels side by side; the one with the smallest canvas area is used.
     """
     order = sorted(range(len(sizes)), key=lambda level: -sizes[level][0])
     widest = max(width for _, width in sizes)
@@ -54,7 +58,7 @@ def plan_shelves(sizes: Sequence[tuple[float, float]], gap: int) -> list[list[in
 def place_levels(
     sizes: Sequence[tuple[int, int]], shelves: Sequence[Sequence[int]], gap: int
 ) -> tuple[list[Slot], int]:
-    """Slot of each level of (rows, columns), `gap` empty cells between levels; and the columns of the canvas."""
+    """Slot of each level of (rows, columns), with `gap` empty cells between levels; and the canvas width in cells."""
     slots = {}
     top = canvas_columns = 0
     for shelf in shelves:
@@ -75,14 +79,14 @@ def draw_canvas(
     columns: int,
     stride: int,
 ) -> Float[Tensor, "B 3 _ _"]:
-    """The levels in their slots, zeros elsewhere; pieced together, not written into, as torch.export wants it."""
+    """Canvas with the levels in their slots and zeros elsewhere; by padding and concatenation, for torch.export."""
     drawn = []
-    bottom = 0  # of the shelf above
+    bottom = 0  # edge of the shelf above, in cells
     for shelf in shelves:
         top = slots[shelf[0]].top
         height = max(slots[level].rows for level in shelf)
         parts = []
-        right = 0  # of the level before
+        right = 0  # edge of the previous level, in cells
         for level in shelf:
             slot, image = slots[level], levels[level]
             to_whole_cells = slot.columns * stride - image.shape[3], 0, height * stride - image.shape[2]
@@ -94,6 +98,71 @@ def draw_canvas(
 
 
 def slot_cells(slot: Slot, columns: int, device: torch.device) -> Int64[Tensor, "_"]:
-    """Numbers of a level's cells on a canvas of so many columns, row by row."""
+    """Flat indices of a level's cells on a canvas with that many columns, row by row."""
     rows = torch.arange(slot.top, slot.top + slot.rows, device=device)
     return (rows[:, None] * columns + torch.arange(slot.left, slot.left + slot.columns, device=device)).flatten()
+
+
+def resize_for_window(
+    images: Float[Tensor, "B 3 H W"], shape: tuple[float, float], side: int
+) -> Float[Tensor, "B 3 _ _"]:
+    """Images resized so that a window of `shape` (width, height) becomes side x side."""
+    if shape == (side, side):
+        return images
+    scales = (side / shape[1], side / shape[0])
+    # By scale factors, not sizes: a pixel of the level then has the same position whatever the frame's size.
+    return F.interpolate(upcast(images), scale_factor=scales, mode="bilinear", antialias=True).to(images.dtype)
+
+
+def slot_windows(
+    first: Float[Tensor, "1 4"], slot: Slot, stride: int, shape: tuple[float, float], side: int
+) -> Float[Tensor, "_ 4"]:
+    """Windows of a level in framed pixels, row by row.
+
+    Args:
+        first: the window around cell 0, in pixels of the level.
+        slot: of the level.
+        stride: between windows, in pixels of the level.
+        shape: (width, height) of the level's windows in framed pixels.
+        side: of a window on the level.
+    """
+    on_level = grid_anchors(first, (slot.rows, slot.columns), (stride, stride))
+    corners = on_level.view(-1, 2, 2)
+    return torch.stack([corners[..., axis] * (shape[axis] / side) for axis in (0, 1)], dim=-1).view(-1, 4)
+
+
+class ImagePyramid:
+    """One level for each window shape, on which windows of that shape are squares of one side; all on one canvas.
+
+    Args:
+        shapes: (width, height) of the windows in framed pixels, one level each.
+        side: of a window on its level, in pixels.
+        stride: of the cells.
+        gap: empty cells between two levels.
+        frame_size: shorter side of a usual frame, for a compact layout.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[float, float]], side: int, stride: int, gap: int, frame_size: int
+    ) -> None:
+        self.shapes, self.side, self.stride, self.gap = shapes, side, stride, gap
+        height, width = frame_size, frame_size * 4 / 3
+        sizes = [(height * side / window_height, width * side / window_width) for window_width, window_height in shapes]
+        self.shelves = plan_shelves(sizes, gap * stride)
+
+    def draw(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 _ _"], list[Slot]]:
+        """The canvas, and the slot of each level."""
+        levels = [resize_for_window(images, shape, self.side) for shape in self.shapes]
+        sizes = [(-(-level.shape[2] // self.stride), -(-level.shape[3] // self.stride)) for level in levels]
+        slots, columns = place_levels(sizes, self.shelves, self.gap)
+        return draw_canvas(levels, slots, self.shelves, columns, self.stride), slots
+
+    def cells(self, canvas: Float[Tensor, "B 3 _ _"], slots: Sequence[Slot]) -> Int64[Tensor, "N"]:
+        """Flat indices of all levels' cells on the canvas."""
+        columns = canvas.shape[3] // self.stride
+        return torch.cat([slot_cells(slot, columns, canvas.device) for slot in slots])
+
+    def windows(self, first: Float[Tensor, "1 4"], slots: Sequence[Slot]) -> Float[Tensor, "N 4"]:
+        """Windows of all levels in framed pixels; `first` is the window around cell 0 of a level, in its pixels."""
+        levels = zip(slots, self.shapes, strict=True)
+        return torch.cat([slot_windows(first, slot, self.stride, shape, self.side) for slot, shape in levels])

@@ -1,19 +1,21 @@
-"""Heads that are fitted to finished features instead of trained with them: an SVM and a box regressor for each class.
+"""R-CNN's linear heads, fitted to the features of a trained trunk: an SVM and a box regressor for each class.
 
-R-CNN (arXiv 1311.2524), sections 2.3 and 3.5, appendices B and C. `LinearHeads` holds the result, `HeadFitter` finds it
-from windows that come batch by batch and are seen once: it keeps the positives and those negatives that the machines
-still get wrong, and of the regressors' examples nothing but sums.
+R-CNN (arXiv 1311.2524), sections 2.3 and 3.5, appendices B and C. `LinearHeads` holds the weights, `HeadFitter` fits
+them in one pass over the windows, batch by batch: it keeps the positives and the hard negatives (those that the SVMs
+misclassify) in an example bank, and only accumulated sums for the box regressors.
 
-Of the original code (rbgirshick/rcnn, rcnn_train.m and rcnn_train_bbox_regressor.m) are: features scaled to a mean
-length of 20, cost 0.001, positives weighed twice, a bias scaled by 10; machines fitted anew after the first images,
-after every 2,000 further negatives and at the end; negatives above -1 taken in, below -1.2 let go; one pass.
-Deviations: the squared hinge (`zoo.ops.svm`) for the plain one; all classes share one bank of examples, of bounded
-size; the features' mean length is that of the first images seen.
+As in the original code (rbgirshick/rcnn, rcnn_train.m and rcnn_train_bbox_regressor.m): features scaled to a mean
+length of 20, cost 0.001, positives weighted by 2, bias scaled by 10; SVMs refitted after the first images, after every
+2,000 further negatives and at the end; negatives above -1 added, below -1.2 removed; one pass.
+Deviations: squared hinge loss (`zoo.ops.svm`) instead of hinge loss; all classes share one bank of bounded size; the
+mean feature length is that of the first images.
 
-With several processes each brings its own images and all have the same bank, since every round gathers what was found.
+In distributed training each process adds its own images, and all have the same bank, since every round is gathered.
 
 Legend: n windows, D features, C classes.
 """
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int8, Int64
@@ -28,13 +30,13 @@ MEAN_LENGTH = 20.0
 POSITIVE_WEIGHT = 2.0
 BIAS_SCALE = 10.0
 REFIT_AFTER = 2000  # negatives
-HARD, EASY = -1.0, -1.2  # decision values
+HARD, EASY = -1.0, -1.2  # decision values: negatives above HARD are added to the bank, below EASY removed
 
 
 class LinearHeads(nn.Module):
-    """A decision value and four deltas of each class, both linear in the features; all in buffers.
+    """SVM decision value and box deltas of each class, both linear in the features; the weights are buffers.
 
-    `fitted` says whether they are of the weights that they lie beside: a detector that trains on forgets them.
+    `fitted` is True if they were fitted to the current trunk; training the trunk further resets it.
     """
 
     svm_weight: Tensor
@@ -52,8 +54,8 @@ class LinearHeads(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def decide(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
-        """Decision values: 0 is the border, +1 and -1 the margins."""
-        # Under autocast the product would be rounded to bf16, and neighbours in the ranking would change places.
+        """SVM decision values: 0 is the decision boundary, +1 and -1 the margins."""
+        # Not under autocast, which would round the product to bf16 and change the order of close scores.
         with torch.autocast(features.device.type, enabled=False):
             features = upcast(features)
             return features @ self.svm_weight.to(features.dtype).T + self.svm_bias.to(features.dtype)
@@ -65,21 +67,31 @@ class LinearHeads(nn.Module):
             deltas = features @ self.box_weight.to(features.dtype).flatten(0, 1).T
             return deltas.unflatten(1, (-1, 4)) + self.box_bias.to(features.dtype)
 
-    def forget(self) -> None:
-        """The features are about to change."""
+    def invalidate(self) -> None:
+        """Mark the heads as not fitted, because the features change."""
         self.fitted.fill_(False)
 
 
+class Examples(NamedTuple):
+    """Examples of SVMs and box regressors: n windows with their features and targets."""
+
+    features: Float[Tensor, "n D"]
+    signs: Int8[Tensor, "n C"]  # +1 for a ground truth box of a class, -1 for a negative of it, 0 for neither
+    deltas: Float[Tensor, "n 4"]  # regression targets, used where `regressed`
+    labels: Int64[Tensor, "n"]  # class whose box regressor has the window as an example, used where `regressed`
+    regressed: Bool[Tensor, "n"]  # windows that overlap an object enough to be regression examples
+
+
 class HeadFitter:
-    """Fits `LinearHeads` to windows that are handed over round by round, by every process alike.
+    """Fit `LinearHeads` to windows that are added in rounds, the same number of rounds on every process.
 
     Args:
         num_classes: C.
         num_features: D.
         device: of the features.
-        cost: of the SVMs' errors.
-        penalty: of the regressors' weights (lambda).
-        bank_size: most examples that are kept; of more, the easiest negatives go.
+        cost: of SVM errors (C).
+        penalty: on the box regressors' weights (lambda).
+        bank_size: maximum number of examples kept; beyond it the easiest negatives are dropped.
     """
 
     def __init__(
@@ -93,7 +105,7 @@ class HeadFitter:
         self.ridge = RidgeSums.zeros(num_classes, num_features, 4, device)
         self.scale: Tensor | None = None
         self.num_new = 0
-        self.has_machines = False
+        self.has_svms = False
 
     def add_round(
         self,
@@ -103,15 +115,7 @@ class HeadFitter:
         labels: Int64[Tensor, "n"],
         regressed: Bool[Tensor, "n"],
     ) -> None:
-        """Take in this process's windows of a round; n may be 0, and other processes may have other numbers.
-
-        Args:
-            features: of each window.
-            signs: +1 for the ground truth of a class, -1 for a negative of it, 0 for neither.
-            deltas: regression targets, read where `regressed`.
-            labels: class whose regressor a window is an example of, read where `regressed`.
-            regressed: windows near enough to an object.
-        """
+        """Add this process's `Examples` of a round; n may be 0 and may differ between processes."""
         features = upcast(features)
         if self.scale is None:
             lengths = torch.stack((features.norm(dim=1).sum(), features.new_tensor(float(len(features)))))
@@ -120,24 +124,31 @@ class HeadFitter:
         features = features * self.scale
         self.ridge.add(features[regressed], deltas[regressed], labels[regressed])
 
-        if self.has_machines:
-            wrong = self._values(features) > HARD
-            signs = torch.where((signs > 0) | wrong, signs, 0)
+        if self.has_svms:
+            is_hard = self._values(features) > HARD
+            signs = torch.where((signs > 0) | is_hard, signs, 0)
         used = (signs != 0).any(dim=1)
         new_features, new_signs = all_gather_rows(features[used]), all_gather_rows(signs[used])
         self.features = torch.cat((self.features.to(features.dtype), new_features))
         self.signs = torch.cat((self.signs, new_signs))
         self.num_new += len(new_signs)
-        if self.num_new > REFIT_AFTER or not self.has_machines:
+        if self.num_new > REFIT_AFTER or not self.has_svms:
             self.refit()
 
+    def no_examples(self) -> Examples:
+        """The round of a process that has no images left."""
+        num_classes, num_features = self.weight.shape
+        none = self.weight.new_zeros(0, dtype=torch.int64)
+        signs = self.signs.new_zeros(0, num_classes)
+        return Examples(self.weight.new_zeros(0, num_features), signs, self.weight.new_zeros(0, 4), none, none.bool())
+
     def refit(self) -> None:
-        """Fit the machines to the bank, and let go what is easy for them."""
+        """Fit the SVMs to the bank, and remove easy negatives from it."""
         self.weight, self.bias = fit_linear_svms(self.features, self.signs, self.cost, POSITIVE_WEIGHT, BIAS_SCALE)
-        self.has_machines, self.num_new = True, 0
+        self.has_svms, self.num_new = True, 0
         values = self._values(self.features)
         self.signs = torch.where((self.signs > 0) | (values >= EASY), self.signs, 0)
-        # Positives come before all negatives, the hardest of these first.
+        # Positives rank before all negatives, and hard negatives before easy ones.
         rank = values.masked_fill(self.signs >= 0, -torch.inf).amax(dim=1)
         rank = rank.masked_fill((self.signs > 0).any(dim=1), torch.inf)
         kept = rank.argsort(descending=True, stable=True)[: self.bank_size]
@@ -145,12 +156,12 @@ class HeadFitter:
         self.features, self.signs = self.features[kept], self.signs[kept]
 
     def _values(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
-        """Of the decision functions, as `LinearHeads.decide` has them: not rounded by autocast."""
+        """Decision values, without autocast as in `LinearHeads.decide`."""
         with torch.autocast(features.device.type, enabled=False):
             return features @ self.weight.T + self.bias
 
     def finish(self, heads: LinearHeads) -> None:
-        """Fit for the last time and write everything into the heads, the same on every process."""
+        """Fit a last time and write the weights into the heads, the same on every process."""
         if self.num_new:
             self.refit()
         all_reduce_sum(self.ridge.gram)

@@ -1,14 +1,15 @@
-"""OverFeat's own trunk (Sermanet et al., arXiv 1312.6229, table 3: the accurate model, layers 1 to 6).
+"""OverFeat's trunk (Sermanet et al., arXiv 1312.6229, table 3: the accurate model, layers 1 to 6).
 
     convolution 7x7 / 2, 96   max pooling 3x3 / 3     convolution 3x3, 512   convolution 3x3, 512
     convolution 7x7 / 1, 256  max pooling 2x2 / 2     convolution 3x3, 1024  convolution 3x3, 1024   max pooling 3x3 / 3
 
-Its last pooling is "fine stride" (section 3.3): the paper pools at all nine offsets and lets the classifier slide over
-each of the nine maps in turn. Pooling with stride 1 and a classifier whose 5x5 cells lie three apart (dilation 3) are
-the same sums, so windows lie 12 pixels apart, not 36.
+The last pooling implements "fine stride" (section 3.3): the paper pools at all nine offsets and applies the classifier
+to each of the nine maps. Pooling with stride 1 followed by a 5x5 classifier with dilation 3 computes the same values,
+so the stride between windows is 12 pixels, not 36.
 
-Deviations: the first two convolutions are padded, too (paper: layers 3 to 6 only), so that windows may hang over the
-border of an image; weights start as He et al. (arXiv 1502.01852) have it, since N(0, 0.01^2) does not start six layers.
+Deviations: the first two convolutions are padded, too (paper: layers 3 to 6 only), so that windows may extend over the
+border of an image; weights are initialised as by He et al. (arXiv 1502.01852), since six layers do not train from
+N(0, 0.01^2).
 """
 
 from typing import Final
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 
 class OverFeat(nn.Module):
-    """Images -> one map [B, 1024, H / 12, W / 12], rounded up; the interface of `zoo.nn.trunk.Trunk`."""
+    """OverFeat trunk: one feature map [B, 1024, ceil(H / 12), ceil(W / 12)]; interface of `zoo.nn.trunk.Trunk`."""
 
     strides: Final = (12,)
     channels: Final = (1024,)
@@ -49,5 +50,5 @@ class OverFeat(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The one map, after pooling with stride 1."""
+        """The feature map, in a list."""
         return [self.network(images)]

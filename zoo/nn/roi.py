@@ -1,15 +1,15 @@
-"""Regions of interest: pooling them out of feature maps, the head that reads them, its targets, losses and decoding.
+"""RoI heads: RoI pooling, the box head, sampling of RoIs, losses and decoding.
 
 Shared by Fast R-CNN (arXiv 1504.08083) and Faster R-CNN (arXiv 1506.01497).
 
 Legend: B images, R regions an image (padded), L pyramid levels, D channels, S pooled side (7), C classes.
-Class slot 0 is background here and nowhere else; labels are 0..C-1 outside of this file.
+In the class logits index 0 is background and index 1 + c is class c; labels are 0..C-1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
+from zoo.nn.fpn import Pyramid
+from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
@@ -26,8 +28,11 @@ from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
 
+SINGLE_STRIDE = (16,)
+PYRAMID_STRIDES = (4, 8, 16, 32)
+POOLED_SIDE = 7
 SMOOTH_L1_BETA = 1 / 9
-"""Where smooth L1 turns from square to straight: sigma 3 of py-faster-rcnn's RPN; torchvision's for RoIs as well."""
+"""Where smooth L1 changes from quadratic to linear: sigma 3 of py-faster-rcnn's RPN, and torchvision's RoI loss."""
 
 # --------------------------------------------------------------------------------------------------------- pooling
 
@@ -52,21 +57,21 @@ def pyramid_roi_align(
     side: int,
     samples: int,
 ) -> Float[Tensor, "BR D S S"]:
-    """RoIAlign (arXiv 1703.06870) over a pyramid: each region from the level of its size.
+    """RoIAlign (arXiv 1703.06870) on a feature pyramid, each region at the level of its size.
 
-    A pooled cell is the mean of samples x samples bilinear readings, and a reading a weighted sum of four pixels: so
-    a cell is one weighted bag of 4 * samples^2 rows of a table that holds the pixels of all levels and images. One
-    embedding bag then does all levels at once, without reading level numbers back, in parallel forward and
-    backward (torchvision's CPU kernel is not), and with D contiguous as channels_last has it.
+    A pooled cell is the mean of samples x samples bilinear samples, each a weighted sum of four pixels. So a cell is a
+    weighted sum of 4 * samples^2 rows of a table with the pixels of all levels and images. One embedding bag computes
+    all levels at once, without copying level indices to the host, in parallel forward and backward (torchvision's CPU
+    kernel is not), and with D contiguous as in channels_last.
 
-    Same numbers as torchvision.ops.MultiScaleRoIAlign for regions inside the frame.
+    Equals torchvision.ops.MultiScaleRoIAlign for regions inside the frame.
 
     Args:
         features: maps of each level, fine to coarse.
         boxes: regions in framed pixels.
         strides: of each level.
         side: S.
-        samples: readings along each axis of a cell.
+        samples: along each axis of a cell.
 
     Returns:
         [B * R, D, S, S], channels_last.
@@ -87,8 +92,8 @@ def pyramid_roi_align(
     scale = torch.exp2(-(level + strides[0].bit_length() - 1).to(boxes.dtype))
 
     x1, y1, x2, y2 = (boxes * scale[..., None]).unbind(-1)
-    rows, row_weights = _axis_readings(y1, y2, height, side, samples)
-    columns, column_weights = _axis_readings(x1, x2, width, side, samples)
+    rows, row_weights = _axis_samples(y1, y2, height, side, samples)
+    columns, column_weights = _axis_samples(x1, x2, width, side, samples)
     index = first_row[..., None, None, None, None] + (
         rows[..., :, None, :, None] * width[..., None, None, None, None] + columns[..., None, :, None, :]
     )
@@ -99,32 +104,32 @@ def pyramid_roi_align(
 
 
 def _sum_bags(table: Float[Tensor, "N D"], index: Int64[Tensor, "k T"], weights: Float[Tensor, "k T"]) -> Tensor:
-    """Weighted sums [k, D] of T rows of a table each."""
-    if torch.compiler.is_exporting():  # ONNX knows no embedding bag
+    """Weighted sums [k, D], each over T rows of the table."""
+    if torch.compiler.is_exporting():  # ONNX has no embedding bag
         terms = zip(index.unbind(1), weights[..., None].unbind(1), strict=True)
         return reduce(torch.add, (table[rows] * weight for rows, weight in terms))
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
 
 
 def _lookup(values: list[int], level: Int64[Tensor, "B R"]) -> Int64[Tensor, "B R"]:
-    """values[level] without a copy to the device: a chain of selections over a handful of levels."""
+    """values[level] without a copy to the device: one `where` for each of the few levels."""
     result = torch.full_like(level, values[0])
     for number, value in enumerate(values[1:], start=1):
         result = torch.where(level == number, value, result)
     return result
 
 
-def _axis_readings(
+def _axis_samples(
     start: Float[Tensor, "B R"], end: Float[Tensor, "B R"], size: Int64[Tensor, "B R"], side: int, samples: int
 ) -> tuple[Int64[Tensor, "B R S T"], Float[Tensor, "B R S T"]]:
-    """Pixel indices along one axis that each of S cells reads, and their weights (sum 1 a cell); T = 2 * samples."""
+    """Indices along one axis of the pixels sampled by each of S cells, and their weights (sum 1); T = 2 * samples."""
     step = (end - start).clamp(min=1) / side
     offsets = (torch.arange(side * samples, device=start.device) + 0.5) / samples
     last = (size - 1)[..., None]
     position = (start[..., None] + offsets * step[..., None]).clamp(min=0)
     low = position.floor().long().minimum(last)
     high = (low + 1).minimum(last)
-    # At and past the last pixel both readings are that pixel.
+    # At and past the last pixel both neighbours are that pixel.
     fraction = torch.where(low == last, 0.0, position - low)
     pixels = torch.stack((low, high), dim=-1)
     weights = torch.stack((1 - fraction, fraction), dim=-1) / samples
@@ -133,16 +138,16 @@ def _axis_readings(
 
 
 class RoIPooling(nn.Module):
-    """Regions -> [B * R, D, S, S], by RoIAlign over a pyramid or by the papers' RoIPool on one level."""
+    """Pooled regions [B * R, D, S, S], by RoIAlign on a pyramid or by the papers' RoIPool on one level."""
 
     def __init__(self, strides: Sequence[int], kind: Literal["align", "pool"], side: int = 7) -> None:
         super().__init__()
         if kind == "pool" and len(strides) != 1:
-            raise ValueError("RoIPool reads one feature level; a pyramid takes RoIAlign")
+            raise ValueError("RoIPool takes one feature level; use RoIAlign for a pyramid")
         self.strides, self.kind, self.side = tuple(strides), kind, side
 
     def forward(self, features: Sequence[Tensor], boxes: Float[Tensor, "B R 4"]) -> Float[Tensor, "BR D S S"]:
-        """Pool every region; `features` are the levels of `strides`."""
+        """Pool every region from the feature levels, which have `strides`."""
         if self.kind == "align":
             return pyramid_roi_align(features, boxes, self.strides, self.side, samples=2)
         return roi_pool(upcast(features[0]), list(boxes), self.side, 1 / self.strides[0])
@@ -152,14 +157,14 @@ class RoIPooling(nn.Module):
 
 
 class RoIHead(nn.Module):
-    """Pooled regions -> class logits [N, 1 + C] and box deltas [N, C, 4].
+    """Box head: class logits [N, 1 + C] and box deltas [N, C, 4] of pooled regions.
 
     Args:
         in_channels: D of the pooled regions.
         side: S of the pooled regions.
-        num_convs: 3x3 convolutions of 256 with batch norm before the fully connected layers.
+        num_convs: 3x3 convolutions with 256 channels and batch norm before the fully connected layers.
         num_fcs: fully connected layers.
-        width: of these.
+        width: of the fully connected layers.
         num_classes: C.
         dropout: after each fully connected layer, as in VGG.
     """
@@ -191,20 +196,73 @@ class RoIHead(nn.Module):
     def forward(
         self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, "N"]
     ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
-        """Logits with background first, and deltas for each foreground class; any numbers for slots not filled."""
+        """Logits with background first, and deltas for each foreground class; undefined where not `filled`."""
         if torch.compiler.is_exporting():  # one image, all slots filled
             torch._check(pooled.shape[0] > 0)
         elif len(self.convs):
-            # Batch norm must not see empty slots; finding the others is the one read-back of this head.
-            logits, deltas = self._read(pooled[filled])
+            # Batch norm must not see empty slots. Selecting the filled ones is the head's only device synchronisation.
+            logits, deltas = self._apply_layers(pooled[filled])
             empty = logits.new_zeros(len(pooled), logits.shape[1]), deltas.new_zeros(len(pooled), *deltas.shape[1:])
             return empty[0].index_put((filled,), logits), empty[1].index_put((filled,), deltas)
-        return self._read(pooled)
+        return self._apply_layers(pooled)
 
-    def _read(self, pooled: Float[Tensor, "N D S S"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
-        # Cell by cell, channels together: the order in which channels_last already has them.
+    def _apply_layers(self, pooled: Float[Tensor, "N D S S"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
+        # Flatten as (S, S, D): the memory order of channels_last.
         hidden = self.fcs(self.convs(pooled).permute(0, 2, 3, 1).flatten(1))
         return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (-1, 4))
+
+
+# -------------------------------------------------------------------------------------------------- shared building
+
+
+class PooledTrunk(NamedTuple):
+    """The parts of Fast R-CNN and Faster R-CNN before the RoI head."""
+
+    trunk: Trunk
+    pyramid: Pyramid | None
+    channels: int  # of the levels
+    roi_pooling: RoIPooling
+
+
+def build_pooled_trunk(
+    trunk: str,
+    pretrained: bool | str,
+    norm: Norm,
+    frozen_stages: int,
+    pyramid: bool,
+    channels: int,
+    pooling: Literal["align", "pool"],
+    pyramid_norm: Callable[[int], nn.Module] | None = None,
+) -> PooledTrunk:
+    """A trunk with FPN, or with the papers' one level at stride 16, and RoI pooling from it.
+
+    Args:
+        trunk: name of a timm model.
+        pretrained: see `Trunk`.
+        norm: see `Trunk`.
+        frozen_stages: see `Trunk`.
+        pyramid: FPN.
+        channels: of FPN.
+        pooling: see `RoIPooling`.
+        pyramid_norm: builds the norm layers of FPN.
+    """
+    strides = PYRAMID_STRIDES if pyramid else SINGLE_STRIDE
+    built = Trunk(trunk, strides, pretrained, norm, frozen_stages)
+    fpn = Pyramid(built.channels, channels, "pool", pyramid_norm) if pyramid else None
+    width = channels if pyramid else built.channels[0]
+    return PooledTrunk(built, fpn, width, RoIPooling(strides, pooling, POOLED_SIDE))
+
+
+def score_rois(
+    head: RoIHead,
+    pooling: RoIPooling,
+    features: Sequence[Tensor],
+    boxes: Float[Tensor, "B R 4"],
+    filled: Bool[Tensor, "B R"],
+) -> tuple[Float[Tensor, "B R _"], Float[Tensor, "B R _ 4"]]:
+    """Class logits (background first) and box deltas of regions in framed pixels."""
+    class_logits, deltas = head(pooling(features, boxes), filled.flatten())
+    return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -212,10 +270,10 @@ class RoIHead(nn.Module):
 
 @dataclass
 class SampledRoIs:
-    """Regions chosen for a training step; empty slots are masked out."""
+    """RoIs sampled for a training step, padded; `filled` masks the padding."""
 
     boxes: Float[Tensor, "B R 4"]
-    labels: Int64[Tensor, "B R"]  # 0..C-1, BACKGROUND, anything in an empty slot
+    labels: Int64[Tensor, "B R"]  # 0..C-1 or BACKGROUND; undefined where not filled
     gt_boxes: Float[Tensor, "B R 4"]
     filled: Bool[Tensor, "B R"]
 
@@ -230,9 +288,9 @@ def sample_rois(
     foreground_iou: float,
     background_iou: float = 0.0,
 ) -> SampledRoIs:
-    """Choose `num` regions an image among proposals and ground truth, at most a fraction of them on objects.
+    """Sample `num` RoIs an image from proposals and ground truth boxes, at most `positive_fraction` of them positive.
 
-    A region is on an object from `foreground_iou` on, and background below it, but not below `background_iou` (Fast
+    A RoI is positive at an IoU of at least `foreground_iou`, and negative below it down to `background_iou` (Fast
     R-CNN: 0.1).
     """
     candidates = torch.cat((proposals, batch.boxes), dim=1)
@@ -240,7 +298,7 @@ def sample_rois(
     iou = pairwise_iou(batch.boxes, candidates)
     matched = match(iou, batch.mask, background_iou, foreground_iou, keep_best_of_each_object=False)
     positive = (matched >= 0) & candidate_mask
-    # Between the two bounds `match` has IGNORED; below the lower one BACKGROUND, as where there is no object at all.
+    # `match` gives IGNORED between the two thresholds, and BACKGROUND below the lower one or without any object.
     negative = (matched == IGNORED if background_iou > 0 else matched < 0) & candidate_mask
     chosen, filled = sample(positive, negative, num, positive_fraction)
     matched = matched.gather(1, chosen)
@@ -255,9 +313,9 @@ def roi_losses(
     rois: SampledRoIs,
     beta: float = SMOOTH_L1_BETA,
 ) -> Losses:
-    """Cross entropy over all sampled regions, smooth L1 over those on objects; both per region sampled anywhere.
+    """Cross entropy of all sampled RoIs and smooth L1 of the positive ones, both divided by the number of sampled RoIs.
 
-    Fast R-CNN, arXiv 1504.08083, equations 1 to 3; there smooth L1 turns straight at a beta of 1.
+    That number is averaged over processes. Fast R-CNN, arXiv 1504.08083, equations 1 to 3, where beta is 1.
     """
     num_sampled = mean_count(rois.filled.sum())
     slots = torch.where(rois.filled, rois.labels + 1, 0)
@@ -267,7 +325,7 @@ def roi_losses(
     positive = (rois.labels >= 0) & rois.filled
     own = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
     own_deltas = upcast(deltas).gather(2, own)[:, :, 0]
-    # An empty slot's region has no area and infinite targets: they must go before they meet a gradient.
+    # Boxes of empty slots have no area and infinite targets, which must be masked before they enter the loss.
     targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
     smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=beta, reduction="none").sum(dim=-1)
     return {"roi_class": class_loss, "roi_box": torch.where(positive, smooth_l1, 0.0).sum() / num_sampled}
@@ -286,9 +344,9 @@ def roi_predictions(
     nms_threshold: float,
     limit: int,
 ) -> list[Prediction]:
-    """Softmax scores of each region, its box for each class that scores, NMS by class.
+    """Detections of each image: softmax scores above the threshold, their decoded boxes, and NMS by class.
 
-    Only the (region, class) pairs above the threshold are decoded.
+    Only the (RoI, class) pairs above `score_threshold` are decoded.
     """
     scores = upcast(class_logits).softmax(dim=-1)[..., 1:]
     image, region, label = ((scores > score_threshold) & roi_mask[..., None]).nonzero(as_tuple=True)

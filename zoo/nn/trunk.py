@@ -1,4 +1,4 @@
-"""Any timm model as a trunk: feature levels of an image, or one vector of a crop; frozen stages, norm policy."""
+"""timm models as trunks: feature maps of an image, or a feature vector of a crop; frozen stages and batch norm."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,7 @@ Norm = Literal["batch", "frozen"]
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics and fixed affine parameters: x * scale + shift.
+    """Batch normalisation with fixed statistics and affine parameters.
 
     torchvision's and timm's multiply in float32 and so upcast bf16 activations; this keeps the input's dtype.
     """
@@ -36,7 +36,7 @@ class FrozenBatchNorm(nn.Module):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Scale, shift, and the activation of the layer that this one replaced."""
+        """Normalised features, after the activation of the replaced layer if it had one."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         dtype = features.dtype
@@ -47,14 +47,14 @@ class Trunk(nn.Module):
     """Feature maps of a timm model at the given strides.
 
     Args:
-        name: any timm model that can give feature maps ("resnet50", "vgg16", "convnext_tiny", ...).
-        strides: of the levels wanted, for example (8, 16, 32).
-        pretrained: timm's ImageNet weights, or a local file of them, or none.
-        norm: "batch" trains batch normalisation; "frozen" fixes it, for small batches over pretrained weights.
-        frozen_stages: how many of the trunk's stages, counted from the image, are not trained.
+        name: any timm model that supports `features_only` ("resnet50", "vgg16", "convnext_tiny", ...).
+        strides: of the returned levels, for example (8, 16, 32).
+        pretrained: True for timm's ImageNet weights, the path of a local weights file, or False.
+        norm: "batch" trains batch normalisation; "frozen" fixes it, for small batches with pretrained weights.
+        frozen_stages: number of stages, counted from the image, that are not trained.
 
     Raises:
-        InputError: timm does not know the name, it has no such strides, or the weights cannot be had.
+        InputError: unknown name, a stride that the model does not have, or weights that cannot be loaded.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Trunk(nn.Module):
         all_strides = _feature_strides(name)
         missing = [stride for stride in strides if stride not in all_strides]
         if missing:
-            raise InputError(f"trunk {name!r} has no features at stride {missing[0]}; it has {all_strides}")
-        # VGG has two maps of the same stride at its end; the deeper one is meant.
+            raise InputError(f"trunk {name!r} has no features at stride {missing[0]}; choose from {all_strides}")
+        # VGG ends with two maps of the same stride; the deeper one is used.
         indices = tuple(len(all_strides) - 1 - all_strides[::-1].index(stride) for stride in strides)
         self.network = _create(name, pretrained, {"features_only": True, "out_indices": indices})
         _check_maps(self.network, name)
@@ -81,23 +81,23 @@ class Trunk(nn.Module):
         _freeze_stages(self.network, name, frozen_stages)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """One map [B, C_l, H / stride_l, W / stride_l] a level, fine to coarse."""
+        """Feature maps [B, C_l, H / stride_l, W / stride_l], fine to coarse."""
         return self.network(images)
 
 
 class CropTrunk(nn.Module):
-    """A whole classifier without its last layer: one vector of each crop, after its own pooling and hidden layers.
+    """A classifier without its last layer: one feature vector of each crop, after pooling and hidden layers.
 
     Args:
-        name: any timm model whose input may have this size ("resnet18", "vgg16" with its fc6 and fc7), or "alexnet",
-            which is torchvision's, since timm has none.
+        name: any timm model that accepts inputs of this size ("resnet18", "vgg16" with its fc6 and fc7), or "alexnet",
+            torchvision's, since timm has none.
         side: of the crops in pixels.
-        pretrained: ImageNet weights, or a local file of them, or none.
+        pretrained: True for ImageNet weights, the path of a local weights file, or False.
         norm: "batch" trains batch normalisation; "frozen" fixes it.
-        dropout: in the hidden layers of a model that has some (AlexNet, VGG).
+        dropout: in the hidden layers, if the model has any (AlexNet, VGG).
 
     Raises:
-        InputError: the name is not known, it does not take crops of this size, or the weights cannot be had.
+        InputError: unknown name, a model that does not accept this size, or weights that cannot be loaded.
     """
 
     def __init__(self, name: str, side: int, pretrained: bool | str, norm: Norm, dropout: float) -> None:
@@ -112,7 +112,7 @@ class CropTrunk(nn.Module):
             self.network = _freeze_norms(self.network)
 
     def forward(self, crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D"]:
-        """D numbers that tell what is in each crop."""
+        """Feature vectors of the crops."""
         return self.network(crops)
 
 
@@ -120,11 +120,12 @@ def _create_alexnet(pretrained: bool | str, dropout: float) -> nn.Module:
     network = torchvision.models.alexnet(dropout=dropout)
     if pretrained:
         weights = _read_alexnet(pretrained)
-        wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        wrong = [key for key in wanted if tuple(getattr(weights.get(key), "shape", ())) != wanted[key]]
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        wrong = [key for key in shapes if tuple(getattr(weights.get(key), "shape", ())) != shapes[key]]
         if wrong:
             file = pretrained if isinstance(pretrained, str) else None
-            raise InputError(f"does not hold weights of trunk 'alexnet': {wrong[0]} is not as it should be", file)
+            reason = f"{wrong[0]} is missing or has another shape"
+            raise InputError(f"does not hold weights of trunk 'alexnet': {reason}", file)
         network.load_state_dict(weights)
     network.classifier[6] = nn.Identity()
     return network
@@ -137,10 +138,10 @@ def _read_alexnet(pretrained: bool | str) -> dict[str, Tensor]:
         return torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
     except Exception as error:
         if isinstance(pretrained, str):
-            raise InputError(f"is no readable file of trunk weights ({_first_line(error)})", pretrained) from error
+            raise InputError(f"cannot be read as trunk weights ({_first_line(error)})", pretrained) from error
         raise InputError(
-            f"pretrained weights of trunk 'alexnet' could not be fetched ({_first_line(error)}); download them where "
-            "there is a network and name the file: --model.pretrained /path/to/weights.pth"
+            f"pretrained weights of trunk 'alexnet' could not be downloaded ({_first_line(error)}); download them "
+            "where there is a network and give the file: --model.pretrained /path/to/weights.pth"
         ) from error
 
 
@@ -150,20 +151,19 @@ def _vector_length(network: nn.Module, name: str, side: int) -> int:
         with torch.no_grad():
             vectors = network.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"trunk {name!r} does not take crops of {side} pixels: {_first_line(error)}") from error
+        raise InputError(f"trunk {name!r} does not accept crops of {side} pixels: {_first_line(error)}") from error
     finally:
         network.train(training)
     if vectors.ndim != 2:
-        raise InputError(f"trunk {name!r} gives {tuple(vectors.shape[1:])} numbers of a crop, not one vector")
+        shape = tuple(vectors.shape[1:])
+        raise InputError(f"trunk {name!r} returns shape {shape} for a crop, not a vector; choose another trunk")
     return vectors.shape[1]
 
 
 def _check_name(name: str) -> None:
     if name.split(".")[0] not in timm.list_models(include_tags=False):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=4))
-        raise InputError(
-            f"timm {timm.__version__} does not know a trunk {name!r}" + (f"; near it: {near}" if near else "")
-        )
+        raise InputError(f"timm {timm.__version__} has no trunk {name!r}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _feature_strides(name: str) -> list[int]:
@@ -173,12 +173,12 @@ def _feature_strides(name: str) -> list[int]:
             network = timm.create_model(name, features_only=True)
             return list(network.feature_info.reduction())  # type: ignore[union-attr, operator]
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            raise InputError(f"trunk {name!r} gives no feature maps: {error}") from error
+            raise InputError(f"trunk {name!r} has no feature maps: {_first_line(error)}") from error
 
 
 def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
-        raise InputError("no such file of trunk weights", pretrained)
+        raise InputError("no such trunk weights file", pretrained)
     overlay = {"file": pretrained} if isinstance(pretrained, str) else None
     try:
         network = timm.create_model(name, pretrained=bool(pretrained), pretrained_cfg_overlay=overlay, **options)
@@ -187,8 +187,8 @@ def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Mo
             raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error
         if pretrained:
             raise InputError(
-                f"pretrained weights of trunk {name!r} could not be fetched ({_first_line(error)}); download them "
-                "where there is a network and name the file: --model.pretrained /path/to/weights.safetensors"
+                f"pretrained weights of trunk {name!r} could not be downloaded ({_first_line(error)}); download them "
+                "where there is a network and give the file: --model.pretrained /path/to/weights.safetensors"
             ) from error
         raise
     if isinstance(pretrained, str):
@@ -197,7 +197,7 @@ def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Mo
 
 
 def _check_maps(network: nn.Module, name: str) -> None:
-    """Maps must be [B, C, H, W] at any size of image: some transformers give [B, H, W, C], or take one size alone."""
+    """Check that maps are [B, C, H, W] at any image size; some transformers return [B, H, W, C] or accept one size."""
     size = 192
     channels = network.feature_info.channels()  # type: ignore[union-attr, operator]
     strides = network.feature_info.reduction()  # type: ignore[union-attr, operator]
@@ -207,25 +207,25 @@ def _check_maps(network: nn.Module, name: str) -> None:
         with torch.no_grad():
             shapes = [tuple(level.shape) for level in network.eval()(torch.zeros(1, 3, size, size))]
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"trunk {name!r} does not take images of any size: {_first_line(error)}") from error
+        raise InputError(f"trunk {name!r} does not accept images of any size: {_first_line(error)}") from error
     finally:
         network.train(training)
     if shapes != expected:
         raise InputError(
-            f"trunk {name!r} gives maps of shape {shapes[0]}, not {expected[0]} (batch, channels, rows, columns)"
+            f"trunk {name!r} returns maps of shape {shapes[0]}, not {expected[0]} (batch, channels, height, width)"
         )
 
 
 def _check_loaded(network: nn.Module, name: str, file: str) -> None:
-    """The file's tensors must be in the trunk: timm takes a file whose names all differ without a word.
+    """Check that at least half of the trunk's weights are in the file; timm silently ignores a file with other names.
 
-    Not by name, since timm renames; and not every one, since timm reshapes some.
+    Compared by shape and sum, since timm renames tensors, and not all of them, since timm reshapes some.
     """
     stored = {(tuple(value.shape), value.float().sum().item()) for value in read_timm_file(file).values()}
     weights = [weight for weight in network.parameters() if weight.ndim > 1]
     found = sum((tuple(weight.shape), weight.detach().float().sum().item()) in stored for weight in weights)
     if found < len(weights) / 2:
-        raise InputError(f"does not hold weights of trunk {name!r}: {found} of {len(weights)} are in it", file)
+        raise InputError(f"does not hold weights of trunk {name!r}: {found} of {len(weights)} weights found", file)
 
 
 def _first_line(error: Exception) -> str:
@@ -241,12 +241,12 @@ def _freeze_norms(module: nn.Module) -> nn.Module:
 
 
 def _freeze_stages(network: nn.Module, name: str, count: int) -> None:
-    """Fix weights and statistics of the first stages; the stem is stage 1."""
+    """Freeze weights and batch norm statistics of the first `count` stages; the stem is stage 1."""
     # timm flattens nested names: features.4 is the child features_4
     ends = {info["module"].replace(".", "_") for info in network.feature_info.info}  # type: ignore[union-attr]
     children = list(network.named_children())
     if count > sum(child in ends for child, _ in children):
-        raise InputError(f"trunk {name!r} cannot have its first {count} stages frozen; use frozen_stages 0")
+        raise InputError(f"the first {count} stages of trunk {name!r} cannot be frozen; use frozen_stages 0")
     stage = 1
     for child_name, child in children:
         if stage > count:

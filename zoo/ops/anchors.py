@@ -1,6 +1,6 @@
-"""Anchors of a level: the boxes of one cell, repeated over a grid.
+"""Anchor boxes of one cell, of a grid and of a feature pyramid.
 
-Legend: A anchors a cell, H, W cells of a level's grid. Order of a level's anchors: row, column, anchor.
+Legend: A anchors of a cell, N anchors of a level. Order of a level's anchors: row, column, anchor.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from zoo.ops.precision import upcast
 
 
 def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]) -> Float[Tensor, "A 4"]:
-    """Anchors around the origin: each aspect ratio (height / width) at each size, area about size squared.
+    """Anchors centred at the origin: each aspect ratio (height / width) at each size, area about size squared.
 
-    Edges are rounded to whole pixels as py-faster-rcnn and torchvision do, so that weights trained there fit.
+    Edges are rounded to whole pixels, as in py-faster-rcnn and torchvision, so that weights trained there fit.
     """
     ratios = torch.tensor(aspect_ratios, dtype=torch.float32)
     scales = torch.tensor(sizes, dtype=torch.float32)
@@ -28,9 +28,15 @@ def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | i
 def grid_anchors(
     cell: Float[Tensor, "A 4"], grid_size: tuple[int, int], stride: tuple[int, int]
 ) -> Float[Tensor, "N 4"]:
-    """A cell's anchors at each place of a grid of (rows, columns), `stride` = pixels down, pixels across."""
+    """Cell anchors shifted to every cell of a grid.
+
+    Args:
+        cell: anchors of one cell, see `cell_anchors`.
+        grid_size: (rows, columns).
+        stride: (vertical, horizontal) distance between cells in pixels.
+    """
     (rows, columns), (down, across) = grid_size, stride
-    cell = upcast(cell)  # the buffers of a bf16 detector
+    cell = upcast(cell)  # a bf16 detector has bf16 buffers
     y = torch.arange(rows, device=cell.device, dtype=cell.dtype) * down
     x = torch.arange(columns, device=cell.device, dtype=cell.dtype) * across
     shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
@@ -41,10 +47,10 @@ def grid_anchors(
 def pyramid_anchors(
     cells: Sequence[Float[Tensor, "A 4"]], grid_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]
 ) -> list[Float[Tensor, "N 4"]]:
-    """Anchors of each level of a pyramid over frames of `image_size` (height, width).
+    """Anchors of each pyramid level for frames of `image_size` (height, width).
 
-    A level's stride is what the frame divides into, rounded down, as in torchvision: where padding makes a coarse
-    grid one cell larger than height / stride, its cells move together a little.
+    A level's stride is frame size / grid size, rounded down, as in torchvision: where padding makes a coarse grid one
+    cell larger than height / stride, its cells lie slightly closer together.
     """
     height, width = image_size
     return [

@@ -1,18 +1,21 @@
-"""Boxes: area, overlap, clipping. All take xyxy edges as `zoo.types` defines them; `...` are batch dimensions."""
+"""Box area, IoU, GIoU and clipping.
+
+Legend: boxes are xyxy edges as defined in `zoo.types`; `...` are batch dimensions.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
 
 
 def box_area(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
-    """Width times height; negative for one reversed side."""
+    """Width times height; negative if exactly one side is reversed."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def pairwise_iou(boxes1: Float[Tensor, "... N 4"], boxes2: Float[Tensor, "... M 4"]) -> Float[Tensor, "... N M"]:
-    """Intersection over union of every box of one set with every box of the other; 0 where both are empty.
+    """IoU of every box of one set with every box of the other; 0 where both boxes have no area.
 
-    Edge by edge rather than on [..., N, M, 2] corners: a quarter of the memory traffic.
+    Computed edge by edge rather than on [..., N, M, 2] corners: a quarter of the memory traffic.
     """
     x1a, y1a, x2a, y2a = boxes1[..., :, None, :].unbind(-1)
     x1b, y1b, x2b, y2b = boxes2[..., None, :, :].unbind(-1)
@@ -24,7 +27,7 @@ def pairwise_iou(boxes1: Float[Tensor, "... N 4"], boxes2: Float[Tensor, "... M 
 
 
 def paired_giou(boxes1: Float[Tensor, "... 4"], boxes2: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
-    """Generalised IoU of boxes in pairs, in -1..1 (Rezatofighi et al., arXiv 1902.09630, algorithm 1)."""
+    """Generalised IoU of corresponding boxes, in -1..1 (Rezatofighi et al., arXiv 1902.09630, algorithm 1)."""
     x1a, y1a, x2a, y2a = boxes1.unbind(-1)
     x1b, y1b, x2b, y2b = boxes2.unbind(-1)
     width = (x2a.minimum(x2b) - x1a.maximum(x1b)).clamp(min=0)
@@ -36,6 +39,6 @@ def paired_giou(boxes1: Float[Tensor, "... 4"], boxes2: Float[Tensor, "... 4"]) 
 
 
 def clip_boxes(boxes: Float[Tensor, "B N 4"], sizes: Float[Tensor, "B 2"]) -> Float[Tensor, "B N 4"]:
-    """Edges brought into 0..width and 0..height of each image; `sizes` is (width, height)."""
+    """Boxes clipped to their images; `sizes` is (width, height) of each."""
     limits = sizes.repeat(1, 2)[:, None]
     return boxes.clamp(min=0).minimum(limits)

@@ -1,9 +1,9 @@
-"""Box <-> delta: R-CNN's regression targets (Girshick et al., arXiv 1311.2524, appendix C, equations 6 to 9).
+"""Encode boxes as deltas and decode them (R-CNN, Girshick et al., arXiv 1311.2524, appendix C, equations 6 to 9).
 
     t_x = (G_x - P_x) / P_w      t_y = (G_y - P_y) / P_h      t_w = log(G_w / P_w)      t_h = log(G_h / P_h)
 
-with G the ground truth, P the anchor or proposal, x and y their centres. Each is multiplied by a weight, which
-brings the four to about unit variance (Fast R-CNN divides by standard deviations .1 .1 .2 .2: weights 10 10 5 5).
+with G the ground truth, P the anchor or proposal, x and y their centres. Each is multiplied by a weight, which scales
+the four to about unit variance (Fast R-CNN divides by standard deviations .1 .1 .2 .2: weights 10 10 5 5).
 """
 
 import math
@@ -16,7 +16,7 @@ UNIT_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""Decoded boxes grow at most to 62.5 times their anchor: exp of a wild delta would overflow (as in detectron)."""
+"""Decoded boxes are at most 62.5 times as large as their anchor, so that exp does not overflow (as in detectron)."""
 
 
 def encode_boxes(
@@ -24,7 +24,7 @@ def encode_boxes(
     anchors: Float[Tensor, "... 4"],
     weights: tuple[float, float, float, float] = UNIT_WEIGHTS,
 ) -> Float[Tensor, "... 4"]:
-    """Deltas that lead from anchors to boxes. Boxes without area (padding) give finite numbers, not NaN."""
+    """Regression deltas from anchors to boxes. Boxes without area (padding) give finite values, not NaN."""
     widths = anchors[..., 2] - anchors[..., 0]
     heights = anchors[..., 3] - anchors[..., 1]
     gt_widths = boxes[..., 2] - boxes[..., 0]
@@ -42,7 +42,7 @@ def decode_boxes(
     anchors: Float[Tensor, "... 4"],
     weights: tuple[float, float, float, float] = UNIT_WEIGHTS,
 ) -> Float[Tensor, "... 4"]:
-    """Boxes that deltas lead to from anchors; the inverse of `encode_boxes`."""
+    """Boxes from deltas and anchors; the inverse of `encode_boxes`."""
     wx, wy, ww, wh = weights
     widths = anchors[..., 2] - anchors[..., 0]
     heights = anchors[..., 3] - anchors[..., 1]

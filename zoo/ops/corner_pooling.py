@@ -3,11 +3,11 @@
     top-left:     t_ij = max over rows    i' >= i of f_t(i', j),   l_ij = max over columns j' >= j of f_l(i, j')
     bottom-right: b_ij = max over rows    i' <= i of f_b(i', j),   r_ij = max over columns j' <= j of f_r(i, j')
 
-and the two are added: what a corner needs to know lies along its box's two edges, not at the corner. Each is a running
-maximum, scanned from the far end towards the corner.
+and the two are added: the evidence for a corner lies along its box's two edges, not at the corner itself. Each is a
+running maximum, scanned from the far end towards the corner.
 
-Of equal values the one that the scan meets first (the one furthest from the corner) receives the gradient, as in the
-original code's backward pass; `torch.maximum` would split it and `torch.cummax` give it to the last.
+Of equal values the first one scanned (the furthest from the corner) receives the gradient, as in the original code's
+backward pass; `torch.maximum` would split it and `torch.cummax` would give it to the last.
 """
 
 from typing import Any, Literal
@@ -23,16 +23,16 @@ from zoo.ops.precision import upcast
 Corner = Literal["top_left", "bottom_right"]
 
 MAX_STEPS = 12
-"""Doublings of a graph made for any size: enough for maps of 4096 cells a side."""
+"""Number of doublings in a graph with dynamic sizes: enough for maps with sides of 4096 cells."""
 
 
 class _RunningMax(torch.autograd.Function):
-    """One pass over the rows, in place, forward and backward.
+    """Running maximum with one pass over the rows forward and one backward.
 
-    A row's result either is its own (a record) or was carried over from the row before. Backward, the scan runs the
-    other way: a carried row hands all that it has received to the row before, so
+    A cell of the result is either its own value (a new maximum) or carried over from the previous row. The backward
+    scan runs in the other direction: a carried cell passes its total gradient to the previous row, so
 
-        T_i = g_i + carried_(i+1) T_(i+1),    gradient_i = T_i where i is a record, else 0
+        T_i = g_i + carried_(i+1) T_(i+1),    gradient_i = T_i where i is a new maximum, else 0
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _RunningMax(torch.autograd.Function):
         totals[0].copy_(grads[0])
         for row, after, here, share in zip(grads[1:], totals[:-1], totals[1:], shares, strict=True):
             torch.addcmul(row, after, share, out=here)
-        # What was carried has been handed on; the scan's first row is always a record.
+        # Carried cells have passed their gradient on; the scan's first row is always a new maximum.
         total.narrow(dim, 0 if ctx.reverse else 1, last).mul_(carried.neg_().add_(1))
         return total.to(result.dtype), None, None
 
@@ -70,7 +70,7 @@ def _in_order(maps: Tensor, dim: int, reverse: bool) -> tuple[Tensor, ...]:
 
 
 def _running_max_by_doubling(maps: Tensor, dim: int, reverse: bool) -> Tensor:
-    """The same values from log2(n) shifted maxima: for compilers, which would unroll the loop over rows."""
+    """`running_max` from log2(n) shifted maxima, for compilers, which would unroll the loop over rows."""
     size = maps.shape[dim]
     steps = (size - 1).bit_length() if isinstance(size, int) else MAX_STEPS
     for shift in (2**step for step in range(steps)):
@@ -82,12 +82,12 @@ def _running_max_by_doubling(maps: Tensor, dim: int, reverse: bool) -> Tensor:
 
 
 def running_max(maps: Float[Tensor, "B C H W"], dim: Literal[2, 3], reverse: bool) -> Float[Tensor, "B C H W"]:
-    """Maximum of all values up to each place along rows (dim 2) or columns (dim 3).
+    """Running maximum over rows (dim 2) or columns (dim 3).
 
     Args:
-        maps: any memory order; channels_last is the fastest.
-        dim: along which it runs.
-        reverse: from the last row (column) to the first.
+        maps: in any memory format; channels_last is the fastest.
+        dim: dimension to scan.
+        reverse: scan from the last row (column) to the first.
     """
     if torch.compiler.is_compiling():
         return _running_max_by_doubling(maps, dim, reverse)
@@ -97,12 +97,12 @@ def running_max(maps: Float[Tensor, "B C H W"], dim: Literal[2, 3], reverse: boo
 def corner_pool(
     vertical: Float[Tensor, "B C H W"], horizontal: Float[Tensor, "B C H W"], corner: Corner
 ) -> Float[Tensor, "B C H W"]:
-    """Equations 6 and 7: the maximum below (above) each place of one map plus that to the right (left) of the other.
+    """Corner pooling, equations 6 and 7: vertical running maximum of one map plus the horizontal one of the other.
 
     Args:
-        vertical: f_t or f_b, looked through along columns of the image.
-        horizontal: f_l or f_r, looked through along its rows.
-        corner: "top_left" looks down and right, "bottom_right" up and left.
+        vertical: f_t or f_b, scanned vertically.
+        horizontal: f_l or f_r, scanned horizontally.
+        corner: "top_left" takes maxima of all cells below and to the right, "bottom_right" above and to the left.
     """
     reverse = corner == "top_left"
     return running_max(vertical, 2, reverse) + running_max(horizontal, 3, reverse)

@@ -1,4 +1,4 @@
-"""What processes that train together tell each other; where there is one alone, nothing is said and nothing is paid."""
+"""Collective operations of training processes; without other processes they return the local values at once."""
 
 import pickle
 from collections.abc import Callable, Iterable
@@ -12,23 +12,23 @@ from zoo.errors import InputError, SharedInputError
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_SIGNS = 10.0  # of life, from a process that others wait for
+HEARTBEAT_SECONDS = 10.0  # interval of rank 0's messages to the processes that wait for it
 
 
 def is_distributed() -> bool:
-    """Whether other processes take part."""
+    """Whether more than one process takes part."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+    """Sum over all processes, in place."""
     if is_distributed():
         distributed.all_reduce(values)
     return values
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of all processes, in the order of the processes; each may have another number of them."""
+    """Rows [n, ...] of all processes, concatenated by rank; n may differ between processes."""
     if not is_distributed():
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
@@ -42,19 +42,19 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def mean_count(count: Tensor) -> Tensor:
-    """What to divide a sum of losses by, for a mean over the items of all processes.
+    """Items per process on average: the divisor that turns a sum of losses into a mean over all processes.
 
-    Gradients are averaged over processes. Where each divides its sum by the items of a process on average, and not by
-    its own, the average is the gradient of the mean over all items: what one process with the joined batch has.
+    Gradients are averaged over processes. Where each process divides its sum by the average count rather than by its
+    own, the average is the gradient of the mean over all items, as in one process with the joined batch.
 
-    Counts are exchanged where gradients are. In evaluation processes may have different numbers of batches, so nobody
-    can be waited for: each goes by its own.
+    Counts are exchanged only where gradients are enabled. In evaluation processes may have different numbers of
+    batches, so a collective call could block: each process then uses its own count.
 
     Args:
-        count: this process's items, an integer scalar; 0 is fine.
+        count: number of items in this process, an integer scalar; may be 0.
 
     Returns:
-        At least one item, in all processes together.
+        The total, at least 1, divided by the number of processes; without exchange the own count, at least 1.
     """
     if not (torch.is_grad_enabled() and is_distributed()):
         return count.clamp(min=1)
@@ -63,40 +63,40 @@ def mean_count(count: Tensor) -> Tensor:
 
 
 def broadcast_buffers(buffers: Iterable[Tensor]) -> None:
-    """Those of the first process, on all, in place: statistics that each has gathered of its own batches."""
+    """Overwrite buffers with those of rank 0, in place; for statistics that each process gathers from its batches."""
     if is_distributed():
         for buffer in buffers:
             distributed.broadcast(buffer, src=0)
 
 
-def all_gather_strings(words: str | None) -> list[str | None]:
-    """What each process has to say, on all of them. All must call this."""
+def all_gather_strings(text: str | None) -> list[str | None]:
+    """The strings of all processes, by rank. All must call this."""
     if not is_distributed():
-        return [words]
-    said: list[str | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(said, words)
-    return said
+        return [text]
+    gathered: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, text)
+    return gathered
 
 
 def run_on_rank_zero(work: Callable[[], T], group: Any | None = None) -> T:
-    """What `work` gives, done by the first process of the group alone; all must call this.
+    """Call `work` on rank 0 of the group only and return its result on all ranks; all must call this.
 
-    However long it takes, the others do not run into a time-out: every few seconds they hear that it goes on.
+    However long it takes, the other processes do not time out: rank 0 sends them a message every few seconds.
 
     Raises:
-        Exception: what `work` raises, on all of them; on one alone, it would leave the others waiting.
+        Exception: what `work` raises, on all ranks; raised on rank 0 alone, it would leave the others waiting.
     """
     if distributed.get_rank(group) != 0:
-        while not (told := _tell(None, group))[0]:
+        while not (message := _broadcast(None, group))[0]:
             pass
     else:
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(work)
-            while not wait([future], timeout=SECONDS_BETWEEN_SIGNS).done:
-                _tell((False, None, None), group)
+            while not wait([future], timeout=HEARTBEAT_SECONDS).done:
+                _broadcast((False, None, None), group)
         error = future.exception()
-        told = _tell((True, None if error else future.result(), _portable(error)), group)
-    _, result, error = told
+        message = _broadcast((True, None if error else future.result(), _picklable(error)), group)
+    _, result, error = message
     if isinstance(error, InputError) and distributed.get_rank(group) != 0:
         raise SharedInputError(str(error))
     if error is not None:
@@ -104,8 +104,8 @@ def run_on_rank_zero(work: Callable[[], T], group: Any | None = None) -> T:
     return result
 
 
-def _portable(error: BaseException | None) -> BaseException | None:
-    """An error that can be told to other processes."""
+def _picklable(error: BaseException | None) -> BaseException | None:
+    """The error, or a RuntimeError with the same message where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -113,33 +113,33 @@ def _portable(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _tell(said: tuple[bool, Any, BaseException | None] | None, group: Any | None) -> tuple[bool, Any, Any]:
-    """What the first process says: whether it is done, the result, and the error."""
-    told: list[Any] = [said]
-    distributed.broadcast_object_list(told, group=group, group_src=0)
-    return told[0]
+def _broadcast(message: tuple[bool, Any, BaseException | None] | None, group: Any | None) -> tuple[bool, Any, Any]:
+    """The message of rank 0: whether it is done, the result, and the error."""
+    messages: list[Any] = [message]
+    distributed.broadcast_object_list(messages, group=group, group_src=0)
+    return messages[0]
 
 
 class DelayedMax:
-    """The largest number of all processes: told at one step and read at the next, so that nobody waits for a device.
+    """Maximum over all processes, started at one step and read at the next, so that no process waits for a device.
 
     Args:
-        number: an integer scalar of this process, on the device that trains. All processes must tell theirs.
+        number: an integer scalar of this process, on the training device. All processes must take part.
     """
 
     def __init__(self, number: Tensor) -> None:
-        told = number.to(torch.int32)
+        largest = number.to(torch.int32)
         if is_distributed():
-            distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-        # Into pinned memory, without waiting; the event says when it is there.
-        self._told = told.to("cpu", non_blocking=told.is_cuda)
+            distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+        # Copied into pinned memory without waiting; the event is recorded behind the copy.
+        self._largest = largest.to("cpu", non_blocking=largest.is_cuda)
         self._arrived: torch.cuda.Event | None = None
-        if told.is_cuda:
+        if largest.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
     def read(self) -> int:
-        """Waits for the step in which it was told, but for nothing that was sent off after it."""
+        """The maximum; waits for the step that started it, but for no work that was queued later."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return int(self._told)
+        return int(self._largest)

@@ -2,8 +2,8 @@
 
     FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t),   p_t = p for the true class, 1 - p for every other
 
-Almost every logit is a negative, and almost every anchor has no positive. So the sum is taken as if all were
-negatives, and put right at the few positives: no one-hot target, and one saved tensor for the backward pass.
+Almost every logit is a negative, and almost every anchor has no positive. So the sum is computed as if all logits were
+negatives and corrected at the few positives: no one-hot target, and one saved tensor for the backward pass.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from zoo.ops.precision import upcast
 
 CPU_CHUNK = 2**17
-"""Elements that a CPU works on at once: five float32 of each stay within a core's second-level cache."""
+"""Elements per chunk on a CPU: five float32 values of each fit into a core's second-level cache."""
 
 
 class _NegativeFocal(torch.autograd.Function):
-    """Sum over anchors and classes of weight * p^gamma softplus(x), and its gradient by hand.
+    """Sum over anchors and classes of weight * p^gamma softplus(x), with an analytic gradient.
 
-    Weights [B, N, C], or [B, N, 1] where they are the same for all classes.
+    Weights are [B, N, C], or [B, N, 1] where they are the same for all classes.
 
     d/dx p^gamma softplus(x) = p^gamma (gamma (1 - p) softplus(x) + p)
     """
@@ -62,14 +62,14 @@ def focal_loss_per_image(
     alpha: float,
     gamma: float,
 ) -> Float[Tensor, "B"]:
-    """Sum of the sigmoid focal loss over the anchors and classes of each image.
+    """Sigmoid focal loss of each image, summed over anchors and classes.
 
     Args:
-        logits: of each class at each anchor.
+        logits: class logits of each anchor.
         labels: 0..C-1, or negative for background.
-        ignored: bool [B, N], anchors that count for nothing.
-        alpha: weight of positives; negatives weigh 1 - alpha.
-        gamma: how strongly easy examples are turned down.
+        ignored: bool [B, N], anchors without any loss.
+        alpha: weight of positives; negatives have 1 - alpha.
+        gamma: focusing parameter: how strongly easy examples are down-weighted.
     """
     counted = (~ignored).to(upcast(logits[:0]).dtype)
     negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted[..., None], gamma)
@@ -84,18 +84,18 @@ def focal_loss_per_image(
 def penalty_reduced_focal_loss_per_image(
     logits: Float[Tensor, "B C H W"], heat: Float[Tensor, "B C H W"], alpha: float, beta: float
 ) -> Float[Tensor, "B"]:
-    """Sum over each image's heat maps of CornerNet's focal loss (Law and Deng, arXiv 1808.01244, equation 1).
+    """CornerNet's focal loss of each image, summed over its heat maps (Law and Deng, arXiv 1808.01244, equation 1).
 
         (1 - p)^alpha log(p)                    where the heat y is 1
         (1 - y)^beta p^alpha log(1 - p)         elsewhere, both negated
 
-    The first is the second's form at -x with weight 1, so one function serves both.
+    The first equals the second at -x with weight 1, so one function computes both.
 
     Args:
-        logits: of the heat maps.
-        heat: y, 1 at each point and less around it.
-        alpha: how strongly easy places are turned down.
-        beta: how strongly places near a point are.
+        logits: predicted heat maps.
+        heat: y, the target heat maps: 1 at each point and less around it.
+        alpha: how strongly easy cells are down-weighted.
+        beta: how strongly negatives near a point are down-weighted.
     """
     positive = heat == 1
     signed = torch.where(positive, -logits, logits)

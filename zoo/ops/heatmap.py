@@ -1,6 +1,6 @@
-"""Heat maps of points: how far a point may be off, gaussians around it, and peaks (arXiv 1808.01244, section 3.2).
+"""Heat maps of points: gaussian radius, drawing gaussians, finding peaks (CornerNet, arXiv 1808.01244, section 3.2).
 
-Legend: B images, M objects of an image (padded), C classes, H x W cells of a map, K peaks.
+Legend: B images, M objects of an image (padded), C classes, H x W cells of a map, D channels, K peaks.
 """
 
 import torch
@@ -8,22 +8,24 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.ops.precision import upcast
+
 OBJECTS_AT_ONCE = 32
-"""Gaussians drawn together: bounds the memory of a crowded batch to B x 32 x H x W numbers."""
+"""Gaussians drawn in one step: bounds the memory for a crowded batch to B x 32 x H x W values."""
 
 
 def gaussian_radius(sizes: Float[Tensor, "... 2"], min_iou: float) -> Float[Tensor, "..."]:
-    """How far both corners of a box may be off, each by at most (r, r), for any such box to keep IoU >= min_iou.
+    """Largest r such that moving both corners of a box by up to (r, r) each keeps IoU >= min_iou.
 
-    The least of three cases, each the root of a quadratic, with w, h the sides and t the IoU:
+    The minimum of three cases, each the root of a quadratic, with w, h the sides and t the IoU:
 
         one corner moves in, one out:  (w - r)(h - r) / (2 w h - (w - r)(h - r)) = t
         both move in:                  (w - 2r)(h - 2r) / (w h) = t
         both move out:                 w h / ((w + 2r)(h + 2r)) = t
 
-    The original code takes wrong roots in all three ((b + sqrt(b^2 - 4ac)) / 2 whatever a), at an IoU of 0.7. For a
+    The original code uses wrong roots in all three ((b + sqrt(b^2 - 4ac)) / 2 for any a), at an IoU of 0.7. For a
     square of side s its radius is 0.27 s; the paper's 0.3 with the right roots gives 0.23 s, and 0.7 would give 0.08 s.
-    The authors' CornerNet-Lite has the right roots, too.
+    The authors' CornerNet-Lite also has the right roots.
 
     Args:
         sizes: width and height of boxes, in any unit.
@@ -39,7 +41,7 @@ def gaussian_radius(sizes: Float[Tensor, "... 2"], min_iou: float) -> Float[Tens
     return one_in_one_out.minimum(both_in).minimum(both_out)
 
 
-def splat_gaussians(
+def draw_gaussians(
     cells: Int64[Tensor, "B M 2"],
     radii: Int64[Tensor, "B M"],
     labels: Int64[Tensor, "B M"],
@@ -48,16 +50,17 @@ def splat_gaussians(
     size: tuple[int, int],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B C H W"]:
-    """A gaussian around each point on its class's map, the largest where several meet; exactly 1 at each point.
+    """Target heat maps: a gaussian around each point on its class's map, the maximum where several overlap.
 
-    exp(-(dx^2 + dy^2) / 2 sigma^2) within `radius` cells to each side and 0 beyond, sigma a third of the distance from
-    the point to the far edge of its outermost cells, (radius + 1/2) / 3, as in the original code.
+    exp(-(dx^2 + dy^2) / 2 sigma^2) within `radius` cells to each side and 0 beyond, exactly 1 at each point. Sigma is a
+    third of the distance from the point to the far edge of its outermost cells, (radius + 1/2) / 3, as in the original
+    code.
 
     Args:
         cells: (column, row) of each point.
         radii: in cells.
         labels: class of each point.
-        mask: which points are real.
+        mask: which points are real, not padding.
         num_classes: C.
         size: (H, W).
         dtype: of the maps.
@@ -73,9 +76,9 @@ def splat_gaussians(
     return maps
 
 
-def _profile(places: Tensor, radii: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """One axis of the gaussians, [B, M, length]: they are separable."""
-    distance = (torch.arange(length, device=places.device) - places[..., None]).to(dtype)
+def _profile(centres: Tensor, radii: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """The gaussians along one axis, [B, M, length]; they are separable."""
+    distance = (torch.arange(length, device=centres.device) - centres[..., None]).to(dtype)
     radius = radii[..., None].to(dtype)
     profile = torch.exp(-distance.square() / (2 * ((radius + 0.5) / 3).square()))
     return torch.where(distance.abs() <= radius, profile, 0.0)
@@ -86,8 +89,8 @@ def top_peaks(
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """The highest local maxima of each image over all classes; K = min(limit, C x H x W).
 
-    A peak is nowhere lower than its eight neighbours on the same map. Where an image has less than K of them, the rest
-    have a logit of minus infinity.
+    A peak is not lower than any of its eight neighbours on the same map. Where an image has fewer than K peaks, the
+    remaining entries have a logit of minus infinity.
 
     Returns:
         Logits, highest first; labels; cells as row x W + column.
@@ -97,3 +100,9 @@ def top_peaks(
     peaks = logits.masked_fill(logits < highest, -torch.inf).reshape(batch, -1)
     values, index = peaks.topk(min(limit, peaks.shape[1]), dim=1)
     return values, index // (height * width), index % (height * width)
+
+
+def gather_cells(maps: Float[Tensor, "B D H W"], index: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+    """Values of the maps at some cells of each image, at least float32."""
+    found = maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1))
+    return upcast(found).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""IoU -> which object each anchor (or proposal) answers for.
+"""Assign anchors or proposals to ground truth by IoU.
 
 Legend: B images, M objects of an image (padded), N anchors or proposals.
 """
@@ -18,22 +18,19 @@ def match(
     high: float,
     keep_best_of_each_object: bool,
 ) -> Int64[Tensor, "B N"]:
-    """Assign each anchor the object it overlaps most, if it overlaps it enough.
+    """Index of the object that each anchor is matched to, or BACKGROUND, or IGNORED.
 
-    An anchor with IoU >= high answers for that object, below low it is background, between them ignored
-    (Faster R-CNN, arXiv 1506.01497, section 3.1.2). With `keep_best_of_each_object`, an anchor that has an object's
-    highest IoU is never given up, however low that is; it answers for the object that *it* overlaps most, as in
-    py-faster-rcnn. An object that overlaps nothing claims nothing.
+    An anchor with IoU >= high is matched to the object it overlaps most; below low it is background, between them
+    ignored (Faster R-CNN, arXiv 1506.01497, section 3.1.2). With `keep_best_of_each_object`, an anchor with an object's
+    highest IoU is always matched, however low that is: to the object that the anchor overlaps most, as in
+    py-faster-rcnn. An object without any overlap is not matched.
 
     Args:
-        iou: overlap of objects with anchors.
-        mask: which objects are real.
-        low: below this an anchor is background.
-        high: from this on an anchor answers for an object.
-        keep_best_of_each_object: the low-quality matches above.
-
-    Returns:
-        Index of the object, or BACKGROUND, or IGNORED.
+        iou: of objects and anchors.
+        mask: which objects are real, not padding.
+        low: anchors below this IoU are background.
+        high: anchors from this IoU on are matched.
+        keep_best_of_each_object: whether to add the low-quality matches described above.
     """
     if iou.shape[1] == 0:
         return iou.new_full((iou.shape[0], iou.shape[2]), BACKGROUND, dtype=torch.int64)
@@ -48,7 +45,7 @@ def match(
 
 
 def gather_matched(values: Tensor, matched: Int64[Tensor, "B N"]) -> Tensor:
-    """Rows [B, N, ...] of an object table [B, M, ...]; where nothing is matched, some row or zeros, to be masked."""
+    """Values [B, M, ...] of the matched objects as [B, N, ...]; unmatched rows are arbitrary and must be masked."""
     if values.shape[1] == 0:
         return values.new_zeros(*matched.shape, *values.shape[2:])
     index = matched.clamp(min=0)

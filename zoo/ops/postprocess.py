@@ -1,4 +1,4 @@
-"""Candidates -> Prediction: threshold, top-k, NMS by class."""
+"""From class logits to predictions: score threshold, top-k, NMS by class."""
 
 import os
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from torchvision.ops import batched_nms, nms
 from zoo.ops.precision import upcast
 from zoo.types import Prediction
 
-WORTH_SHARING = 4000
-"""Boxes of a batch from which on threads gain more than they cost."""
+MIN_BOXES_FOR_THREADS = 4000
+"""Number of boxes in a batch from which on threads are faster than one thread."""
 
-WORTH_GROUPING = 40
-"""Mean boxes of a group from which on one NMS a group beats one NMS of all, groups moved apart (CPU)."""
+MIN_GROUP_SIZE_FOR_SPLIT = 40
+"""Mean number of boxes of a group from which on one NMS for each group is faster than `batched_nms` (CPU)."""
 
 
 @dataclass
 class Candidates:
-    """(anchor, class) pairs of a batch that may be detections, in the order of their images."""
+    """(anchor, class) pairs of a batch that may be detections, sorted by image."""
 
     image: Int64[Tensor, "k"]
     anchor: Int64[Tensor, "k"]
@@ -33,10 +33,10 @@ class Candidates:
 
 
 def top_candidates(logits: Float[Tensor, "B N C"], threshold: float, limit: int) -> Candidates:
-    """The (anchor, class) pairs whose sigmoid is above the threshold, of each image the surest `limit`.
+    """(anchor, class) pairs with a sigmoid score above the threshold; the `limit` highest-scoring of each image.
 
-    The threshold is put to the logits, so no sigmoid is taken of the many below it, and the whole batch is searched
-    at once: first for anchors with any class above the threshold, which are few, then for their classes.
+    The threshold is converted to a logit, so no sigmoid of the many lower logits is needed, and the whole batch is
+    searched at once: first for anchors with any class above the threshold, which are few, then for their classes.
     """
     threshold_logit = torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
     image, anchor = (logits.amax(dim=2) > threshold_logit).nonzero(as_tuple=True)
@@ -44,21 +44,21 @@ def top_candidates(logits: Float[Tensor, "B N C"], threshold: float, limit: int)
     row, label = (of_anchors > threshold_logit).nonzero(as_tuple=True)
     found = Candidates(image[row], anchor[row], label, upcast(of_anchors[row, label]))
     counts = count_per_image(found.image, len(logits))
-    # An exported program cannot ask, and has them sorted each time.
+    # An exported program cannot branch on the counts, so it always sorts.
     if not torch.compiler.is_exporting() and max(counts) <= limit:
         return found
     starts = [0, *accumulate(counts)]
-    surest = torch.cat(
+    top = torch.cat(
         [
             start + part.topk(min(limit, part.shape[0])).indices
             for start, part in zip(starts, found.logit.split(counts), strict=False)
         ]
     )
-    return Candidates(found.image[surest], found.anchor[surest], found.label[surest], found.logit[surest])
+    return Candidates(found.image[top], found.anchor[top], found.label[top], found.logit[top])
 
 
 def count_per_image(image: Int64[Tensor, "k"], num_images: int) -> list[int]:
-    """How many of the rows are of each image. One image has them all, and nothing is read back."""
+    """Number of rows of each image. With one image nothing is read back from the device."""
     if num_images == 1:
         return [image.shape[0]]
     return torch.bincount(image, minlength=num_images).tolist()
@@ -67,7 +67,7 @@ def count_per_image(image: Int64[Tensor, "k"], num_images: int) -> list[int]:
 def split_by_image(
     tables: tuple[Tensor, Tensor, Tensor], image: Int64[Tensor, "k"], num_images: int
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """Three tables of k rows, each row of some image -> their rows image by image, in the order they had."""
+    """Split three tables of k rows by image; rows of an image keep their order."""
     first, second, third = tables
     if num_images == 1:
         return (first,), (second,), (third,)
@@ -83,7 +83,7 @@ def nms_by_class(
     iou_threshold: float,
     limit: int,
 ) -> list[Prediction]:
-    """Of each image: greedy NMS within each class, the surest `limit` kept."""
+    """Predictions after greedy NMS within each class, at most `limit` an image, highest score first."""
     kept = nms_in_groups(boxes, scores, labels, iou_threshold)
     return [
         Prediction(boxes=boxes[index[:limit]], scores=scores[index[:limit]], labels=labels[index[:limit]])
@@ -97,9 +97,9 @@ def nms_in_groups(
     groups: Sequence[Int64[Tensor, "_"]],
     iou_threshold: float,
 ) -> list[Int64[Tensor, "_"]]:
-    """Of each image, the indices that greedy NMS within each group keeps, surest first; never a box without area.
+    """Indices that greedy NMS within each group keeps in each image, highest score first; never a box without area.
 
-    torchvision's NMS works on one core, so on a CPU a larger batch is shared out over the cores.
+    torchvision's NMS runs on one core, so on a CPU the images of a large batch are distributed over threads.
     """
     images = list(zip(boxes, scores, groups, strict=True))
     if torch.compiler.is_exporting():
@@ -108,7 +108,7 @@ def nms_in_groups(
     def keep(image: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return _nms_of_image(*image, iou_threshold)
 
-    if torch.get_num_threads() == 1 or not boxes[0].is_cpu or sum(map(len, scores)) < WORTH_SHARING:
+    if torch.get_num_threads() == 1 or not boxes[0].is_cpu or sum(map(len, scores)) < MIN_BOXES_FOR_THREADS:
         return [keep(image) for image in images]
     return list(_pool(torch.get_num_threads()).map(keep, images))
 
@@ -119,7 +119,7 @@ def _nms_of_image(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: 
     if not boxes.is_cpu:
         return has_area[batched_nms(boxes, scores, groups, iou_threshold)]
     counts = [count for count in torch.bincount(groups).tolist() if count]
-    if len(boxes) <= WORTH_GROUPING * len(counts):
+    if len(boxes) <= MIN_GROUP_SIZE_FOR_SPLIT * len(counts):
         return has_area[batched_nms(boxes, scores, groups, iou_threshold)]
     order = groups.argsort()
     starts = [0, *accumulate(counts)]
@@ -130,7 +130,7 @@ def _nms_of_image(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: 
 
 @torch.library.custom_op("zoo::group_nms", mutates_args=())
 def group_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """`_nms_of_image` as one operator of an exported program: how many it keeps hangs on the data, and its way too."""
+    """`_nms_of_image` as one operator of an exported program: its branches and output size depend on the data."""
     return _nms_of_image(boxes, scores, groups, iou_threshold)
 
 
@@ -145,6 +145,6 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads)
 
 
-# The threads of a pool do not live on in a forked process.
+# The threads of a pool do not survive a fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,4 +1,4 @@
-"""Soft-NMS (Bodla et al., arXiv 1704.04503): what overlaps a surer detection is turned down, not dropped.
+"""Soft-NMS (Bodla et al., arXiv 1704.04503): overlapping detections have their scores reduced, not removed.
 
 Legend: B images, N candidates of an image, K detections.
 """
@@ -17,18 +17,18 @@ def soft_nms(
     sigma: float,
     limit: int,
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
-    """The surest `limit` detections of each image after the gaussian form, equation 3, within each class.
+    """The `limit` highest-scoring detections of each image after gaussian soft-NMS, equation 3, within each class.
 
-    Again and again the surest candidate is taken, and the scores of the rest of its class decay by
-    exp(-IoU^2 / sigma). Scores only ever fall, so the first `limit` taken are the surest in the end, and no more steps
-    are made; each is made for all images at once.
+    Each step takes the highest-scoring candidate and multiplies the scores of the remaining ones of its class by
+    exp(-IoU^2 / sigma). Scores never rise, so the first `limit` candidates taken have the highest final scores, and
+    `limit` steps suffice; each step handles all images at once.
 
     Args:
         boxes: candidates.
-        scores: 0..1; a candidate that is none has a score of 0 or less, and stays that way.
-        labels: class of each.
-        sigma: the larger, the milder.
-        limit: of detections.
+        scores: 0..1; padding has a score of 0 or less, which stays 0 or less.
+        labels: class of each candidate.
+        sigma: width of the gaussian; a larger one reduces scores less.
+        limit: maximum number of detections.
 
     Returns:
         Scores after decay, highest first; index of each among the candidates. K = min(limit, N).
@@ -42,7 +42,7 @@ def soft_nms(
 def soft_nms_as_operator(
     boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """The same as one operator of an exported program, in which its many steps would have to be written out."""
+    """`soft_nms` as one operator of an exported program, which would otherwise unroll its steps."""
     return _take_one_by_one(boxes, scores, labels, sigma, limit)
 
 
@@ -53,14 +53,14 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int) -
 
 
 def _take_one_by_one(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
-    left = scores.clone()
+    remaining = scores.clone()
     taken_scores, taken = [], []
     for _ in range(min(limit, scores.shape[1])):
-        score, index = left.max(dim=1, keepdim=True)
+        score, index = remaining.max(dim=1, keepdim=True)
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         overlap = pairwise_iou(box, boxes)[:, 0] * (labels == labels.gather(1, index))
-        # Scores of 0 or less only come nearer to 0, from below.
-        left = (left * torch.exp(-overlap.square() / sigma)).scatter(1, index, -torch.inf)
+        # Scores of 0 or less stay 0 or less.
+        remaining = (remaining * torch.exp(-overlap.square() / sigma)).scatter(1, index, -torch.inf)
         taken_scores.append(score)
         taken.append(index)
     if not taken:

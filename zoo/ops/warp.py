@@ -1,8 +1,8 @@
-"""Windows cut out of a batch of images and stretched to one size, with context around them.
+"""Crop windows of a batch of images and warp them to one size, with context around them.
 
 R-CNN, arXiv 1311.2524, appendix A, "warp".
 
-Legend: B images, n windows, R most windows of an image, S side of a crop.
+Legend: B images, n windows, S side of a crop.
 """
 
 import torch
@@ -21,35 +21,36 @@ def warp_windows(
     side: int,
     context: int,
 ) -> Float[Tensor, "n 3 S S"]:
-    """Cut windows out and stretch them to S x S, whatever their shape; what lies outside of an image is its mean, 0.
+    """Crops of windows, warped to S x S regardless of their aspect ratio; 0 (the mean) outside of the image.
 
-    A window is first widened so that in the crop `context` pixels on each side lie around it. A pixel of a crop is
-    what lies at its centre, between the four nearest pixels of the image (bilinear, not smoothed, as in the original).
+    A window is first enlarged so that it is surrounded by `context` pixels of the crop on each side. A pixel of a crop
+    is sampled at its centre, bilinearly from the four nearest pixels of the image, without smoothing, as in the
+    original.
 
-    All windows of an image are read as one tall picture, so the whole batch is one call; the number of windows of the
-    fullest image is read back for that.
+    All windows of an image are sampled as one tall image, so the whole batch is one call; this reads the largest
+    number of windows of an image back from the device.
 
     Args:
         images: framed, normalised.
         sizes: (width, height) of the part of each frame that is image.
-        image: that each window lies in, ascending.
+        image: index of the image that each window lies in, ascending.
         boxes: windows, in framed pixels.
         side: S.
-        context: pixels of the crop.
+        context: in pixels of the crop.
     """
-    wide = upcast(images)  # bf16 has no places between the pixels of a large image
+    wide = upcast(images)  # bf16 cannot represent positions between the pixels of a large image
     height, width = images.shape[2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * (side / (side - 2 * context))
-    x, in_columns = _axis_places(centres[:, 0], halves[:, 0], sizes[image, 0], side)
-    y, in_rows = _axis_places(centres[:, 1], halves[:, 1], sizes[image, 1], side)
+    x, in_columns = _sample_positions(centres[:, 0], halves[:, 0], sizes[image, 0], side)
+    y, in_rows = _sample_positions(centres[:, 1], halves[:, 1], sizes[image, 1], side)
 
     counts = torch.bincount(image, minlength=len(images))
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(image), device=image.device) - first[image]
     most = int(counts.max())
     grid = boxes.new_zeros(len(images), most, side, side, 2, dtype=wide.dtype)
-    # grid_sample wants -1..1 from edge to edge.
+    # grid_sample takes coordinates of -1..1 from edge to edge.
     grid[image, slot, :, :, 0] = (x * (2 / width) - 1).to(grid.dtype)[:, None, :]
     grid[image, slot, :, :, 1] = (y * (2 / height) - 1).to(grid.dtype)[:, :, None]
     tall = F.grid_sample(wide, grid.view(len(images), most * side, side, 2), align_corners=False)
@@ -57,12 +58,12 @@ def warp_windows(
     return crops * (in_rows[:, None, :, None] & in_columns[:, None, None, :])
 
 
-def _axis_places(
+def _sample_positions(
     centre: Float[Tensor, "n"], half: Float[Tensor, "n"], limit: Float[Tensor, "n"], side: int
 ) -> tuple[Float[Tensor, "n S"], Bool[Tensor, "n S"]]:
-    """Along one axis: where each pixel of a crop lies in the image, and whether it does."""
+    """Positions of a crop's pixels in the image along one axis, and whether they lie inside."""
     offsets = (torch.arange(side, device=centre.device, dtype=centre.dtype) + 0.5) * (2 / side) - 1
-    place = centre[:, None] + half[:, None] * offsets
-    inside = (place >= 0) & (place < limit[:, None])
-    # From the centre of the outermost pixel on there is nothing to lie between: padding must not be mixed in.
-    return place.clamp(min=0.5).minimum(limit[:, None] - 0.5), inside
+    position = centre[:, None] + half[:, None] * offsets
+    inside = (position >= 0) & (position < limit[:, None])
+    # Beyond the centre of the outermost pixel there is no second pixel to interpolate with: exclude the padding.
+    return position.clamp(min=0.5).minimum(limit[:, None] - 0.5), inside

@@ -1,1 +1,1 @@
-"""What a detector costs: latency, FLOPs, memory, energy, and the hardware it was measured on."""
+"""Cost of a detector: latency, FLOPs, memory, energy, and the hardware that it was measured on."""

@@ -1,8 +1,8 @@
-"""What a measurement drew from the mains, where the device tells.
+"""Energy consumption of a measurement, from the energy counters of GPUs and CPUs.
 
-NVIDIA GPUs count the energy of the whole board (NVML, read by the package nvidia-ml-py where it is installed), Intel's
-and many of AMD's processors that of each package (RAPL; Linux lets only root read it unless told otherwise). Both count
-whoever is at work: what an idle device draws is in the figure, and so is what other processes do.
+NVIDIA GPUs count the energy of the whole board (NVML, read by the package nvidia-ml-py if it is installed), Intel and
+many AMD CPUs that of each package (RAPL; by default Linux lets only root read it). Both include the idle consumption of
+the device and the consumption by other processes.
 """
 
 import math
@@ -19,12 +19,12 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
-class Counter:
-    """Counts energy, from 0 again once it has reached its end.
+class EnergyCounter:
+    """A cumulative energy counter, which may wrap around to 0.
 
     Args:
-        read: joules.
-        end: joules at which it starts again.
+        read: returns the counter in joules.
+        end: joules at which it wraps around.
     """
 
     read: Callable[[], float]
@@ -32,38 +32,38 @@ class Counter:
 
 
 class EnergyMeter:
-    """Joules between `start` and `stop`, of all counters together; a counter may pass its end once between the two."""
+    """Energy between `start` and `stop`, summed over counters; a counter may wrap around once in between."""
 
-    def __init__(self, counters: list[Counter]) -> None:
+    def __init__(self, counters: list[EnergyCounter]) -> None:
         self.counters = counters
         self.before: list[float] = []
 
     def start(self) -> None:
-        """Count from here."""
+        """Start the measurement."""
         self.before = [counter.read() for counter in self.counters]
 
     def stop(self) -> float:
         """Joules since `start`."""
-        drawn = 0.0
+        joules = 0.0
         for counter, before in zip(self.counters, self.before, strict=True):
             after = counter.read()
-            drawn += after - before if after >= before else after + counter.end - before
-        return drawn
+            joules += after - before if after >= before else after + counter.end - before
+        return joules
 
 
-def find_meter(device: torch.device, powercap: Path = POWERCAP) -> EnergyMeter | None:
-    """What counts the energy of a device; None where nothing does, or nothing that may be read.
+def find_energy_meter(device: torch.device, powercap: Path = POWERCAP) -> EnergyMeter | None:
+    """Energy meter of a device; None if it has no counters or they cannot be read.
 
     Args:
-        device: a GPU, or the processor for all others.
-        powercap: where Linux shows the processor's counters.
+        device: a CUDA GPU; for any other device the CPU is measured.
+        powercap: folder of the CPU's counters in Linux.
     """
-    counters = _of_gpu(device) if device.type == "cuda" else _of_processor(powercap)
+    counters = _gpu_counters(device) if device.type == "cuda" else _cpu_counters(powercap)
     return EnergyMeter(counters) if counters else None
 
 
-def _of_processor(powercap: Path) -> list[Counter]:
-    """One counter a package. Its parts ("intel-rapl:0:0") are counted in it."""
+def _cpu_counters(powercap: Path) -> list[EnergyCounter]:
+    """One counter for each CPU package; its parts ("intel-rapl:0:0") are included in it."""
     counters = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
         if folder.name.count(":") != 1:
@@ -72,8 +72,8 @@ def _of_processor(powercap: Path) -> list[Counter]:
             end = _read_microjoules(folder / "max_energy_range_uj")
             _read_microjoules(folder / "energy_uj")
         except (OSError, ValueError):
-            return []  # one package alone would pass for the whole
-        counters.append(Counter(partial(_read_microjoules, folder / "energy_uj"), end))
+            return []  # a part of the packages would be taken for the whole CPU
+        counters.append(EnergyCounter(partial(_read_microjoules, folder / "energy_uj"), end))
     return counters
 
 
@@ -81,15 +81,15 @@ def _read_microjoules(file: Path) -> float:
     return int(file.read_text()) / 1e6
 
 
-def _of_gpu(device: torch.device) -> list[Counter]:
+def _gpu_counters(device: torch.device) -> list[EnergyCounter]:
     if find_spec("pynvml") is None:
         return []
     nvml = import_module("pynvml")
     try:
         nvml.nvmlInit()
-        # By its own name: NVML numbers all boards, PyTorch those that CUDA_VISIBLE_DEVICES shows.
+        # By UUID: NVML indices count all GPUs, PyTorch's only those in CUDA_VISIBLE_DEVICES.
         handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError:
         return []
-    return [Counter(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)]  # of millijoules
+    return [EnergyCounter(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)]  # from millijoules

@@ -1,4 +1,4 @@
-"""What a measurement was made on, in words that mean something elsewhere."""
+"""Names of the CPU and accelerator, and package versions, for reports."""
 
 import os
 import platform
@@ -12,9 +12,9 @@ _PACKAGES = ("detection-zoo", "torch", "torchvision", "timm", "pytorch-lightning
 
 
 def describe_hardware() -> str:
-    """Processor and accelerator: "AMD EPYC 9654, 2 cores" or "..., 16 cores; 8 x NVIDIA H100"."""
+    """CPU, usable cores and accelerators: "AMD EPYC 9654, 2 cores" or "..., 16 cores; 8 x NVIDIA H100"."""
     try:
-        cores = len(os.sched_getaffinity(0))  # what this process may use
+        cores = len(os.sched_getaffinity(0))  # usable by this process
     except AttributeError:  # macOS, Windows
         cores = os.cpu_count() or 1
     parts = [f"{_cpu_name()}, {cores} core{'s' if cores != 1 else ''}"]
@@ -27,12 +27,12 @@ def describe_hardware() -> str:
 
 
 def list_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that affect results."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # used from a source folder without installation
+        except PackageNotFoundError:  # run from a source folder without installation
             versions[package] = "unknown"
     return versions
 

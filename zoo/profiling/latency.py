@@ -1,15 +1,15 @@
-"""How long a detector takes for a batch of images, part by part.
+"""Latency of a detector for a batch of images, by parts.
 
-    decode           image files -> uint8 images in memory; only where the images are files
-    proposals        selective search of each image, without a cache; only where the detector asks for proposals
-    frame            copied to the device, resized, normalised, padded to a batch
-    network          from the framed batch to the end of the last layer. With two stages that holds what lies between
-                     them: Faster R-CNN's choice of proposals, the pooling of regions, R-CNN's cutting of crops
-    post-processing  all that follows: scores, boxes, NMS, back to the pixels of the images (and R-CNN's SVMs)
+    decode           image files -> uint8 images in memory; only if the images are files
+    proposals        selective search of each image, without a cache; only if the detector uses proposals
+    frame            copy to the device, resize, normalise, pad to a batch
+    network          from the framed batch to the end of the last layer. For two-stage detectors this includes what lies
+                     between the stages: Faster R-CNN's proposal selection, RoI pooling, R-CNN's cropping
+    post-processing  what follows: scores, boxes, NMS, mapping to image pixels (and R-CNN's SVMs)
     total            the sum of these, batch by batch
 
-The device is waited for before the clock starts and before it stops; in between a GPU's own clock is read where one
-part ends and the next begins, so that nothing is held up by being measured.
+The device is synchronised before the clock starts and before it stops. In between, CUDA events mark the boundaries of
+the parts, so that timing does not synchronise the GPU.
 """
 
 import re
@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from zoo.detector import Detector
 from zoo.profiling.energy import EnergyMeter
-from zoo.profiling.flops import evaluating
+from zoo.profiling.flops import evaluation_mode
 from zoo.proposals import propose
 from zoo.report.results import Part, Timing
 from zoo.types import Image, Target
@@ -38,12 +38,12 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """What was found at one batch size.
+    """Latency and energy at one batch size.
 
     Args:
-        timings: milliseconds an image; of parts that there are.
-        in_memory: median milliseconds an image without decoding: the total of images that are in memory.
-        joules: an image; None without a meter.
+        timings: milliseconds an image, for each part that applies.
+        in_memory: median of the total without decoding, milliseconds an image.
+        joules: energy an image; None without a meter.
     """
 
     timings: list[Timing]
@@ -53,110 +53,113 @@ class LatencyResult:
 
 @dataclass(frozen=True)
 class LatencySettings:
-    """Under which time is measured.
+    """Images and options of a latency measurement.
 
     Args:
-        images: in memory, on the CPU; taken in turn, and again from the first where a batch wants more.
-        decode: reads image `index` of these from its file; None where there are no files.
+        images: in memory, on the CPU; used in turn and repeatedly.
+        decode: reads image `index` from its file; None if there are no files.
         context: entered around each batch, for example the autocast of a Lightning precision plugin.
-        seconds: how long to measure a size of batch ...
-        least: ... and how many batches at least.
-        meter: of the device's energy.
+        seconds: duration of the measurement of a batch size ...
+        min_batches: ... and minimum number of batches.
+        meter: energy meter of the device.
     """
 
     images: Sequence[Image]
     decode: Callable[[int], Image] | None = None
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     seconds: float = 3.0
-    least: int = 1
+    min_batches: int = 1
     meter: EnergyMeter | None = None
 
 
 def measure_latencies(
     detector: Detector,
-    conditions: LatencySettings,
+    settings: LatencySettings,
     batches: Sequence[int],
     memory_mb: float | None = None,
-    say: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
 ) -> dict[int, LatencyResult]:
-    """Several batch sizes, smallest first, as far as memory goes.
+    """Measure several batch sizes, smallest first, up to the largest that fits in memory.
 
     Args:
         detector: on the device to measure.
-        conditions: of all of them.
-        batches: images at once.
-        memory_mb: what one image takes, weights included. On a CPU, where too large a batch would end the process, a
-            batch is left out if so many times this is not free.
-        say: takes a line about each, and why one is left out.
+        settings: for all batch sizes.
+        batches: batch sizes.
+        memory_mb: peak memory of one image, including weights. On a CPU, where running out of memory would kill the
+            process, a batch size is skipped if this times its size exceeds the free memory.
+        log: called with a line about each batch size.
+
+    Returns:
+        Results by batch size.
     """
-    speeds: dict[int, LatencyResult] = {}
+    results: dict[int, LatencyResult] = {}
     for batch in sorted(set(batches)):
         free = free_memory_mb() if detector.device.type == "cpu" else None
         if batch > 1 and memory_mb is not None and free is not None and batch * memory_mb > free:
-            say(f"batch {batch}: left out, would take up to {batch * memory_mb:.0f} MB and {free:.0f} MB are free")
+            log(f"batch {batch}: skipped, needs up to {batch * memory_mb:.0f} MB but {free:.0f} MB are free")
             break
         try:
-            speeds[batch] = measure_latency(detector, conditions, batch)
+            results[batch] = measure_latency(detector, settings, batch)
         except (torch.OutOfMemoryError, MemoryError):
-            say(f"batch {batch}: left out, out of memory")
+            log(f"batch {batch}: skipped, out of memory")
             break
-        say(f"batch {batch}: {speeds[batch].in_memory:.1f} ms an image")
-    return speeds
+        log(f"batch {batch}: {results[batch].in_memory:.1f} ms an image")
+    return results
 
 
-def measure_latency(detector: Detector, conditions: LatencySettings, batch: int = 1) -> LatencyResult:
-    """Time batches of one size, after a warm-up: a pass over the images, or as many seconds as are measured."""
-    images, seconds = conditions.images, conditions.seconds
+def measure_latency(detector: Detector, settings: LatencySettings, batch: int = 1) -> LatencyResult:
+    """Measure one batch size, after a warm-up: two batches, then up to a pass over the images or `settings.seconds`."""
+    images, seconds = settings.images, settings.seconds
     rounds: list[dict[str, float]] = []
-    with evaluating(detector):
+    with evaluation_mode(detector):
         start = time.perf_counter()
-        for number, indices in enumerate(_in_turn(len(images), batch)):
+        for number, indices in enumerate(_cycle_batches(len(images), batch)):
             if number >= 2 and (number * batch >= len(images) or time.perf_counter() - start > seconds):
                 break
-            time_batch(detector, conditions, indices)
-        if conditions.meter is not None:
-            conditions.meter.start()
+            time_batch(detector, settings, indices)
+        if settings.meter is not None:
+            settings.meter.start()
         start = time.perf_counter()
-        for indices in _in_turn(len(images), batch):
-            rounds.append(time_batch(detector, conditions, indices))
-            if len(rounds) >= conditions.least and time.perf_counter() - start > seconds:
+        for indices in _cycle_batches(len(images), batch):
+            rounds.append(time_batch(detector, settings, indices))
+            if len(rounds) >= settings.min_batches and time.perf_counter() - start > seconds:
                 break
-        joules = None if conditions.meter is None else conditions.meter.stop() / (batch * len(rounds))
+        joules = None if settings.meter is None else settings.meter.stop() / (batch * len(rounds))
     return summarise(rounds, batch, joules)
 
 
 def free_memory_mb(file: Path = Path("/proc/meminfo")) -> float | None:
-    """MB that processes can still have without swapping; None where the system does not say."""
+    """Memory available without swapping in MB; None on systems without /proc/meminfo."""
     if not file.exists():
         return None
     found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read_text(), re.MULTILINE)
     return None if found is None else int(found[1]) * 1024 / 1e6
 
 
-def time_batch(detector: Detector, conditions: LatencySettings, indices: Sequence[int]) -> dict[str, float]:
-    """Seconds of each part for the images with these indices, by the names in `PARTS`."""
-    device, decode = detector.device, conditions.decode
+def time_batch(detector: Detector, settings: LatencySettings, indices: Sequence[int]) -> dict[str, float]:
+    """Seconds of each part, by the names in `PARTS`, for a batch of the images with these indices."""
+    device, decode = detector.device, settings.decode
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     if decode is None:
-        chosen = [conditions.images[index] for index in indices]
+        images = [settings.images[index] for index in indices]
     else:
-        chosen = [decode(index) for index in indices]
+        images = [decode(index) for index in indices]
         seconds["decode"] = time.perf_counter() - start
     targets = None
     if detector.proposals is not None:
         start = time.perf_counter()
-        targets = [_target_of(propose(image, detector.proposals)) for image in chosen]
+        targets = [_make_target(propose(image, detector.proposals)) for image in images]
         seconds["proposals"] = time.perf_counter() - start
 
-    _wait_for(device)
+    _synchronize(device)
     start = time.perf_counter()
-    began, framed, last = _run(detector, chosen, targets, conditions.context)
-    _wait_for(device)
-    whole = time.perf_counter() - start
-    seconds["frame"] = _between(began, framed)
-    seconds["network"] = _between(framed, last)
-    seconds["post-processing"] = whole - seconds["frame"] - seconds["network"]
+    frame_start, network_start, network_end = _run(detector, images, targets, settings.context)
+    _synchronize(device)
+    duration = time.perf_counter() - start
+    seconds["frame"] = _elapsed_seconds(frame_start, network_start)
+    seconds["network"] = _elapsed_seconds(network_start, network_end)
+    seconds["post-processing"] = duration - seconds["frame"] - seconds["network"]
     return seconds | {"total": sum(seconds.values())}
 
 
@@ -165,8 +168,8 @@ def summarise(rounds: Sequence[dict[str, float]], batch: int, joules: float | No
 
     Args:
         rounds: seconds of each part of each batch.
-        batch: images in each.
-        joules: an image.
+        batch: batch size.
+        joules: energy an image.
     """
     times = {part: [1000 * seconds[part] / batch for seconds in rounds] for part in PARTS if part in rounds[0]}
     timings = [
@@ -178,7 +181,7 @@ def summarise(rounds: Sequence[dict[str, float]], batch: int, joules: float | No
     return LatencyResult(timings, in_memory, joules)
 
 
-Mark: TypeAlias = float | torch.cuda.Event
+Timestamp: TypeAlias = float | torch.cuda.Event
 
 
 def _run(
@@ -186,41 +189,41 @@ def _run(
     images: Sequence[Image],
     targets: Sequence[Target] | None,
     context: Callable[[], AbstractContextManager[object]],
-) -> tuple[Mark, Mark, Mark]:
-    """What `Detector.forward` does; and when framing began, when the network began, and when its last layer ended."""
+) -> tuple[Timestamp, Timestamp, Timestamp]:
+    """Run `Detector.forward`; return the times of the start of framing, the start of the network and its end."""
     device = detector.device
     with context():
-        began = _mark(device)
+        frame_start = _timestamp(device)
         batch = detector.frame_batch(images, targets)
-        framed = _mark(device)
+        network_start = _timestamp(device)
         outputs = detector.encode(batch)
-        last = _mark(device)
+        network_end = _timestamp(device)
 
-        def move_on(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal last
-            last = _mark(device)
+        def record(module: nn.Module, inputs: object, output: object) -> None:
+            nonlocal network_end
+            network_end = _timestamp(device)
 
-        hook = register_module_forward_hook(move_on)  # second stages have their layers in compute_predictions
+        hook = register_module_forward_hook(record)  # layers of second stages run in compute_predictions
         try:
             predictions = detector.compute_predictions(outputs, batch)
         finally:
             hook.remove()
         detector.frame.unframe(predictions, batch)
-    return began, framed, last
+    return frame_start, network_start, network_end
 
 
-def _mark(device: torch.device) -> Mark:
-    """This moment; on a GPU a place in its queue, which nobody waits for."""
+def _timestamp(device: torch.device) -> Timestamp:
+    """The current time; on a GPU an event in its stream, recorded without synchronisation."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
         return event
-    _wait_for(device)
+    _synchronize(device)
     return time.perf_counter()
 
 
-def _between(first: Mark, second: Mark) -> float:
-    """Seconds; of places in a queue once they are passed."""
+def _elapsed_seconds(first: Timestamp, second: Timestamp) -> float:
+    """Seconds between two times; events must have completed."""
     if isinstance(first, float) or isinstance(second, float):
         assert isinstance(first, float)
         assert isinstance(second, float)
@@ -228,27 +231,27 @@ def _between(first: Mark, second: Mark) -> float:
     return float(first.elapsed_time(second)) / 1000
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _in_turn(num_images: int, batch: int) -> Iterator[list[int]]:
-    """Indices of one batch after the other, for ever."""
+def _cycle_batches(num_images: int, batch: int) -> Iterator[list[int]]:
+    """Image indices of successive batches, repeating the images endlessly."""
     indices = cycle(range(num_images))
     while True:
         yield list(islice(indices, batch))
 
 
-def _target_of(proposals: Tensor) -> Target:
-    """Nothing but proposals."""
-    none = torch.zeros(0)
+def _make_target(proposals: Tensor) -> Target:
+    """A target with proposals and no objects."""
+    empty = torch.zeros(0)
     return Target(
-        boxes=none.view(0, 4),
-        labels=none.long(),
+        boxes=empty.view(0, 4),
+        labels=empty.long(),
         image_id=torch.tensor(0),
-        iscrowd=none.bool(),
-        difficult=none.bool(),
-        area=none,
+        iscrowd=empty.bool(),
+        difficult=empty.bool(),
+        area=empty,
         proposals=proposals,
     )

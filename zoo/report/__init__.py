@@ -1,1 +1,1 @@
-"""Results in; `results.json`, `report.md` and one self-contained `report.html` out."""
+"""Reports of a comparison: `results.json`, `report.md` and one self-contained `report.html`."""

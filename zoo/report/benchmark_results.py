@@ -1,4 +1,4 @@
-"""What `zoo benchmark` found out of one checkpoint: the form of a run's `cost.json`, which its report prefers."""
+"""Results of `zoo benchmark`: the `cost.json` of a run, which replaces the costs measured in training."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -7,52 +7,52 @@ from zoo.io.files import convert_json, decode_json, encode_json, write_atomicall
 from zoo.report.results import Cost, Run
 
 FILE_NAME = "cost.json"
-_ADVICE = "expected a file that `zoo benchmark` wrote; delete it, and measure again"
+_ADVICE = "expected a file that `zoo benchmark` wrote; delete it and run `zoo benchmark` again"
 
 
 @dataclass
 class Benchmark:
-    """One checkpoint measured, and on what."""
+    """Costs of one checkpoint, and the images, precision and hardware that they were measured with."""
 
     name: str
     checkpoint: str
-    images: str  # in words: "bccd test, 32 images"
-    precision: str  # as Lightning names it
+    images: str  # "bccd test, 32 images"
+    precision: str  # Lightning's name
     hardware: str
     device: str  # "cpu" or "cuda:0"
-    threads: int  # that PyTorch works with on the CPU
+    threads: int  # of PyTorch on the CPU
     versions: dict[str, str]
-    cost: Cost  # without what training cost
+    cost: Cost  # training costs are None
 
 
 @dataclass
 class Benchmarks:
-    """Several of them: the form of the file that `zoo benchmark --out` writes."""
+    """Content of the file that `zoo benchmark --out` writes."""
 
     benchmarks: list[Benchmark]
     command: str
 
 
 def write_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Write one, whole or not at all."""
+    """Write a `cost.json` atomically."""
     write_atomically(path, encode_json(benchmark))
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Read what `write_benchmark` wrote.
+    """Read a `cost.json`.
 
     Raises:
-        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+        InputError: the file is missing, is not JSON, or does not match the schema; names the file and the place.
     """
     return convert_json(decode_json(path, _ADVICE), Benchmark, path, _ADVICE)
 
 
 def with_benchmark(run: Run, folder: Path) -> Run:
-    """A run with what `zoo benchmark` measured of it in place of its training's own short measurement.
+    """A copy of the run with the costs in its `cost.json` in place of those measured in training.
 
     Args:
-        run: as its training left it.
-        folder: of the run; without a `cost.json` in it, nothing changes.
+        run: as training wrote it.
+        folder: folder of the run; without a `cost.json`, the run is returned unchanged.
 
     Raises:
         InputError: there is a `cost.json` that cannot be read.

@@ -1,4 +1,4 @@
-"""What a data set is like, in words, as a table and as one self-contained page."""
+"""Statistics of a data set as sentences, as a table and as one self-contained HTML page."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from zoo.data.quality.stats import GRID, OVERLAPPING, Distribution, Histogram, S
 from zoo.report.jinja import make_environment
 
 CROWDED = 10
-"""Boxes an image, in the median, from which a data set is called crowded."""
+"""Median boxes per image from which a data set is called crowded."""
 MANY_SMALL = 0.3
-"""Share of small objects from which they are called many; COCO has 0.41."""
+"""Share of small objects from which a data set has many of them; COCO has 0.41."""
 UNBALANCED = 10.0
-"""Times as many objects of the commonest class as of the rarest."""
+"""Ratio of objects of the most to the least frequent class from which a data set is called unbalanced."""
 
-# SVG units of a histogram, pixels on a wide screen, and the room for labels around it
+# Size of a histogram in SVG units (pixels on a wide screen), and the margins for labels
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 48
 _MOST_TICKS = 9
@@ -22,7 +22,7 @@ _MOST_TICKS = 9
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what it is, and its figure for each split."""
+    """A row of the table: a statistic with its value for each split."""
 
     group: str
     name: str
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bin:
-    """Where one can point at a histogram, and what it says then."""
+    """Hover area of a histogram bin, and its tooltip."""
 
     x: float
     width: float
@@ -40,11 +40,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Panel:
-    """A histogram of all splits as geometry."""
+    """Histogram of all splits, as SVG geometry."""
 
     title: str
     x_label: str
-    lines: list[tuple[int, str]]  # number of the split, path
+    lines: list[tuple[int, str]]  # index of the split, path
     bins: list[Bin]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -57,16 +57,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """Objects of a class in one split."""
+    """Number of objects and images of a class in one split."""
 
     objects: str
     images: str
-    share: float  # of the commonest class
+    share: float  # objects relative to the most frequent class
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where the centres of boxes lie, as cells of one image."""
+    """Heat map of box centres over the image, one split."""
 
     split: str
     width: int
@@ -75,7 +75,7 @@ class HeatMap:
 
 
 def headlines(statistics: Statistics) -> list[str]:
-    """Answers to the first questions, one sentence each, about the first split: the one that is learned from."""
+    """Sentences on size, crowding, small objects and class balance of the first split, normally train."""
     split, stats = next(iter(statistics.splits.items()))
     images, boxes = sum(s.images for s in statistics.splits.values()), sum(s.boxes for s in statistics.splits.values())
     classes = len(stats.classes)
@@ -88,7 +88,7 @@ def headlines(statistics: Statistics) -> list[str]:
     median, most = stats.boxes_an_image.median, stats.boxes_an_image.max
     crowded = "Crowded" if median >= CROWDED else "Not crowded"
     parts.append(
-        f"{crowded}: half of the {split} images have {median:g} boxes or more, the fullest {most:g}; "
+        f"{crowded}: half of the {split} images have {median:g} boxes or more, at most {most:g}; "
         f"{_percent(stats.overlapping)} of the boxes overlap another by IoU {OVERLAPPING:g} or more."
     )
     small = stats.by_size["small"] / stats.boxes
@@ -106,12 +106,12 @@ def headlines(statistics: Statistics) -> list[str]:
     return parts
 
 
-def figure_rows(statistics: Statistics) -> list[Row]:
-    """The table of figures, splits side by side."""
+def statistics_rows(statistics: Statistics) -> list[Row]:
+    """Rows of the statistics table, splits side by side."""
     splits = list(statistics.splits.values())
 
-    def row(group: str, name: str, figure: Callable[[SplitStatistics], str]) -> Row:
-        return Row(group, name, [figure(split) for split in splits])
+    def row(group: str, name: str, value: Callable[[SplitStatistics], str]) -> Row:
+        return Row(group, name, [value(split) for split in splits])
 
     def part(count: Callable[[SplitStatistics], int]) -> Callable[[SplitStatistics], str]:
         return lambda s: f"{count(s):,} ({_percent(count(s) / s.boxes)})" if s.boxes else "-"
@@ -122,9 +122,9 @@ def figure_rows(statistics: Statistics) -> list[Row]:
         row("Images", "image width", lambda s: _spread(s.image_width)),
         row("Images", "image height", lambda s: _spread(s.image_height)),
         row("Boxes", "boxes", lambda s: f"{s.boxes:,}"),
-        row("Boxes", "an image, mean", lambda s: _number(s.boxes_an_image.mean)),
-        row("Boxes", "an image", lambda s: _spread(s.boxes_an_image)),
-        row("Boxes", "in the fullest image", lambda s: _number(s.boxes_an_image.max)),
+        row("Boxes", "per image, mean", lambda s: _number(s.boxes_an_image.mean)),
+        row("Boxes", "per image", lambda s: _spread(s.boxes_an_image)),
+        row("Boxes", "per image, maximum", lambda s: _number(s.boxes_an_image.max)),
         row("Boxes", "width", lambda s: _spread(s.box_width)),
         row("Boxes", "height", lambda s: _spread(s.box_height)),
         row("Boxes", "area", lambda s: _spread(s.box_area)),
@@ -132,12 +132,12 @@ def figure_rows(statistics: Statistics) -> list[Row]:
         row("Sizes", "small, below 32x32", part(lambda s: s.by_size["small"])),
         row("Sizes", "medium", part(lambda s: s.by_size["medium"])),
         row("Sizes", "large, from 96x96", part(lambda s: s.by_size["large"])),
-        row("Overlap", f"IoU {OVERLAPPING:g} with another", lambda s: _percent(s.overlapping)),
-        row("Overlap", "... of its class", lambda s: _percent(s.overlapping_alike)),
+        row("Overlap", f"IoU {OVERLAPPING:g} with another box", lambda s: _percent(s.overlapping)),
+        row("Overlap", "with another of its class", lambda s: _percent(s.overlapping_alike)),
         row(
             "Classes", "classes with objects", lambda s: f"{sum(c.objects > 0 for c in s.classes)} of {len(s.classes)}"
         ),
-        row("Classes", "commonest / rarest", lambda s: _number(s.imbalance)),
+        row("Classes", "most / least frequent", lambda s: _number(s.imbalance)),
     ]
     rare: list[tuple[str, str, Callable[[SplitStatistics], int]]] = [
         ("Images", "of unknown size, left out", lambda s: s.skipped_images),
@@ -153,7 +153,7 @@ def figure_rows(statistics: Statistics) -> list[Row]:
 
 
 def class_rows(statistics: Statistics) -> list[tuple[str, list[Bar]]]:
-    """Classes with their bars by split, the commonest first."""
+    """Class names with a bar per split, most frequent class first."""
     splits = list(statistics.splits.values())
     most = [max((c.objects for c in split.classes), default=0) for split in splits]
     totals = [sum(split.classes[label].objects for split in splits) for label in range(len(splits[0].classes))]
@@ -169,11 +169,11 @@ def class_rows(statistics: Statistics) -> list[tuple[str, list[Bar]]]:
 
 
 def panels(statistics: Statistics) -> list[Panel]:
-    """The histograms."""
+    """Histograms of boxes per image, box size, shape and overlap."""
     side, share = "square root of the area, pixels", "square root of the share of the image"
     highest = "highest IoU with another box of the image"
     return [
-        _panel(statistics, "Boxes an image", "boxes", "images", lambda s: s.count_histogram, _whole_range),
+        _panel(statistics, "Boxes per image", "boxes", "images", lambda s: s.count_histogram, _whole_range),
         _panel(statistics, "Size of boxes", side, "boxes", lambda s: s.side_histogram, _plain_range),
         _panel(statistics, "Size in the image", share, "boxes", lambda s: s.relative_histogram, _plain_range),
         _panel(statistics, "Shape of boxes", "width / height", "boxes", lambda s: s.aspect_histogram, _plain_range),
@@ -201,10 +201,10 @@ def _panel(
     step = next((s for s in (0.02, 0.05, 0.1, 0.2, 0.25) if highest / s <= 5), 0.25)
     top = math.ceil(highest / step - 1e-9) * step
 
-    def x_of(number: float) -> float:
+    def x_of(number: int | float) -> float:
         return round(_LEFT + (right - _LEFT) * number / (last - first), 1)
 
-    def y_of(share: float) -> float:
+    def y_of(share: int | float) -> float:
         return round(bottom - (bottom - _TOP) * share / top, 1)
 
     lines = []
@@ -224,12 +224,12 @@ def _panel(
         for at in range(last - first)
     ]
     every = math.ceil((last - first + 1) / _MOST_TICKS)
-    if name_bin is _whole_range:  # counts: a label stands below its bar
+    if name_bin is _whole_range:  # counts: the label is centred below its bar
         x_ticks = [
             (x_of(at + 0.5), name_bin(edges[first + at], edges[first + at + 1])) for at in range(0, last - first, every)
         ]
     else:
-        # of parts of octaves only the whole ones have short names; boxes of one size may lie between two of those
+        # Only edges at whole octaves have short labels; label both ends if no edge in the range has one.
         short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 5] or [0, last - first]
         x_ticks = [(x_of(at), f"{edges[first + at]:.5g}") for at in short[:: math.ceil(len(short) / _MOST_TICKS)]]
     y_ticks = [(y_of(step * at), f"{100 * step * at:.0f}%") for at in range(round(top / step) + 1)]
@@ -237,7 +237,7 @@ def _panel(
 
 
 def heat_maps(statistics: Statistics) -> list[HeatMap]:
-    """Where centres lie, on an image of the median shape."""
+    """Heat map of box centres of each split, with the aspect ratio of its median image."""
     maps = []
     for split, stats in statistics.splits.items():
         width = 320
@@ -262,7 +262,7 @@ def heat_maps(statistics: Statistics) -> list[HeatMap]:
 
 
 def render_statistics(statistics: Statistics, command: str) -> str:
-    """The page; nothing in it is fetched from anywhere, and the same numbers give the same text."""
+    """Render the HTML page: self-contained, and equal statistics give the same text."""
     return (
         make_environment()
         .get_template("data.html.j2")
@@ -271,7 +271,7 @@ def render_statistics(statistics: Statistics, command: str) -> str:
             splits=list(statistics.splits),
             headlines=headlines(statistics),
             notes=statistics.notes,
-            rows=figure_rows(statistics),
+            rows=statistics_rows(statistics),
             classes=class_rows(statistics),
             panels=panels(statistics),
             maps=heat_maps(statistics),
@@ -282,7 +282,7 @@ def render_statistics(statistics: Statistics, command: str) -> str:
 
 
 def _whole_range(low: float, high: float) -> str:
-    """Counts of a bin: 4 to 5."""
+    """Name of a bin of counts: `4-5`."""
     return f"{low:g}" if high - low == 1 else f"{low:g}-{high - 1:g}"
 
 
@@ -291,13 +291,13 @@ def _plain_range(low: float, high: float) -> str:
 
 
 def _spread(values: Distribution) -> str:
-    """Median, and where nine tenths of the values lie; one figure where they are all the same."""
+    """`median (5th-95th percentile)`; one number where all three are equal."""
     median, low, high = _number(values.median), _number(values.p5), _number(values.p95)
     return median if low == high == median else f"{median} ({low}-{high})"
 
 
 def _number(value: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Three significant digits, and all digits before the decimal point."""
     if math.isnan(value):
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Who is compared: runs of one configuration are one entry, its seeds averaged; names and order of all."""
+"""Entries of a report: the runs of one configuration with seeds averaged, their labels and their order."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ MODEL_NAMES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration and all its finished runs, one a seed."""
+    """A configuration and its finished runs, one per seed."""
 
     label: str
     model: str
@@ -29,34 +29,34 @@ class Entry:
 
     @property
     def detail(self) -> str:
-        """Configuration and seeds in words."""
+        """Configuration and seeds as text."""
         seeds = sorted({run.seed for run in self.runs})
         return f"{self.config}, seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
 
     def mean(self, value: Callable[[Run], Value]) -> Value:
-        """Mean over seeds of a figure of a run; those without it are left out."""
+        """Mean of `value(run)` over seeds; undefined values are left out."""
         return mean(value(run) for run in self.runs)
 
     def metric(self, name: str) -> Value:
-        """Mean over seeds of a metric, None where it is undefined."""
+        """Mean of a metric over seeds; None where undefined."""
         return self.mean(lambda run: metric(run, name))
 
     def interval(self, name: str) -> Interval | None:
-        """95% interval of a metric over test images: with several seeds the ends of their intervals, averaged."""
+        """95% interval of a metric over test images; with several seeds, the mean of their bounds."""
         return _average([run.analysis.intervals.get(name) for run in self.runs])
 
     def class_interval(self, class_name: str) -> Interval | None:
-        """The same of a class's AP."""
+        """95% interval of the AP of a class, averaged over seeds like `interval`."""
         return _average([run.analysis.class_intervals.get(class_name) for run in self.runs])
 
     def spread(self, name: str) -> tuple[float, float] | None:
-        """Least and greatest of a metric over the seeds; None where fewer than two have it."""
+        """Minimum and maximum of a metric over seeds; None where fewer than two have it."""
         values = [value for run in self.runs if (value := metric(run, name)) is not None]
         return (min(values), max(values)) if len(values) > 1 else None
 
 
 def find_entries(results: Results) -> list[Entry]:
-    """Configurations with a finished run, highest mean AP first; equal ones, and those without AP, keep their order."""
+    """Entries with a finished run, highest mean AP first; ties, and entries without AP at the end, keep their order."""
     labels = config_labels(results.runs)
     runs_per_config: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in results.runs:
@@ -67,34 +67,34 @@ def find_entries(results: Results) -> list[Entry]:
 
 
 def first_runs(entries: Iterable[Entry]) -> list[Run]:
-    """The run of the lowest seed of each: what is shown where only one can be."""
+    """The run with the lowest seed of each entry, for places that show one run only."""
     return [min(entry.runs, key=lambda run: run.seed) for entry in entries]
 
 
 def ranked(runs: Iterable[Run]) -> list[Run]:
-    """The runs that finished, highest AP first; equal ones keep their order."""
+    """Finished runs, highest AP first; ties keep their order."""
     done = [run for run in runs if run.status == "done"]
     return sorted(done, key=lambda run: -_or_lowest(metric(run, "AP")))
 
 
 def metric(run: Run, name: str) -> Value:
-    """A metric, or None where it is undefined: absent, NaN, or the -1 of COCO's tools."""
+    """A metric of a run; None where undefined: absent, NaN, or the -1 of COCO's tools."""
     return defined(run.metrics.get(name))
 
 
 def class_metric(run: Run, class_name: str, name: str) -> Value:
-    """A metric of one class, None where undefined."""
+    """A metric of one class; None where undefined."""
     return defined(run.per_class.get(class_name, {}).get(name))
 
 
 def find_timing(entry: Entry, batch: int, part: str) -> tuple[Value, Value]:
-    """Median and 95th percentile of one part of the way at one batch size, seeds averaged."""
+    """Median and 95th percentile, ms per image, of one part of inference at one batch size, seeds averaged."""
     found = [t for run in entry.runs for t in run.cost.timings if t.batch == batch and t.part == part]
     return mean(defined(t.median) for t in found), mean(defined(t.p95) for t in found)
 
 
 def run_labels(runs: list[Run]) -> dict[str, str]:
-    """What to call each run: its model, and as much of configuration and seed as it takes to tell it from the others.
+    """Label of each run: its model, with configuration, seed and folder as far as needed to be unique.
 
     Returns:
         `Run.folder` -> label.
@@ -102,17 +102,17 @@ def run_labels(runs: list[Run]) -> dict[str, str]:
     configs = config_labels(runs)
     names = {run.folder: configs[run.model, run.config] for run in runs}
     for detail in (lambda run: f"seed {run.seed}", lambda run: run.folder):
-        alike = defaultdict(list)
+        same_label = defaultdict(list)
         for run in runs:
-            alike[names[run.folder]].append(run)
-        for group in alike.values():
+            same_label[names[run.folder]].append(run)
+        for group in same_label.values():
             if len(group) > 1:
                 names.update({run.folder: f"{names[run.folder]}, {detail(run)}" for run in group})
     return names
 
 
 def config_labels(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
-    """What to call the runs of a configuration, all seeds: `(Run.model, Run.config)` -> label."""
+    """Label of each configuration: `(Run.model, Run.config)` -> label."""
     keys = dict.fromkeys((run.model, run.config) for run in runs)
     models = [model for model, _ in keys]
     return {
@@ -122,7 +122,7 @@ def config_labels(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
 
 
 def model_name(model: str) -> str:
-    """A detector's name as its paper writes it; the key itself where it is none of ours."""
+    """A detector's name as its paper writes it; an unknown key is returned as it is."""
     return MODEL_NAMES.get(model, model)
 
 

@@ -1,38 +1,38 @@
-"""The report as one self-contained page: no script, no font, no picture is fetched from anywhere."""
+"""The HTML report: one self-contained page that fetches no script, font or picture."""
 
 import base64
 import hashlib
 
 from markupsafe import Markup
 
-from zoo.report.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
 from zoo.report.entries import Entry, find_entries, find_timing, first_runs, model_name, run_labels
-from zoo.report.interval_warning import caution
+from zoo.report.interval_warning import interval_warning
 from zoo.report.jinja import make_environment
 from zoo.report.number_format import format_ap
-from zoo.report.pairwise import head_to_head, pair_matrices
 from zoo.report.pictures.draw import class_color, format_score
 from zoo.report.pictures.examples import Example
 from zoo.report.pictures.views import DEFAULT_SHOWN_SCORE, list_categories, make_picture
-from zoo.report.plots.bars import ERRORS, PARTS, SIDES, error_plot, time_plots
+from zoo.report.plots.bars import MAIN_ERRORS, SPECIAL_ERRORS, TIME_PARTS, error_plot, time_plots
 from zoo.report.plots.curves import precision_recall_plots, reliability_plots
 from zoo.report.plots.learning_curves import learning_curves
 from zoo.report.plots.pareto import pareto_plot
-from zoo.report.ranking import ranking_table
 from zoo.report.results import Results, Run
-from zoo.report.summary_text import evaluated_images, facts, reading, verdict
-from zoo.report.tables import COLUMNS, class_table, cost_table, entry_table, legend, main_table, time_table
+from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
+from zoo.report.tables.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
+from zoo.report.tables.pairwise import head_to_head, pair_matrices
+from zoo.report.tables.ranking import ranking_table
+from zoo.report.tables.runs import COLUMNS, class_table, cost_table, entry_table, legend, run_table, time_table
 
 
 def render_html(results: Results, examples: list[Example]) -> str:
-    """Render the page; the same results and examples give the same text.
+    """Render the HTML report; equal results and examples give the same text.
 
-    Pictures are embedded once each; boxes are vectors on top, so that a picture costs the same for any number of runs.
-    The page's own script is let in by its hash, and nothing else is.
+    Each picture is embedded once with boxes as SVG on top, so its size does not depend on the number of runs. The
+    content security policy allows only the page's own script, by its hash.
     """
     entries = find_entries(results)
     runs = [run for entry in entries for run in entry.runs]
-    shown = first_runs(entries)  # in pictures: several seeds of one detector would crowd the others out
+    shown = first_runs(entries)  # one seed per entry in pictures, so that every detector fits
     environment = make_environment()
     loader = environment.loader
     assert loader is not None
@@ -41,16 +41,16 @@ def render_html(results: Results, examples: list[Example]) -> str:
         results=results,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        verdict=verdict(results),
-        caution=caution(results),
-        reading=reading(entries),
+        headline=headline(results),
+        interval_warning=interval_warning(results),
+        interval_notes=interval_notes(entries),
         images=evaluated_images(results),
         entries=entries,
         labels=run_labels(results.runs),
         names={run.folder: model_name(run.model) for run in results.runs},
         failed=[run for run in results.runs if run.status == "failed"],
         class_colors=[class_color(index) for index in range(len(results.classes))],
-        facts=facts(results),
+        facts=reproduction_facts(results),
         **_accuracy(results, entries, runs),
         **_errors(results, entries, run_labels(results.runs)),
         **_costs(entries),
@@ -67,7 +67,7 @@ def _accuracy(results: Results, entries: list[Entry], runs: list[Run]) -> dict[s
         "columns": COLUMNS,
         "groups": _group_columns(),
         "rows": entry_table(entries),
-        "run_rows": main_table(runs) if len(runs) > len(entries) else [],
+        "run_rows": run_table(runs) if len(runs) > len(entries) else [],
         "runs": runs,
         "legend": legend(runs),
         "class_rows": class_table(entries, results.classes) if entries else [],
@@ -77,7 +77,7 @@ def _accuracy(results: Results, entries: list[Entry], runs: list[Run]) -> dict[s
 def _errors(results: Results, entries: list[Entry], labels: dict[str, str]) -> dict[str, object]:
     return {
         "error_plot": error_plot(entries),
-        "error_kinds": [*ERRORS.values(), *SIDES.values()],
+        "error_kinds": [*MAIN_ERRORS.values(), *SPECIAL_ERRORS.values()],
         "confusions": confusions(entries, results.classes),
         "precision_recall": precision_recall_plots(entries, results.classes),
         "slices": slice_groups(entries),
@@ -92,7 +92,9 @@ def _errors(results: Results, entries: list[Entry], labels: dict[str, str]) -> d
 def _costs(entries: list[Entry]) -> dict[str, object]:
     plots = time_plots(entries)
     parts = [
-        part for part in PARTS if any(find_timing(c, batch, part)[0] is not None for c in entries for batch in plots)
+        part
+        for part in TIME_PARTS
+        if any(find_timing(entry, batch, part)[0] is not None for entry in entries for batch in plots)
     ]
     return {
         "time_plots": plots,
@@ -118,7 +120,7 @@ def _pictures(results: Results, examples: list[Example], runs: list[Run]) -> dic
 
 
 def _group_columns() -> list[tuple[str, int]]:
-    """Neighbouring columns of one group, for the upper row of the table's head: (name, number of columns)."""
+    """Column groups for the upper header row: (name, number of columns)."""
     groups: dict[str, int] = {}
     for column in COLUMNS:
         groups[column.group] = groups.get(column.group, 0) + 1

@@ -1,10 +1,11 @@
-"""Whether the measured images are too few for the number of classes, so that intervals are narrower than they say.
+"""Warning that bootstrap intervals are too narrow: too few images for the number of classes.
 
-AP is too high on few objects (see `zoo.evaluation.bootstrap`), and by about as much for every class: over C classes
-the mean keeps the bias of one, while its interval shrinks by sqrt(C). So what counts is the number of classes over the
-images that hold an object of a class, the median m over classes. Share of 95% intervals that held the true AP, and the
-true difference of two detectors, in simulations with 2 to 80 classes, 20 to 3200 images, classes alike and unlike in
-frequency, and detectors alike and unlike (100 or 120 trials of each set, 200 resamples; least, mean, greatest):
+AP is biased upwards on few objects (see `zoo.evaluation.bootstrap`), by about the same amount for every class: the mean
+over C classes keeps the bias of one class, while its interval shrinks by sqrt(C). The decisive ratio is C / m, where m
+is the median over classes of the number of images with an object of the class. Coverage of 95% intervals (share that
+contained the true AP, or the true difference of two detectors) in simulations with 2 to 80 classes, 20 to 3200 images,
+equal and unequal class frequencies, and similar and different detectors (100 or 120 trials of each set, 200 resamples;
+minimum, mean, maximum):
 
     C / m         of one AP          of a difference
     to 1/4        .84  .92  .98      .88  .95  .99
@@ -12,8 +13,8 @@ frequency, and detectors alike and unlike (100 or 120 trials of each set, 200 re
     1 to 3        .51  .79  .95      .75  .93  .99
     above 3       .29  .49  .87      .77  .90  .99
 
-Differences suffer where one detector is far more accurate than the other; which of the two is better was told wrongly
-in no more than one of 100 trials of any pair: it is the size of the difference that such an interval is wrong about.
+Coverage of differences is lowest where one detector is far more accurate than the other. The sign of the difference was
+wrong in at most one of 100 trials of any pair: such an interval is wrong about the size of the difference.
 """
 
 from statistics import median
@@ -21,23 +22,23 @@ from statistics import median
 from zoo.report.results import Results
 from zoo.report.summary_text import evaluated_images
 
-_LEAST_HELD = ((3.0, 29, 77), (1.0, 51, 75), (0.25, 78, 88))
-"""Classes over median images of a class, and above it the least shares in per cent: of an AP, of a difference."""
+_LOWEST_COVERAGE = ((3.0, 29, 77), (1.0, 51, 75), (0.25, 78, 88))
+"""(C / m, lowest coverage in per cent above it of an AP, of a difference)."""
 
 
-def caution(results: Results) -> str:
-    """A sentence on intervals that are probably too narrow; "" where they are not, or where there are none."""
-    counts = [count for count in results.class_images.values() if count]  # the mean is over classes that are there
+def interval_warning(results: Results) -> str:
+    """Warning that the intervals are probably too narrow; "" where they are not, or where there are none."""
+    counts = [count for count in results.class_images.values() if count]  # classes without objects have no AP
     if not results.resamples or not counts:
         return ""
     typical = median(counts)
-    for above, of_ap, of_difference in _LEAST_HELD:
+    for above, of_ap, of_difference in _LOWEST_COVERAGE:
         if len(counts) / typical > above:
             number = results.data.get("test", results.data.get("val", ""))
             images = f"{number} {evaluated_images(results)}".lstrip()
             return (
                 f"Intervals are probably too narrow: half of the {len(counts)} classes are in at most {typical:g}"
-                f" of the {images}. In simulations of such sets an AP came out too high, and its 95% interval held the"
-                f" true one in as few as {of_ap}% of the trials; that of a difference in as few as {of_difference}%."
+                f" of the {images}. In simulations of such data sets AP was biased upwards, and 95% intervals contained"
+                f" the true AP in as few as {of_ap}% of the trials, the true difference in as few as {of_difference}%."
             )
     return ""

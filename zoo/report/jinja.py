@@ -1,10 +1,10 @@
-"""The templates of this package."""
+"""Jinja environment for the report templates."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def make_environment() -> Environment:
-    """Templates by name; whatever a value holds, it stays text."""
+    """Jinja environment over `templates/`; values are escaped, undefined names raise."""
     return Environment(
         loader=PackageLoader("zoo.report"),
         autoescape=True,

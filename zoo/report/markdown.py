@@ -1,46 +1,46 @@
-"""The report in GitHub's Markdown, for a README or a pull request."""
+"""The report as GitHub-flavoured Markdown, for a README or a pull request."""
 
 import html
 from collections.abc import Iterable
 
-from zoo.report.breakdown import ceiling_rows
 from zoo.report.entries import Entry, find_entries, run_labels
-from zoo.report.interval_warning import caution
+from zoo.report.interval_warning import interval_warning
 from zoo.report.number_format import format_or_missing
-from zoo.report.pairwise import pair_matrices
-from zoo.report.plots.bars import ERRORS, SIDES, error_share
+from zoo.report.plots.bars import MAIN_ERRORS, SPECIAL_ERRORS, error_share
 from zoo.report.plots.pareto import pareto_plot
-from zoo.report.ranking import ranking_table
 from zoo.report.results import Results
-from zoo.report.summary_text import evaluated_images, facts, reading, verdict
-from zoo.report.tables import COLUMNS, Cell, class_table, entry_table, legend
+from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
+from zoo.report.tables.breakdown import ceiling_rows
+from zoo.report.tables.pairwise import pair_matrices
+from zoo.report.tables.ranking import ranking_table
+from zoo.report.tables.runs import COLUMNS, Cell, class_table, entry_table, legend
 
 
 def render_markdown(results: Results) -> str:
-    """Render verdict, tables and the reproduction block; curves and pictures are in the HTML page beside it."""
+    """Render the headline, tables and reproduction block; curves and pictures are only in the HTML page."""
     entries = find_entries(results)
     name = results.data.get("name", "one data set")
-    lines = [f"# Object detectors on {_escape(str(name))}", "", _escape(verdict(results)), ""]
-    warning = caution(results)
+    lines = [f"# Object detectors on {_escape(str(name))}", "", _escape(headline(results)), ""]
+    warning = interval_warning(results)
     lines += [f"> {_escape(warning)}", ""] if warning else []
     if entries:
         lines += _ranking(results, entries)
         lines += _pairs(results, entries)
-        lines += _figures(results, entries)
+        lines += _metrics(results, entries)
     lines += _failures(results)
     if entries:
         lines += _classes(results, entries)
         lines += _errors(entries)
         lines += _ceilings(entries)
     lines += [
-        "Learning curves, precision and recall, confusions, calibration with thresholds to paste, and images with every"
-        " detector's boxes are in [report.html](report.html); its plots are in [plots](plots).",
+        "Learning curves, precision-recall curves, confusion matrices, calibration, score thresholds, and images with"
+        " every detector's boxes are in [report.html](report.html); its plots are in [plots](plots).",
         "",
     ]
     lines += ["## Reproduction", "", *_format_code(results.command), ""]
-    lines += [f"- {_escape(term)}: {_escape(fact)}" for term, fact in facts(results)]
+    lines += [f"- {_escape(term)}: {_escape(fact)}" for term, fact in reproduction_facts(results)]
     for config, text in results.configs.items():
-        # GitHub reads this line as HTML, not as Markdown.
+        # GitHub parses this line as HTML, not as Markdown.
         lines += ["", f"<details><summary>{html.escape(config)}</summary>", "", *_format_code(text), "", "</details>"]
     return "\n".join(lines) + "\n"
 
@@ -51,7 +51,7 @@ def _ranking(results: Results, entries: list[Entry]) -> list[str]:
         any(getattr(row, key) for row in rows) for key in ("interval", "spread", "against")
     )
     head = ["Detector", "AP", *(["95% interval"] if has_interval else []), *(["Seeds"] if has_seeds else [])]
-    head += [*(["To the first"] if has_verdict else []), "AP50", "ms/image", "M weights"]
+    head += [*(["Difference to first"] if has_verdict else []), "AP50", "ms/image", "M weights"]
     body = [
         [
             _escape(row.label),
@@ -82,19 +82,19 @@ def _pairs(results: Results, entries: list[Entry]) -> list[str]:
         ]
         for entry, row in zip(entries, matrices[0].cells, strict=True)
     ]
-    head = ["AP of the row less the column", *(_escape(entry.label) for entry in entries)]
-    lines = ["## Is the difference real", "", *_format_table(head, rows), ""]
-    key = "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference holds 0."
-    return [*lines, f"{key} {reading(entries)}", ""]
+    head = ["AP of row minus column", *(_escape(entry.label) for entry in entries)]
+    lines = ["## Pairwise differences", "", *_format_table(head, rows), ""]
+    key = "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference contains 0."
+    return [*lines, f"{key} {interval_notes(entries)}", ""]
 
 
-def _figures(results: Results, entries: list[Entry]) -> list[str]:
+def _metrics(results: Results, entries: list[Entry]) -> list[str]:
     head = ["Detector", "Seeds", *(f"{c.name} ({c.unit})" if c.unit else c.name for c in COLUMNS)]
     rows = [
         [_escape(entry.label), " ".join(str(run.seed) for run in entry.runs), *_format_cells(cells)]
         for entry, cells in zip(entries, entry_table(entries), strict=True)
     ]
-    lines = ["## All figures", "", *_format_table(head, rows), ""]
+    lines = ["## All metrics", "", *_format_table(head, rows), ""]
     lines += [f"On the {evaluated_images(results)}. Accuracies from 0 to 1. **Bold**: best of the column.", ""]
     runs = [run for entry in entries for run in entry.runs]
     return [*lines, *(f"- {_escape(term)}: {_escape(meaning)}" for term, meaning in legend(runs)), ""]
@@ -103,7 +103,7 @@ def _figures(results: Results, entries: list[Entry]) -> list[str]:
 def _failures(results: Results) -> list[str]:
     labels = run_labels(results.runs)
     failed = [run for run in results.runs if run.status == "failed"]
-    lines = [f"- **{_escape(labels[r.folder])}**: {_escape(r.error or 'no message was kept')}" for r in failed]
+    lines = [f"- **{_escape(labels[r.folder])}**: {_escape(r.error or 'no error message')}" for r in failed]
     return ["## Failed", "", *lines, ""] if lines else []
 
 
@@ -117,7 +117,7 @@ def _classes(results: Results, entries: list[Entry]) -> list[str]:
 
 
 def _errors(entries: list[Entry]) -> list[str]:
-    kinds = {**ERRORS, **SIDES}
+    kinds = {**MAIN_ERRORS, **SPECIAL_ERRORS}
     shares = [[error_share(entry, kind) for kind in kinds] for entry in entries]
     if all(share is None for row in shares for share in row):
         return []
@@ -126,7 +126,7 @@ def _errors(entries: list[Entry]) -> list[str]:
         for entry, row in zip(entries, shares, strict=True)
     ]
     lines = _format_table(["Detector", *(name for name, _ in kinds.values())], rows)
-    return ["## What each gets wrong", "", *lines, "", "AP50 lost to each kind of error (TIDE).", ""]
+    return ["## Errors by type", "", *lines, "", "AP50 lost to each type of error (TIDE).", ""]
 
 
 def _ceilings(entries: list[Entry]) -> list[str]:
@@ -134,7 +134,7 @@ def _ceilings(entries: list[Entry]) -> list[str]:
         [_escape(row.label), _escape(row.limit), row.share, f"{row.objects:,}", row.recall.text, row.ap50.text]
         for row in ceiling_rows(entries)
     ]
-    head = ["Detector", "Limit", "Out of reach", "Objects", "AR100", "AP50"]
+    head = ["Detector", "Limit", "Share", "Objects", "AR100", "AP50"]
     return ["## Ceilings", "", *_format_table(head, rows), ""] if rows else []
 
 
@@ -155,7 +155,7 @@ def _format_code(text: str) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Text as it stands: no HTML, no table cell, no emphasis comes out of a name."""
+    """Escape HTML and Markdown, so that names cannot add tags, table cells or emphasis."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_|[]":
         text = text.replace(mark, f"\\{mark}")

@@ -1,7 +1,7 @@
-"""What a comparison found out: the form of `results.json`, and reading and writing it.
+"""Data classes of `results.json`, and reading and writing it.
 
-A figure that is not defined (AP of small objects where there are none) is NaN here and null in the file;
-a cost that was not measured is None here and null in the file.
+An undefined metric (AP of small objects where there are none) is NaN here and null in the file; a cost that was not
+measured is None here and null in the file.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ _ADVICE = "expected a file that `zoo compare` wrote"
 
 @dataclass
 class CurvePoint:
-    """One validation during training."""
+    """Metrics of one validation during training."""
 
     epoch: int
     images_seen: int
@@ -32,38 +32,38 @@ Part: TypeAlias = Literal["decode", "proposals", "frame", "network", "post-proce
 
 @dataclass
 class Timing:
-    """Milliseconds an image in one part of the way, at one batch size.
+    """Milliseconds per image of one part of inference at one batch size.
 
-    "decode" is there where images are files, "proposals" (selective search) where the detector asks for some; "total"
-    is all of the others together, batch by batch.
+    "decode" exists where images are files, "proposals" (selective search) where the detector needs them; "total" is
+    the sum of the other parts, taken batch by batch.
     """
 
     batch: int
     part: Part
     median: float
     p95: float
-    batches: int = 0  # that were timed
+    batches: int = 0  # number of timed batches
 
 
 @dataclass
 class Cost:
-    """What a detector costs; None where it was not measured."""
+    """Size, speed, memory and energy of a detector; None where it was not measured."""
 
     parameters: int | None = None
     flops: float | None = None  # multiply-adds counted as 2, one image framed as in `flops_input`
     flops_input: str | None = None  # e.g. "640x480 framed to 427x320"
     train_images_per_s: float | None = None
     train_minutes: float | None = None
-    ms_per_image: float | None = None  # batch 1, from an image in memory, region proposals included; median
-    peak_memory_mb: float | None = None  # MB that tensors held at once at batch 1, weights included
-    proposals: int | None = None  # that a two-stage detector's second stage looked at while FLOPs were counted
-    joules_per_image: float | None = None  # where the device tells
+    ms_per_image: float | None = None  # median at batch 1, from an image in memory, region proposals included
+    peak_memory_mb: float | None = None  # peak MB allocated by tensors at batch 1, weights included
+    proposals: int | None = None  # processed by a two-stage detector's second stage while FLOPs were counted
+    joules_per_image: float | None = None  # where the device measures energy
     timings: list[Timing] = field(default_factory=list)
 
 
 @dataclass
 class Interval:
-    """A figure with its 95% interval."""
+    """A metric with its 95% interval."""
 
     value: float
     low: float
@@ -72,7 +72,7 @@ class Interval:
 
 @dataclass
 class Threshold:
-    """The score from which on a class's detections are taken for their best F1 at IoU 0.5."""
+    """Score threshold of a class with the best F1 at IoU 0.5, and precision, recall and F1 at it."""
 
     score: float
     precision: float
@@ -82,7 +82,7 @@ class Threshold:
 
 @dataclass
 class Slice:
-    """AP on some of the objects; the others count neither way."""
+    """AP on a subset of the objects; the other objects are ignored."""
 
     name: str  # "wide: width over height above 2"
     objects: int
@@ -92,7 +92,7 @@ class Slice:
 
 @dataclass
 class ReliabilityBin:
-    """Detections of one range of scores: how sure they were, and how many of them were right at IoU 0.5."""
+    """Mean score, precision at IoU 0.5 and number of the detections in one range of scores."""
 
     confidence: float  # mean score
     precision: float
@@ -101,60 +101,60 @@ class ReliabilityBin:
 
 @dataclass
 class Calibration:
-    """Whether a score of 0.7 means seven right out of ten."""
+    """Expected calibration error and reliability diagram of a run."""
 
     error: float  # expected calibration error, 0..1
-    bins: list[ReliabilityBin] = field(default_factory=list)  # those that hold detections
+    bins: list[ReliabilityBin] = field(default_factory=list)  # non-empty bins
 
 
 @dataclass
 class Ceiling:
-    """Objects that a detector's representation cannot give, or has little to learn from; found without training.
+    """Share of objects that a detector cannot represent, or has few training samples for; computed without training.
 
-    Where box regression can reach them in spite of it, `meaning` says so, and a detector can do better than 1 - share.
+    Where box regression can still reach these objects, `meaning` says so, and recall can exceed 1 - share.
     """
 
-    limit: str  # in a few words: "no anchor matches"
+    limit: str  # short name: "no anchor matches"
     share: float  # of the objects of the measured split, 0..1
-    objects: int  # as a number
+    objects: int  # number of affected objects
     meaning: str  # one sentence
 
 
 @dataclass
 class Analysis:
-    """What one run gets wrong, and how sure its figures are; every part is empty or None where it was not looked at."""
+    """Intervals, errors, curves, slices, calibration and ceilings of one run; empty or None where not computed."""
 
     intervals: dict[str, Interval] = field(default_factory=dict)  # AP AP50 AP75 APs APm APl -> over test images
-    class_intervals: dict[str, Interval] = field(default_factory=dict)  # class name -> its AP
+    class_intervals: dict[str, Interval] = field(default_factory=dict)  # class name -> interval of its AP
     errors: dict[str, float] = field(default_factory=dict)  # TIDE: Cls Loc Both Dupe Bkg Miss FP FN -> AP50 lost, 0..1
     curves: dict[str, list[float]] = field(
         default_factory=dict
     )  # class name -> precision at recall 0, .01 .. 1, IoU .5
-    confusion: list[list[int]] = field(default_factory=list)  # [true][said], background last, at IoU .5, best F1 score
-    slices: dict[str, list[Slice]] = field(default_factory=dict)  # "size" "aspect" "crowding" -> parts
+    confusion: list[list[int]] = field(default_factory=list)  # [true][predicted], background last, IoU .5, at best F1
+    slices: dict[str, list[Slice]] = field(default_factory=dict)  # "size" "aspect" "crowding" -> slices
     calibration: Calibration | None = None
-    thresholds: dict[str, Threshold] = field(default_factory=dict)  # class name -> ready to paste
+    thresholds: dict[str, Threshold] = field(default_factory=dict)  # class name -> threshold
     ceilings: list[Ceiling] = field(default_factory=list)
 
 
 @dataclass
 class Difference:
-    """A figure of the first less that of the second, on the same resampled images."""
+    """Metric of the first configuration minus that of the second, on the same resampled images."""
 
     value: float
     low: float  # 95% interval
     high: float
-    verdict: Literal["better", "worse", "tie"]  # the first; a tie where the interval holds 0
+    verdict: Literal["better", "worse", "tie"]  # of the first; tie: the interval contains 0
 
 
 @dataclass
 class Pair:
-    """Two configurations held against each other, seeds averaged."""
+    """Metric differences of two configurations, seeds averaged."""
 
     first: str  # Run.config
     second: str
     differences: dict[str, Difference]  # AP AP50 AP75 APs APm APl
-    class_differences: dict[str, Difference]  # class name -> of its AP
+    class_differences: dict[str, Difference]  # class name -> difference in its AP
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Run:
     model: str  # a key of zoo.models.MODELS
     config: str  # name of the model file without .yaml
     seed: int
-    folder: str  # relative to results.json; names the run, so no two runs share it
+    folder: str  # relative to results.json; unique, identifies the run
     status: Literal["done", "failed"]
     error: str | None = None
     metrics: dict[str, float] = field(
@@ -173,33 +173,33 @@ class Run:
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # class name -> AP AP50 VOC07 VOC10
     cost: Cost = field(default_factory=Cost)
     curve: list[CurvePoint] = field(default_factory=list)
-    shown_score: float | None = None  # pictures show detections from here up: where F1 is best; None means 0.5
+    shown_score: float | None = None  # pictures show detections from this score on (best F1); None means 0.5
     analysis: Analysis = field(default_factory=Analysis)
-    hardware: str | None = None  # that it was trained and timed on; None where that is not known
+    hardware: str | None = None  # used for training and timing; None if unknown
 
 
 @dataclass
 class Results:
-    """A whole comparison."""
+    """All runs of a comparison, with the data, budget, command and versions that made them."""
 
     runs: list[Run]
-    data: dict[str, str | int]  # "name", number of images by split ("train", "val", "test"), "classes" (their number)
+    data: dict[str, str | int]  # "name"; images per split ("train", "val", "test"); number of "classes"
     classes: list[str]
-    budget: str  # in words: "30 epochs", "20000 images", "20 minutes"
+    budget: str  # "30 epochs", "20000 images", "20 minutes"
     command: str
     hardware: str
     versions: dict[str, str]
     created: str  # ISO 8601
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and images
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
-    data_config: str = ""  # text of the data's configuration, from which annotations and images are read again
-    pairs: list[Pair] = field(default_factory=list)  # every two configurations once
-    class_images: dict[str, int] = field(default_factory=dict)  # class name -> measured images that hold some of it
-    resamples: int = 0  # of the bootstrap that intervals and verdicts come from; 0 where there was none
+    data_config: str = ""  # text of the data configuration, from which annotations and images can be read again
+    pairs: list[Pair] = field(default_factory=list)  # each pair of configurations once
+    class_images: dict[str, int] = field(default_factory=dict)  # class name -> measured images that contain it
+    resamples: int = 0  # of the bootstrap behind intervals and verdicts; 0 if there was none
 
 
 def write_results(results: Results, path: str | Path) -> None:
-    """Write `results.json`: whole or not at all, the same bytes for the same results."""
+    """Write `results.json` atomically; equal results give the same bytes."""
     write_atomically(Path(path), encode_json(results))
 
 
@@ -207,7 +207,7 @@ def read_results(path: str | Path) -> Results:
     """Read a `results.json`.
 
     Raises:
-        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+        InputError: the file is missing, is not JSON, or does not match the schema; names the file and the place.
     """
     path = Path(path)
     content = decode_json(path, _ADVICE)
@@ -224,15 +224,15 @@ def read_results(path: str | Path) -> Results:
 
 
 def write_run(run: Run, path: str | Path) -> None:
-    """Write one run apart, in the form that it has in `results.json`."""
+    """Write one run to its own file, in the form that it has in `results.json`."""
     write_atomically(Path(path), encode_json(run))
 
 
 def read_run(path: str | Path) -> Run:
-    """Read what `write_run` wrote.
+    """Read a run written by `write_run`.
 
     Raises:
-        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+        InputError: the file is missing, is not JSON, or does not match the schema; names the file and the place.
     """
     path = Path(path)
     content = decode_json(path, _ADVICE)
@@ -241,13 +241,13 @@ def read_run(path: str | Path) -> Run:
 
 
 def _restore_undefined(run: Any) -> None:
-    """Put NaN where a decoded run has null for an undefined figure; whatever else is in it is left to the types."""
+    """Replace null by NaN in the metrics of a decoded run; everything else is checked by the types."""
     if isinstance(run, dict):
         for key in run.keys() & {"metrics", "per_class", "curve"}:
             run[key] = _nan_for_null(run[key])
         analysis = run.get("analysis")
         if isinstance(analysis, dict):
-            for key in analysis.keys() - {"calibration"}:  # null there says that nobody looked
+            for key in analysis.keys() - {"calibration"}:  # null there means not computed
                 analysis[key] = _nan_for_null(analysis[key])
 
 

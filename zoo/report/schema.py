@@ -1,4 +1,4 @@
-"""The published form of `results.json`: JSON Schema (draft 2020-12), made from the classes that read and write it."""
+"""JSON Schema (draft 2020-12) of `results.json`, generated from the data classes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 
 
 def make_schema() -> dict[str, Any]:
-    """The schema of `Results`, with null wherever a figure may be undefined (NaN here, null in the file)."""
+    """JSON Schema of `Results`; every number may be null (NaN here, null in the file)."""
     schema = _allow_null(msgspec.json.schema(Results))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Results of a comparison of object detectors",
-        "description": "What `zoo compare` writes. Accuracies are 0 to 1; null stands for undefined or not measured.",
+        "description": "Written by `zoo compare`. Accuracies are 0 to 1; null means undefined or not measured.",
         **schema,
     }
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
-    """Write the schema that is published beside this file."""
+    """Write the published schema beside this file."""
     path.write_bytes(encode_json(make_schema()))
 
 

@@ -1,13 +1,13 @@
-"""What the report says in sentences: one source for the page and the Markdown."""
+"""Sentences of the report, shared by HTML and Markdown."""
 
 from zoo.report.entries import Entry, find_entries
 from zoo.report.number_format import format_ap, format_interval, format_signed
-from zoo.report.pairwise import find_difference
 from zoo.report.results import Difference, Pair, Results
+from zoo.report.tables.pairwise import find_difference
 
 
-def verdict(results: Results) -> str:
-    """Who leads by how much, on which data, under which budget, and whether the difference is real."""
+def headline(results: Results) -> str:
+    """Leading entry, its AP and lead, whether the lead is significant, the data and the budget, as one sentence."""
     entries = [entry for entry in find_entries(results) if entry.metric("AP") is not None]
     num_failed = sum(run.status == "failed" for run in results.runs)
     failures = f" Failed: {num_failed} of {len(results.runs)} runs." if num_failed else ""
@@ -26,27 +26,27 @@ def verdict(results: Results) -> str:
     return f"{where} leads with AP\u00a0{_score(leader)}, {_relate(ties, behind, len(others))}; each {under}{failures}"
 
 
-def reading(entries: list[Entry]) -> str:
-    """What verdicts on pairs do not say."""
-    luck = (
-        "Seeds are averaged; how far they lie apart stands in the first table: a difference smaller than that is one of"
-        " luck in training, whatever the interval says."
+def interval_notes(entries: list[Entry]) -> str:
+    """Limits of the pairwise verdicts: variation between seeds, and several comparisons at once."""
+    seed_note = (
+        "Metrics are averaged over seeds; the first table gives their range. A difference smaller than that range may"
+        " come from the randomness of training, whatever its interval."
         if any(len(entry.runs) > 1 for entry in entries)
-        else "Each detector stands here with one training: what luck in training does is not in the intervals, several"
-        " seeds would show it."
+        else "Each detector was trained once: the intervals do not include the variation between training runs, which"
+        " several seeds would show."
     )
-    chance = "of twenty pairs of equals about one comes out better or worse by chance"
-    return f"{luck} And each verdict stands alone: {chance}."
+    chance = "of twenty pairs of equally good detectors, about one comes out better or worse by chance"
+    return f"{seed_note} Verdicts are not corrected for multiple comparisons: {chance}."
 
 
 def evaluated_images(results: Results) -> str:
-    """Which images the accuracies are of: the test split's, or the validation split's where there is none."""
+    """`test images`, or `validation images` where there is no test split."""
     return "test images" if "test" in results.data else "validation images" if "val" in results.data else "images"
 
 
-def facts(results: Results) -> list[tuple[str, str]]:
-    """What it takes to do it again, besides command and configurations: (name, fact)."""
-    order = ["name", "train", "val", "test"]  # then the rest, as the file has it
+def reproduction_facts(results: Results) -> list[tuple[str, str]]:
+    """(name, value) of what reproduction needs besides command and configurations: data, budget, seeds, versions."""
+    order = ["name", "train", "val", "test"]  # then the rest, in file order
     keys = sorted(results.data, key=lambda key: order.index(key) if key in order else len(order))
     seeds = sorted({run.seed for run in results.runs})
     resamples = [("Intervals", f"{results.resamples:,} resamples of the {evaluated_images(results)}, the same for all")]
@@ -58,7 +58,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         *(resamples if results.resamples else []),
         ("Hardware", results.hardware),
         ("Versions", ", ".join(f"{package} {version}" for package, version in results.versions.items())),
-        ("Made", results.created),
+        ("Created", results.created),
     ]
 
 
@@ -70,7 +70,7 @@ def join_words(words: list[str]) -> str:
 def _sort_by_verdict(
     pairs: list[Pair], leader: Entry, others: list[Entry]
 ) -> tuple[list[tuple[Entry, Difference]], list[tuple[Entry, Difference]]]:
-    """Those that the leader ties with, and those that it is better than, each in their order."""
+    """Entries that tie with the leader, and entries that it is better than, each in the given order."""
     ties: list[tuple[Entry, Difference]] = []
     behind: list[tuple[Entry, Difference]] = []
     for other in others:
@@ -81,24 +81,24 @@ def _sort_by_verdict(
 
 
 def _relate(ties: list[tuple[Entry, Difference]], behind: list[tuple[Entry, Difference]], num_others: int) -> str:
-    told = [f"{other.label} ({format_ap(other.metric('AP') or 0.0)}, behind by {_by(d)})" for other, d in ties]
-    sentences = [f"a tie with {join_words(told)}"] if told else []
+    tied = [f"{other.label} ({format_ap(other.metric('AP') or 0.0)}, behind by {_by(d)})" for other, d in ties]
+    sentences = [f"a tie with {join_words(tied)}"] if tied else []
     if behind:
         nearest, difference = behind[0]
         if len(behind) == num_others == 1:
-            whom = nearest.label
+            beaten = nearest.label
         elif len(behind) == 1:
-            whom = f"{nearest.label} alone"
+            beaten = f"{nearest.label} alone"
         else:
             all_of = "all others" if len(behind) == num_others else f"the other {len(behind)}"
-            whom = f"{all_of}, the nearest of them {nearest.label}"
-        sentences.append(f"better than {whom}{',' if len(behind) > 1 else ''} by {_by(difference)}")
+            beaten = f"{all_of}, the nearest of them {nearest.label}"
+        sentences.append(f"better than {beaten}{',' if len(behind) > 1 else ''} by {_by(difference)}")
     return ", and ".join(sentences)
 
 
 def _by(difference: Difference) -> str:
     low, high = (format_signed(end).removeprefix("+") for end in (difference.low, difference.high))
-    return f"{format_signed(difference.value).removeprefix('+')}\u00a0[{low},\u00a0{high}]"  # kept on one line
+    return f"{format_signed(difference.value).removeprefix('+')}\u00a0[{low},\u00a0{high}]"  # no line break inside
 
 
 def _lead_without_intervals(leader: Entry, others: list[Entry]) -> str:
@@ -108,7 +108,7 @@ def _lead_without_intervals(leader: Entry, others: list[Entry]) -> str:
         return f"and {join_words(level)} lead level with AP {score}"
     second = others[0]
     second_score = second.metric("AP") or 0.0
-    # The difference of the rounded figures, so that a reader who subtracts them finds the same.
+    # Difference of the rounded values, so that it matches the two numbers printed.
     lead = format_ap(float(score) - round(second_score, 3))
     return f"leads with AP {score}, {lead} ahead of {second.label} ({format_ap(second_score)})"
 

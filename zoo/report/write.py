@@ -1,4 +1,4 @@
-"""Write a report, or make it again from the files that it was written with."""
+"""Write a report, or render it again from its `results.json` and `examples.json`."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def write_report(results: Results, out: str | Path, examples: list[Example]) -> 
 
     Args:
         results: all runs, failed ones too.
-        out: the folder of the comparison; made if it is not there.
-        examples: test images to draw, in the order in which they shall stand (see `choose_pictures`); may be empty.
+        out: the folder of the comparison; created if missing.
+        examples: test images to draw, in display order (see `choose_pictures`); may be empty.
     """
     write_results(results, Path(out) / "results.json")
     write_examples(Path(out) / "examples.json", examples)
@@ -24,17 +24,17 @@ def write_report(results: Results, out: str | Path, examples: list[Example]) -> 
 
 
 def make_report(folder: str | Path) -> None:
-    """Make `report.md`, `report.html` and `plots/*.svg` from `results.json` and, where it is there, `examples.json`.
+    """Render `report.md`, `report.html` and `plots/*.svg` from `results.json` and, if present, `examples.json`.
 
-    Plots of an earlier report that this one does not have are removed.
+    Plots left over from an earlier report are removed.
 
     Raises:
         InputError: a file is missing or malformed; names the file and the place.
     """
     folder = Path(folder)
     results = read_results(folder / "results.json")
-    kept = folder / "examples.json"
-    examples = read_examples(kept) if kept.exists() else []
+    examples_file = folder / "examples.json"
+    examples = read_examples(examples_file) if examples_file.exists() else []
     plots = render_plots(results)
     for name, text in plots.items():
         write_atomically(folder / "plots" / f"{name}.svg", text)

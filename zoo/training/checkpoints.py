@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole, or not there."""
+"""Atomic checkpoint writer."""
 
 import errno
 import os
@@ -13,23 +13,22 @@ from zoo.errors import InputError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when all of it is on the disk.
+    """Write checkpoints to a temporary file in the same folder, and rename it when it is complete on disk.
 
-    A process that is killed while it writes, a machine that loses its power and a disk that is full leave the
-    checkpoint that was there before. (Lightning writes into the system's folder for temporary files first, which may
-    be on another disk, and copies from there.) Files at a URL are left to Lightning.
+    A killed process, a power failure or a full disk leave the previous checkpoint intact. (Lightning writes into the
+    system's temporary folder, which may be on another disk, and copies from there.) URLs are left to Lightning.
 
     Raises:
-        InputError: in `save_checkpoint`, where the file cannot be written.
+        InputError: in `save_checkpoint`, if the file cannot be written.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a file, or leave the former one as it is."""
+        """Write a checkpoint, or raise and keep the previous file."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         final = Path(path)
-        partial = final.with_name(f".{final.name}.partial")  # one name: what a kill left over is written over
+        partial = final.with_name(f".{final.name}.partial")  # a fixed name, so that leftovers are overwritten
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -37,19 +36,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, final)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where its writer could not write
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if its writer fails
             partial.unlink(missing_ok=True)
-            kept = "the one of before is kept; " if final.exists() else ""
+            kept = "the previous one is kept; " if final.exists() else ""
             raise InputError(
-                f"this checkpoint cannot be written ({_reason(error)}); {kept}make room and run the same command again",
+                f"checkpoint cannot be written ({_reason(error)}); {kept}free disk space and run the command again",
                 file=final,
             ) from error
-        with suppress(OSError):  # not every file system does this for folders; the file itself is there
+        with suppress(OSError):  # not all file systems support this for folders; the file itself is complete
             _sync_folder(final.parent)
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, at the bottom of what torch made of it."""
+    """Message of the operating system error that caused torch's exception."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -59,7 +58,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself is on the disk, too; where folders cannot be opened (Windows), the system sees to it."""
+    """Flush the rename to disk. Folders cannot be opened on Windows, which does this itself."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,84 +1,120 @@
-"""How configurations are read: files and values of the command line become objects, errors become one line.
+"""Parsing of configuration files and command-line values into objects; the parser's errors become one line each.
 
-`zoo fit`, `zoo compare` and all others that take `--model`, `--data` or `--trainer` use the same parser.
+`zoo fit`, `zoo compare` and the other commands with `--model`, `--data` or `--trainer` use the same arguments.
+
+A `class_path` is the name of a class (`RetinaNet`, `Coco`, `MovingAverage`) or its full dotted path. jsonargparse looks
+a name up among the imported subclasses of the expected type, so the classes of zoo are imported before parsing: readers
+with this module, detectors and callbacks in `add_arguments`. `zoo stats` and `zoo doctor` need no detectors and do not
+import them.
 """
 
 import argparse
+import inspect
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
+from zoo.data.formats import coco, shapes, voc, yolo  # noqa: F401
 from zoo.data.formats.recognise import data_arguments, is_data_set
 from zoo.data.module import DetectionDataModule
+from zoo.data.source import Source
 from zoo.detector import Detector
 from zoo.errors import InputError
 
 RUNS_FOLDER = "runs"
 DEFAULT_SEED = 0
 
+# The class whose subclasses an argument takes, by the argument's name without its prefix (`data.train`).
+_BASES: dict[str, type] = {"model": Detector, "train": Source, "val": Source, "test": Source, "callbacks": Callback}
+
 
 def make_parser() -> LightningArgumentParser:
-    """A parser for one training: `--model`, `--data` and `--trainer` as files or value by value, and a seed.
+    """A parser of `--model`, `--data` and `--trainer`, each a file or single values, and of the seed.
 
-    It raises instead of leaving the process.
+    It raises errors instead of exiting.
     """
     parser = LightningArgumentParser(exit_on_error=False, prog="zoo")
-    parser.add_argument("--config", action=ActionConfigFile, help="a file with all of it, as a run writes it down")
-    parser.add_argument("--seed_everything", type=int, default=DEFAULT_SEED, help="seed of all randomness")
+    parser.add_argument("--config", action=ActionConfigFile, help="file with all arguments, as in a run folder")
+    parser.add_argument("--seed_everything", type=int, default=DEFAULT_SEED, help="seed of all random numbers")
     add_arguments(parser)
     link_classes(parser)
     return parser
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
-    """Add `--trainer`, `--model` and `--data`. The model is not required here: a checkpoint may stand for it."""
+    """Add `--trainer`, `--model` and `--data`. The model is optional: a checkpoint can take its place."""
+    # So that their classes can be given by name; not at the top because commands without a model use this module too.
+    import zoo.callbacks
+    import zoo.models  # noqa: F401
+
     parser.add_lightning_class_args(Trainer, "trainer")
-    # Our loaders bring their own samplers, for one process and for many.
+    # DetectionDataModule has distributed samplers of its own.
     parser.set_defaults({"trainer.default_root_dir": RUNS_FOLDER, "trainer.use_distributed_sampler": False})
     parser.add_lightning_class_args(Detector, "model", subclass_mode=True, required=False)
     parser.add_lightning_class_args(DetectionDataModule, "data")
 
 
 def link_classes(parser: LightningArgumentParser) -> None:
-    """Let the data say how many classes there are, and what they are called."""
+    """Take the model's number and names of classes from the data."""
     for name in ("num_classes", "class_names"):
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
-    """Parse a command line; a data set that `--data` names stands for the file that would describe it.
+    """The parsed command line. `--data` takes a data set as well as a file that describes one.
+
+    Class paths of zoo come back in full, so that configurations are equal whether they give names or full paths.
 
     Raises:
-        InputError: in one line, whatever the parser has to say.
+        InputError: an argument, a file or a value in it cannot be used.
     """
     check_files(args)
     try:
-        return parser.parse_args(_describe_data(args))
+        config = parser.parse_args(_describe_data(args))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise find_input_error(error) or InputError(one_line(str(error))) from error
+        raise _as_input_error(error) from error
+    _write_paths_in_full(config)
+    return config
+
+
+def _write_paths_in_full(config: Any) -> None:
+    # The parser writes `zoo.models.RetinaNet` for `RetinaNet`; here it becomes `zoo.models.retinanet.RetinaNet`.
+    if isinstance(config, list):
+        for item in config:
+            _write_paths_in_full(item)
+    elif isinstance(config, Namespace):
+        for value in vars(config).values():
+            _write_paths_in_full(value)
+        path = config.get("class_path")
+        if isinstance(path, str) and path.startswith("zoo."):
+            cls = resolve_name(path)
+            config.class_path = f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _describe_data(args: Sequence[str]) -> list[str]:
+    # Replaces a data set after `--data` by the arguments of a DetectionDataModule, as json.
     described: list[str] = []
-    for place, argument in enumerate(args):
+    for index, argument in enumerate(args):
         prefix = "--data=" if argument.startswith("--data=") else ""
         value = argument.removeprefix(prefix)
-        is_value = bool(prefix) or (place > 0 and args[place - 1] == "--data")
+        is_value = bool(prefix) or (index > 0 and args[index - 1] == "--data")
         described.append(prefix + json.dumps(data_arguments(value)) if is_value and is_data_set(value) else argument)
     return described
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Look at the files that are named on the command line, for errors that say more than a parser's.
+    """Check the YAML files of a command line; the parser's own errors about them are less specific.
 
     Raises:
-        InputError: a file of `--model`, `--data`, `--trainer` or `--config` is missing or no YAML; by line and column.
+        InputError: a file of `--model`, `--data`, `--trainer` or `--config` is missing or is not valid YAML.
     """
     for flag, value in zip(args, [*args[1:], ""][: len(args)], strict=True):
         flag, equals, rest = flag.partition("=")
@@ -91,7 +127,7 @@ def read_yaml(file: str | Path) -> Any:
     """Content of a YAML file.
 
     Raises:
-        InputError: the file is missing, cannot be read or is no YAML; names line and column.
+        InputError: the file is missing, cannot be read or is not valid YAML; names line and column.
     """
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -101,48 +137,48 @@ def read_yaml(file: str | Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = None if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
-        raise InputError(f"is no YAML: {error.problem}", file=file, place=place) from error
+        raise InputError(f"is not valid YAML: {error.problem}", file=file, place=place) from error
     except yaml.YAMLError as error:
-        raise InputError(f"is no YAML: {one_line(str(error))}", file=file) from error
+        raise InputError(f"is not valid YAML: {one_line(str(error))}", file=file) from error
 
 
 def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
-    """Build what a configuration describes: `data` and `model`; `trainer` stays a dict of arguments.
+    """The objects of a configuration: `data` and `model`; `trainer` stays a dict of arguments.
 
     Raises:
-        InputError: a constructor refuses its arguments.
+        InputError: a constructor rejects its arguments.
     """
     try:
         return parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise find_input_error(error) or InputError(one_line(str(error))) from error
+        raise _as_input_error(error) from error
 
 
 def build_data(arguments: Any, file: Path) -> DetectionDataModule:
-    """The DataModule that the `data` part of a configuration describes.
+    """The DataModule of the `data` part of a configuration.
 
     Args:
         arguments: as read from YAML.
-        file: where they stand, for the message.
+        file: the file that they were read from, for error messages.
 
     Raises:
-        InputError: it cannot be used.
+        InputError: the arguments cannot be used.
     """
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(DetectionDataModule, "data")
     try:
         config = parser.parse_object({"data": arguments})
     except Exception as error:
-        raise find_input_error(error) or InputError(one_line(str(error)), file, "data") from error
+        raise _as_input_error(error, file, "data") from error
     data: DetectionDataModule = instantiate(parser, config).data
     return data
 
 
 def proposals_of_model(file: str) -> dict[str, Any]:
-    """Arguments of the selective search that a model file's detector declares.
+    """Arguments of the selective search of a model file's detector.
 
     Raises:
-        InputError: the file cannot be used, or its detector needs no proposals.
+        InputError: the file cannot be used, or its detector needs no region proposals.
     """
     arguments = parse(make_parser(), ["--model", file]).model.init_args
     if arguments.get("proposals") is None:
@@ -151,7 +187,7 @@ def proposals_of_model(file: str) -> dict[str, Any]:
 
 
 def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """(place, theirs, ours) of the first value in which two configurations differ, None where they are the same."""
+    """(place, theirs, ours) of the first value that differs between two configurations; None if they are equal."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted(theirs.keys() | ours.keys()):
             found = first_difference(theirs.get(key), ours.get(key), f"{place}.{key}" if place else str(key))
@@ -162,11 +198,14 @@ def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any,
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """The InputError that a parser or a loader's worker wrapped in another one, as one line; None if there is none."""
+    """The InputError in an error's chain of causes, as one line; None if there is none.
+
+    Parsers and loader workers raise errors of their own around it.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, InputError):
-            # A worker's error comes as its traceback in text, the message in the last line.
+            # The text of a worker's error is its traceback, whose last line is the message.
             lines = [line for line in str(seen).splitlines() if line.strip()] or [""]
             text = lines[-1].partition("InputError: ")[2] if str(seen).startswith("Caught ") else " ".join(lines)
             return seen if text == str(seen) else InputError(text)
@@ -174,6 +213,31 @@ def find_input_error(error: BaseException) -> InputError | None:
     return None
 
 
+def _as_input_error(error: Exception, file: Path | None = None, place: str | None = None) -> InputError:
+    message = str(error)
+    return find_input_error(error) or InputError(_describe_unknown_class(message) or one_line(message), file, place)
+
+
+def _describe_unknown_class(message: str) -> str | None:
+    """The error of a `class_path` that is no class's name, with the names that can be used; None for other errors."""
+    unknown = re.search(r"Expected a dot import path string: (.*)", message)  # jsonargparse's words
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    base = _BASES.get(keys[-1].rpartition(".")[2]) if keys else None
+    if unknown is None or base is None:
+        return None
+    names = ", ".join(sorted(set(_subclass_names(base))))
+    return f"{keys[-1]}: no class is named {unknown[1]!r}; give one of {names}, or the full path of a class of your own"
+
+
+def _subclass_names(base: type) -> Iterator[str]:
+    cls: type
+    for cls in base.__subclasses__():
+        if not (inspect.isabstract(cls) or cls.__name__.startswith("_")):
+            yield cls.__name__
+        yield from _subclass_names(cls)
+
+
+# Lines of a parser's message that do not help a user.
 _PARSER_NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -184,6 +248,6 @@ _PARSER_NOISE = (
 
 
 def one_line(message: str) -> str:
-    """A parser's many lines as one, without those that say nothing to a user."""
+    """A parser's message of several lines as one line, without `_PARSER_NOISE`."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(_PARSER_NOISE)) or "cannot be used"

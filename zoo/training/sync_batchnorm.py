@@ -1,4 +1,4 @@
-"""Batch norm over all processes, for every trunk."""
+"""Synchronised batch norm that also converts timm's layers."""
 
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from timm.layers import convert_sync_batchnorm
@@ -7,19 +7,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class TimmSyncBatchNorm(TorchSyncBatchNorm):
-    """Lightning's switch `sync_batchnorm`, for timm's layers too, which hold the activation behind their norm.
+    """Conversion for Lightning's `sync_batchnorm` that keeps the activations inside timm's norm layers.
 
-    Torch's own conversion, which Lightning calls, leaves those activations out: the network that is trained is then
-    another one than the network that is loaded from its checkpoint.
+    Torch's conversion, which Lightning calls, drops those activations, so the trained network would differ from the
+    one that is loaded from its checkpoint.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: list[tuple[nn.Module, str, _BatchNorm]] = []
+        self._replaced: list[tuple[nn.Module, str, _BatchNorm]] = []  # (parent, attribute, original layer)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Put layers that share their statistics in the place of all batch norms, with the same weights."""
-        self._places = [
+        """Replace all batch norms by synchronised ones with the same parameters."""
+        self._replaced = [
             (parent, name, layer)
             for parent in model.modules()
             for name, layer in parent.named_children()
@@ -28,12 +28,12 @@ class TimmSyncBatchNorm(TorchSyncBatchNorm):
         return convert_sync_batchnorm(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Put the former layers back, with what the others have learned."""
-        for parent, name, layer in self._places:
+        """Restore the original layers, with the trained parameters and statistics."""
+        for parent, name, layer in self._replaced:
             synced = parent.get_submodule(name)
             for key, value in (*synced.named_parameters(recurse=False), *synced.named_buffers(recurse=False)):
                 setattr(layer, key, value)
             layer.train(synced.training)
             setattr(parent, name, layer)
-        self._places = []
+        self._replaced = []
         return model

@@ -1,6 +1,6 @@
-"""What stands around every Trainer of the house: callbacks, loggers, checkpoints, processes.
+"""Build Lightning Trainers with the default callbacks, loggers, checkpoints and plugins.
 
-`zoo fit` and `zoo compare` use the same pieces, so a run of a comparison is a `zoo fit` with a budget.
+Used by `zoo fit` and `zoo compare` alike, so a run of a comparison equals a `zoo fit` with its budget.
 """
 
 import signal
@@ -44,20 +44,20 @@ from zoo.training.checkpoints import AtomicCheckpointIO
 from zoo.training.configuration import RUNS_FOLDER, one_line
 from zoo.training.sync_batchnorm import TimmSyncBatchNorm
 
-MONITOR = "val/AP"  # what "best" means everywhere
+MONITOR = "val/AP"  # selects the best checkpoint
 
 
 def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: Path | None, name: str) -> Trainer:
-    """A Trainer with the house's callbacks and loggers around it.
+    """Trainer with the default callbacks, loggers and plugins.
 
     Args:
-        arguments: of the Trainer. Callbacks among them stand in for ours of the same class; loggers replace ours.
-        data: without a validation split there is nothing that could be best.
-        folder: where logs and checkpoints go; None for a new `<default_root_dir>/<name>/version_<n>`.
+        arguments: of the Trainer. Its callbacks replace default ones of the same class, its loggers all default ones.
+        data: without a validation split there is no best checkpoint.
+        folder: of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
         name: of the run.
 
     Raises:
-        InputError: the Trainer refuses its arguments, for example an accelerator that is not there.
+        InputError: invalid Trainer arguments, for example an accelerator that is not available.
     """
     arguments = dict(arguments)
     if arguments.get("logger") in (None, True):
@@ -66,30 +66,30 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     given = list(given) if isinstance(given, Sequence) else [given]
     arguments["callbacks"] = given + default_callbacks(given, arguments, data, folder)
     if not any(isinstance(callback, ProgressBar) for callback in arguments["callbacks"]):
-        arguments["enable_progress_bar"] = False  # or Lightning adds its own
+        arguments["enable_progress_bar"] = False  # else Lightning adds its own
     plugins = arguments.get("plugins") or []
     plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(AtomicCheckpointIO())
     if arguments.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
         plugins.append(TimmSyncBatchNorm())
-    has_place = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    has_cluster = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
     arguments["plugins"] = plugins
     if arguments.get("enable_model_summary") is None:
         arguments["enable_model_summary"] = False
-    with explained():
-        if SLURMEnvironment.detect() and not has_place:
-            # Preemption saves and queues again. Lightning would do it in files that other runs take for theirs.
+    with convert_trainer_errors():
+        if SLURMEnvironment.detect() and not has_cluster:
+            # Preemption saves and requeues. Lightning's own checkpoints for this would be picked up by other runs.
             plugins.append(SLURMEnvironment(auto_requeue=False))
         return Trainer(**arguments)
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """What Lightning has against a Trainer's arguments, in one line.
+def convert_trainer_errors() -> Iterator[None]:
+    """Convert Lightning's errors about Trainer arguments.
 
     Raises:
-        InputError: instead of what Lightning raises.
+        InputError: in place of Lightning's exception, with its message in one line.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def explained() -> Iterator[None]:
 
 
 def default_loggers(folder: Path | None, root: Path, name: str) -> list[Logger]:
-    """TensorBoard and CSV logs in one folder."""
+    """TensorBoard and CSV loggers that write to the same folder."""
     if folder is not None:
         return [
             TensorBoardLogger(folder.parent, name=folder.name, version=""),
@@ -109,22 +109,22 @@ def default_loggers(folder: Path | None, root: Path, name: str) -> list[Logger]:
 
 
 def process_rank() -> int:
-    """Number of this process among those of a training, 0 for the first."""
+    """Global rank of this process, 0 for the first."""
     if torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    # Before the processes know each other: Lightning reads it from what srun, torchrun or itself gave them.
+    # Before torch.distributed is initialised: Lightning reads it from the variables of srun, torchrun or itself.
     return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
 
 
 def terminate_children(trainer: Trainer) -> None:
-    """End the processes that Lightning started for this training: when the first one fails alone, they wait for it."""
+    """Kill the processes that Lightning started for this training; they would wait for the first one if it failed."""
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 @contextmanager
-def together(trainer: Trainer) -> Iterator[None]:
-    """Around work of a Trainer: a process that fails alone ends those that it started."""
+def terminate_children_on_error(trainer: Trainer) -> Iterator[None]:
+    """Context for Trainer calls: on an exception other than `Preempted`, kill the processes that this one started."""
     try:
         yield
     except Preempted:
@@ -135,7 +135,7 @@ def together(trainer: Trainer) -> Iterator[None]:
 
 
 def preserve_metrics_csv(folder: Path) -> None:
-    """Lightning's CSV logger starts its file anew; what an earlier part of the run logged is kept beside it."""
+    """Rename metrics.csv of an earlier part of the run, since Lightning's CSV logger would overwrite it."""
     metrics = folder / "metrics.csv"
     if metrics.exists():
         part = len(list(folder.glob("metrics_part*.csv"))) + 1
@@ -143,10 +143,10 @@ def preserve_metrics_csv(folder: Path) -> None:
 
 
 def make_inference_trainer(accelerator: str, precision: str, progress: bool = False, devices: int = 1) -> Trainer:
-    """A Trainer that is asked for devices and a precision, and writes nothing. Each device has a process of its own.
+    """Trainer for validation and prediction that writes no files, with one process a device.
 
     Raises:
-        InputError: one of them is not to be had here.
+        InputError: accelerator, devices or precision are not available.
     """
     try:
         return Trainer(
@@ -167,7 +167,7 @@ def make_inference_trainer(accelerator: str, precision: str, progress: bool = Fa
 def default_callbacks(
     given: Sequence[Callback], arguments: dict[str, Any], data: DetectionDataModule, folder: Path | None
 ) -> list[Callback]:
-    """What every training has around it, less what was given and what the Trainer's switches turn off."""
+    """Default callbacks, without those of the classes in `given` and those that the Trainer's arguments disable."""
     callbacks: list[Callback] = [MeanAveragePrecision(), StopOnNonFiniteLoss(), LearningCurve()]
     callbacks += [StepSeeds(), Resumption(), Preemption()]
     if arguments.get("logger") is not False:
@@ -181,13 +181,13 @@ def default_callbacks(
 
 
 def default_checkpoints(has_validation: bool, folder: Path | None) -> list[ModelCheckpoint]:
-    """Keeps `checkpoints/last.ckpt` after every epoch, and `checkpoints/best.ckpt` by validation AP."""
-    where = None if folder is None else folder / "checkpoints"
-    last = ModelCheckpoint(where, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    """Callbacks that save `checkpoints/last.ckpt` after every epoch, and `checkpoints/best.ckpt` by validation AP."""
+    directory = None if folder is None else folder / "checkpoints"
+    last = ModelCheckpoint(directory, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
     if not has_validation:
         return [last]
     best = ModelCheckpoint(
-        where,
+        directory,
         filename="best",
         monitor=MONITOR,
         mode="max",
@@ -198,69 +198,69 @@ def default_checkpoints(has_validation: bool, folder: Path | None) -> list[Model
 
 
 def check_checkpoint(detector: Detector, file: str | Path) -> None:
-    """Make sure that a checkpoint's weights belong into a detector.
+    """Check that a checkpoint fits a detector.
 
     Raises:
-        InputError: it is missing or damaged, or of another detector, other classes or other sizes.
+        InputError: it is missing or damaged, or of another detector, other classes or other shapes.
     """
     content = read_checkpoint(file)
     recorded = content["detector"]
     ours = type(detector).__name__
     if recorded["class"] != ours:
         raise InputError(
-            f"holds a {recorded['class']}, but the model is a {ours}; hand in the model it was made with", file
+            f"is a checkpoint of {recorded['class']}, but the model is {ours}; give the model of the checkpoint", file
         )
     check_classes(recorded["arguments"]["class_names"], detector.class_names, file)
-    theirs = {key: tuple(value.shape) for key, value in content["state_dict"].items()}
-    wanted = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
-    for key in sorted(theirs.keys() | wanted.keys()):
-        if theirs.get(key) != wanted.get(key):
+    shapes = {key: tuple(value.shape) for key, value in content["state_dict"].items()}
+    expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+    for key in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(key) != expected.get(key):
             raise InputError(
-                f"does not fit the model: it has {_describe(theirs.get(key))}, the model {_describe(wanted.get(key))};"
-                " hand in the model configuration that it was made with",
+                f"does not fit the model: it has {_describe_shape(shapes.get(key))}, the model has "
+                f"{_describe_shape(expected.get(key))}; give the model configuration of the checkpoint",
                 file,
                 key,
             )
 
 
-def check_classes(recorded: Sequence[str], wanted: Sequence[str], file: str | Path) -> None:
-    """Make sure that a checkpoint was trained on the classes of the data.
+def check_classes(recorded: Sequence[str], expected: Sequence[str], file: str | Path) -> None:
+    """Check that a checkpoint was trained on the classes of the data.
 
     Raises:
-        InputError: number, names or order differ.
+        InputError: number, names or order of the classes differ.
     """
-    if len(recorded) != len(wanted):
-        raise InputError(f"was trained on {len(recorded)} classes, the data has {len(wanted)}", file)
-    for label, (theirs, ours) in enumerate(zip(recorded, wanted, strict=True)):
+    if len(recorded) != len(expected):
+        raise InputError(f"was trained on {len(recorded)} classes, but the data has {len(expected)}", file)
+    for label, (theirs, ours) in enumerate(zip(recorded, expected, strict=True)):
         if theirs != ours:
             raise InputError(
-                f"class {label} is {theirs!r} there and {ours!r} in the data; the lists must be the same", file
+                f"class {label} is {theirs!r} in the checkpoint and {ours!r} in the data; the lists must be equal", file
             )
 
 
 def model_key(detector: Detector) -> str:
-    """The detector's name in `MODELS`; its class's name in lower case for one that is not of the zoo."""
+    """Key of the detector in `MODELS`, or its class name in lower case if it is not in it."""
     keys = [key for key, cls in MODELS.items() if cls is type(detector)]
     return keys[0] if keys else type(detector).__name__.lower()
 
 
 def silence_lightning() -> None:
-    """Silence what Lightning says on every run and nobody can act on."""
+    """Silence messages of Lightning that appear in every run and need no action."""
     import logging
 
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what went wrong comes as an error as well
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # failures raise an error as well
     for message in (
-        ".*does not have many workers.*",  # the number of workers is the data file's choice
-        ".*exists and is not empty.*",  # a run that is taken up again
+        ".*does not have many workers.*",  # the data configuration sets the number of workers
+        ".*exists and is not empty.*",  # a resumed run
         ".*smaller than the logging interval.*",
         ".*Starting from v1.9.0, `tensorboardX`.*",
-        ".*when using `ckpt_path`, callbacks used.*",  # measuring needs none of the checkpoint callbacks
+        ".*when using `ckpt_path`, callbacks used.*",  # evaluation needs no checkpoint callbacks
         ".*across ranks is zero.*",  # no validation split
-        ".*your dataloader is not resumable.*",  # the DataModule has the place
-        ".*You're using the WeightAveraging callback with a model that overrides.*",  # which shards nothing
-        ".*isinstance.treespec, LeafSpec.*",  # Lightning and this torch
+        ".*your dataloader is not resumable.*",  # the DataModule restores the position in the epoch
+        ".*You're using the WeightAveraging callback with a model that overrides.*",  # it does not shard the model
+        ".*isinstance.treespec, LeafSpec.*",  # deprecation in torch, used by Lightning
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.formatwarning = _format_warning
@@ -269,14 +269,14 @@ def silence_lightning() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """What is odd about the data in one line; where in our code that was noticed helps nobody."""
+    """Data and cache warnings in one line without the source position; others as Python formats them."""
     if issubclass(category, (DataWarning, CacheWarning)):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def _describe(shape: tuple[int, ...] | None) -> str:
-    return "nothing of that name" if shape is None else f"shape {list(shape)}"
+def _describe_shape(shape: tuple[int, ...] | None) -> str:
+    return "no such tensor" if shape is None else f"shape {list(shape)}"
 
 
 C = TypeVar("C")

@@ -37,7 +37,7 @@ def annotation(**changes):
     return {"id": 1, "image_id": 3, "category_id": 90, "bbox": [1, 2, 10, 20]} | changes
 
 
-def test_ids_with_gaps_missing_keys_and_crowds(tmp_path):
+def test_read_ids_with_gaps_missing_keys_and_crowds(tmp_path):
     table = read_coco(write(tmp_path / "a.json", content()), "/images")
     assert table.classes == ("bicycle", "toothbrush")
     assert table.class_ids.tolist() == [2, 90]
@@ -49,7 +49,7 @@ def test_ids_with_gaps_missing_keys_and_crowds(tmp_path):
     assert str(table.path(1)) == "/images/three.jpg"
 
 
-def test_null_area_and_iscrowd_are_as_good_as_missing(tmp_path):
+def test_null_area_and_iscrowd_are_read_as_missing(tmp_path):
     file = write(tmp_path / "a.json", content(annotations=[annotation(area=None, iscrowd=None)]))
     table = read_coco(file)
     assert table.areas.tolist() == [200]
@@ -98,7 +98,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("changes", "message"), OUT_OF_RANGE)
-def test_numbers_that_no_column_holds_and_texts_that_are_none_are_refused_or_listed(tmp_path, changes, message):
+def test_integers_out_of_range_and_invalid_unicode_are_errors_and_findings(tmp_path, changes, message):
     file = write(tmp_path / "bad.json", content(**changes))
     with pytest.raises(InputError, match=f"bad.json: {message}") as caught:
         read_coco(file)
@@ -109,14 +109,14 @@ def test_numbers_that_no_column_holds_and_texts_that_are_none_are_refused_or_lis
     "".join(f.message for f in findings).encode()
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["a number of thousands of digits", "nested"])
-def test_what_no_parser_takes_is_one_line(tmp_path, value):
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["integer with thousands of digits", "nested"])
+def test_errors_of_the_json_parser_are_one_line(tmp_path, value):
     text = json.dumps(content()).replace("77.25", value)
     with pytest.raises(InputError, match="json does not parse"):
         read_coco(write(tmp_path / "a.json", text))
 
 
-def test_two_different_images_of_one_id_are_refused_and_repetitions_counted_once(tmp_path):
+def test_duplicate_image_ids_are_an_error_unless_the_records_are_equal(tmp_path):
     images = content()["images"]
     file = write(tmp_path / "a.json", content(images=[*images, images[0]]))
     with pytest.warns(DataWarning, match="such as id 7"):
@@ -151,7 +151,7 @@ def test_broken_json_names_the_line(tmp_path):
         ([-9, 5, 9, 9], "lies outside"),
     ],
 )
-def test_bad_boxes_are_skipped_with_one_warning_or_refused(tmp_path, bbox, why):
+def test_bad_boxes_are_skipped_with_one_warning_or_are_an_error(tmp_path, bbox, why):
     annotations = [annotation(), annotation(id=8, bbox=bbox), annotation(id=9, bbox=bbox)]
     file = write(tmp_path / "a.json", content(annotations=annotations))
     with pytest.warns(DataWarning, match=f"2 bad boxes skipped, .*a.json: annotation id 8: .*{why}") as caught:
@@ -162,7 +162,7 @@ def test_bad_boxes_are_skipped_with_one_warning_or_refused(tmp_path, bbox, why):
         read_coco(file, strict=True)
 
 
-def test_missing_images_are_found_when_reading(tmp_path):
+def test_missing_images_are_an_error(tmp_path):
     file = write(tmp_path / "a.json", content())
     (tmp_path / "seven.jpg").touch()
     with pytest.raises(InputError, match=r"three.jpg: image file is missing \(1 of 2"):
@@ -193,8 +193,8 @@ def test_round_trip_is_exact(tmp_path_factory, boxes):
 
 
 @pytest.mark.parametrize(("split", "objects", "images"), [("train", 606, 64), ("val", 448, 47)])
-@pytest.mark.filterwarnings("ignore:.*listed again")  # val2017 of this extract names image 58636 twice
-def test_real_coco_as_pycocotools_reads_it(split, objects, images, capsys):
+@pytest.mark.filterwarnings("ignore:.*listed again")  # val2017 of this extract lists image 58636 twice
+def test_real_coco_equals_pycocotools(split, objects, images, capsys):
     folder = SHARED_DATA / "coco_mini"
     if not folder.exists():
         pytest.skip("../shared/data/coco_mini is absent")

@@ -12,7 +12,7 @@ from zoo.data.formats.recognise import data_arguments, is_data_set, recognise, s
 from zoo.data.formats.voc import Voc
 from zoo.data.formats.yolo import Yolo
 from zoo.errors import InputError
-from zoo.experiment.analysis import read_data_config
+from zoo.experiment.gather import read_data_config
 from zoo.training.configuration import build_data, instantiate, make_parser, parse
 
 
@@ -66,7 +66,7 @@ def test_layouts_of_coco(tmp_path, annotations, images):
         assert len(source.read()) == 1
 
 
-def test_a_json_that_is_not_utf_8_is_refused_by_its_reader(tmp_path):
+def test_json_that_is_not_utf_8_is_an_error_when_read(tmp_path):
     write_json(tmp_path / "annotations/instances_val.json")
     file = tmp_path / "annotations/instances_val.json"
     file.write_bytes(file.read_bytes().replace(b"a.png", "\u00e4.png".encode("latin-1")))
@@ -74,7 +74,7 @@ def test_a_json_that_is_not_utf_8_is_refused_by_its_reader(tmp_path):
         recognise(tmp_path)["val"].read()
 
 
-def test_several_folders_of_one_split_are_all_there(tmp_path):
+def test_several_folders_of_one_split_are_all_found(tmp_path):
     folders = ("train_a", "train_b", "train_c")
     for folder in folders:
         write_json(tmp_path / folder / "_annotations.coco.json")
@@ -83,7 +83,7 @@ def test_several_folders_of_one_split_are_all_there(tmp_path):
     assert sorted(source.images for source in found.values()) == [str(tmp_path / folder) for folder in folders]
 
 
-def test_captions_beside_instances_are_no_data_set(tmp_path):
+def test_captions_are_not_recognised_as_a_split(tmp_path):
     write_json(tmp_path / "annotations/instances_val.json")
     (tmp_path / "annotations/captions_val.json").write_text('{"images": [], "annotations": [{"caption": "a nut"}]}')
     assert [source.annotations for source in recognise(tmp_path).values()] == [
@@ -136,7 +136,7 @@ def test_layouts_of_yolo(tmp_path):
     assert len(recognise(tmp_path / "b")["all"].read()) == 1
 
 
-def test_what_is_not_recognised_says_what_is_expected_in_one_line(tmp_path, capsys):
+def test_unrecognised_data_is_a_one_line_error_with_the_expected_formats(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "list.json").write_text("[1, 2]")
@@ -150,7 +150,7 @@ def test_what_is_not_recognised_says_what_is_expected_in_one_line(tmp_path, caps
             assert "expected a COCO json, a VOC folder" in output.err
 
 
-def test_a_data_configuration_is_read_as_for_fit(tmp_path):
+def test_data_configuration_is_read_as_for_fit(tmp_path):
     file = tmp_path / "mine.yaml"
     source = {"class_path": "zoo.data.formats.shapes.Shapes", "init_args": {"num_images": 3, "seed": 1}}
     file.write_text(yaml.safe_dump({"name": "mine", "val": source, "test": source, "batch_size": 2}))
@@ -165,7 +165,7 @@ def test_a_data_configuration_is_read_as_for_fit(tmp_path):
     assert main(["doctor", str(file)]) == 0
 
 
-def test_a_data_set_in_place_of_the_file_that_would_describe_it(tmp_path):
+def test_data_set_is_accepted_instead_of_a_data_configuration(tmp_path):
     write_files(tmp_path / "things.v2")
     parser = make_parser()
     described = instantiate(parser, parse(parser, ["--data", str(tmp_path / "things.v2" / "data.yaml")])).data
@@ -178,14 +178,14 @@ def test_a_data_set_in_place_of_the_file_that_would_describe_it(tmp_path):
     assert alone.name == "val"
 
 
-def test_a_report_takes_a_data_set_too(tmp_path):
+def test_report_accepts_a_data_set(tmp_path):
     write_files(tmp_path)
     section, origin = read_data_config([], tmp_path)
     assert origin == tmp_path
     assert build_data(yaml.safe_load(section), origin).sources == recognise(tmp_path)
 
 
-def test_trainval_is_learned_from_where_there_is_no_train(tmp_path):
+def test_trainval_is_used_for_training_without_train(tmp_path):
     for name in ("trainval", "test", "other"):
         write_json(tmp_path / "annotations" / f"{name}.json")
     described = data_arguments(tmp_path)
@@ -196,16 +196,16 @@ def test_trainval_is_learned_from_where_there_is_no_train(tmp_path):
     assert data_arguments(tmp_path)["train"]["init_args"]["annotations"] == str(tmp_path / "annotations" / "train.json")
 
 
-def test_splits_of_other_names_are_not_guessed(tmp_path):
+def test_unknown_split_names_are_an_error(tmp_path):
     write_json(tmp_path / "nuts.json")
-    with pytest.raises(InputError, match="its splits are called nuts; say in a data file which is train"):
+    with pytest.raises(InputError, match="the splits are nuts; write a data configuration that sets `train`"):
         data_arguments(tmp_path / "nuts.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not recognised"):
         parse(make_parser(), ["--data", str(tmp_path / "empty")])
 
 
-def test_what_is_a_data_set_and_what_describes_one(tmp_path):
+def test_is_data_set(tmp_path):
     write_files(tmp_path)
     (tmp_path / "yolo.yaml").write_text("names: [nut]\ntrain: images\n")
     assert [name for name in ("", "val.json", "yolo.yaml", "data.yaml", "nowhere") if is_data_set(tmp_path / name)] == [
@@ -213,4 +213,4 @@ def test_what_is_a_data_set_and_what_describes_one(tmp_path):
         "val.json",
         "yolo.yaml",
     ]
-    assert not is_data_set('{"name": "' + 5000 * "x" + '"}'), "what is said in place of a file"
+    assert not is_data_set('{"name": "' + 5000 * "x" + '"}'), "json text is not a file name"

@@ -11,14 +11,14 @@ def table():
     return Shapes(400, seed=0).read()
 
 
-def test_same_seed_same_set_and_a_smaller_set_is_its_start(table):
+def test_images_depend_on_seed_and_index_only(table):
     assert Shapes(30, seed=0).read().target(29)["boxes"].equal(table.target(29)["boxes"])
     assert Shapes(30, seed=1).read().fingerprint() != Shapes(30, seed=0).read().fingerprint()
     assert np.array_equal(draw(0, 5), draw(0, 5))
     assert not np.array_equal(draw(0, 5), draw(1, 5))
 
 
-def test_images_have_the_size_of_the_table_and_follow_a_selection(table):
+def test_images_match_the_table_and_its_selections(table):
     source = Shapes(400, seed=0)
     part = table.select([17, 3])
     for index in range(2):
@@ -46,8 +46,8 @@ def test_boxes_lie_in_the_image_on_quarter_pixels(table):
     assert (table.boxes[:, 2:] - table.boxes[:, :2] >= 1).all()
 
 
-def test_boxes_are_where_the_object_is(table, monkeypatch):
-    """Drawing an object or leaving it out changes the pixels of its box only, up to each of its sides."""
+def test_boxes_are_tight_around_the_drawn_objects(table, monkeypatch):
+    """Painting an object changes only pixels inside its box, and some at each of its sides."""
     import zoo.data.formats.shapes as shapes
 
     monkeypatch.setattr(shapes, "_background", lambda rng, width, height: np.zeros((height, width, 3), np.float32))
@@ -63,7 +63,7 @@ def test_boxes_are_where_the_object_is(table, monkeypatch):
         assert (np.ceil(box[2]), np.ceil(box[3])) == (xs.max() + 1, ys.max() + 1)
 
 
-def test_masks_do_not_cover_each_other():
+def test_masks_do_not_overlap():
     import zoo.data.formats.shapes as shapes
 
     for index in range(20):
@@ -75,6 +75,6 @@ def test_masks_do_not_cover_each_other():
         assert count.max() <= 1
 
 
-def test_senseless_arguments():
+def test_invalid_arguments():
     with pytest.raises(InputError, match="num_images >= 1"):
         Shapes(0).read()

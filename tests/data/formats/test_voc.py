@@ -26,7 +26,7 @@ def thing(name="dog", box=(1, 1, 20, 10)):
 
 
 def make_root(root, images, split="train"):
-    """A folder in VOC's format; `images` maps stems to the xml of their objects."""
+    """VOC folder; `images` maps stems to the xml of their objects."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for stem, objects in images.items():
@@ -37,7 +37,7 @@ def make_root(root, images, split="train"):
     return str(root)
 
 
-def test_inclusive_pixels_become_edges_and_parts_are_not_objects(tmp_path):
+def test_inclusive_pixels_become_edges_and_parts_are_ignored(tmp_path):
     table = Voc([make_root(tmp_path, {"a": PERSON, "b": ""})], "train").read()
     assert table.classes == VOC_CLASSES
     assert table.boxes.tolist() == [[173, 100, 349, 351.5]]
@@ -46,7 +46,7 @@ def test_inclusive_pixels_become_edges_and_parts_are_not_objects(tmp_path):
     assert VOC_CLASSES[table.labels[0]] == "person"
 
 
-def test_union_of_roots_and_split_files_with_marks(tmp_path):
+def test_union_of_roots_and_split_files_of_one_class(tmp_path):
     first = make_root(tmp_path / "VOC2007", {"1": thing("cat")})
     second = make_root(tmp_path / "VOC2012", {"1": thing("cow"), "2": ""})
     (tmp_path / "VOC2012/ImageSets/Main/train.txt").write_text("2  -1\n1   1\n")
@@ -59,12 +59,12 @@ def test_union_of_roots_and_split_files_with_marks(tmp_path):
     assert table.image_ids.tolist() == [1, 2, 3]
 
 
-def test_classes_found_given_and_handed_over(tmp_path):
+def test_classes_from_annotations_source_and_other_split(tmp_path):
     root = make_root(tmp_path, {"a": thing("RBC") + thing("WBC")})
     assert Voc([root], "train").read().classes == ("RBC", "WBC")
     assert Voc([root], "train", ["WBC", "RBC"]).read(classes=("x",)).labels.tolist() == [1, 0]
     assert Voc([root], "train").read(classes=("P", "RBC", "WBC")).labels.tolist() == [1, 2]
-    with pytest.raises(InputError, match=r"a.xml: object 2 \(WBC\): class 'WBC' is none of RBC"):
+    with pytest.raises(InputError, match=r"a.xml: object 2 \(WBC\): class 'WBC' is not one of RBC"):
         Voc([root], "train", ["RBC"]).read()
 
 
@@ -80,7 +80,7 @@ def test_images_of_other_suffixes_and_sizes_from_the_image(tmp_path):
     assert (table.widths[0], table.heights[0]) == (37, 21)
 
 
-def test_of_two_images_of_one_name_the_first_counts(tmp_path, monkeypatch):
+def test_first_suffix_is_used_for_two_images_with_one_stem(tmp_path, monkeypatch):
     root = make_root(tmp_path, {"a": thing()})
     (tmp_path / "JPEGImages/a.png").touch()
     scandir = os.scandir
@@ -112,7 +112,7 @@ def test_of_two_images_of_one_name_the_first_counts(tmp_path, monkeypatch):
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "a.xml: xml does not parse: unknown encoding"),
     ],
 )
-def test_bad_xml_names_file_and_place_and_is_listed(tmp_path, xml, message):
+def test_bad_xml_is_an_error_with_file_and_place_and_a_finding(tmp_path, xml, message):
     root = make_root(tmp_path, {"a": ""})
     (tmp_path / "Annotations/a.xml").write_text(xml)
     with pytest.raises(InputError, match=message) as caught:
@@ -133,7 +133,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(InputError, match=r"a.xml: annotation file is missing"):
         Voc([root], "train").read()
     (tmp_path / "ImageSets/Main/train.txt").write_text("b\nb\n")
-    with pytest.raises(InputError, match=r"train.txt: entry 2: image b is named twice"):
+    with pytest.raises(InputError, match=r"train.txt: entry 2: image b is listed twice"):
         Voc([root], "train").read()
     with pytest.raises(InputError, match="no folder given"):
         Voc([]).read()
@@ -167,9 +167,9 @@ def test_round_trip_is_exact(tmp_path_factory, objects):
     boxes = np.stack(
         [boxes[:, [0, 2]].min(1), boxes[:, [1, 3]].min(1), boxes[:, [0, 2]].max(1), boxes[:, [1, 3]].max(1)], 1
     )
-    boxes[boxes < 1e-6] = 0  # beyond the 28 digits that the reader counts with
+    boxes[boxes < 1e-6] = 0  # beyond the 28 digits of Decimal
     sizes = boxes[:, 2:] - boxes[:, :2]
-    good = (sizes > 1e-3).all(1) & ~(sizes == 1).all(1)  # one pixel reads as a click without a drag
+    good = (sizes > 1e-3).all(1) & ~(sizes == 1).all(1)  # one pixel is read as a box without area
     table = AnnotationTable.from_rows(
         classes=["a & b", "<c>"],
         image_ids=np.array([1, 2]),
@@ -189,7 +189,7 @@ def test_round_trip_is_exact(tmp_path_factory, objects):
     assert np.array_equal(again.offsets, table.offsets)
 
 
-def test_whole_numbers_are_written_as_voc_has_them(tmp_path):
+def test_integers_are_written_without_decimals(tmp_path):
     root = make_root(tmp_path / "in", {"a": thing(box=(3, 4, 30, 40))})
     write_voc(Voc([root], "train").read(), tmp_path / "out", "train")
     text = (tmp_path / "out/Annotations/a.xml").read_text()

@@ -13,7 +13,7 @@ from zoo.errors import InputError
 
 
 def make_root(root, labels, **changes):
-    """images/train/<stem>.png of 40x20, and label files where there is text."""
+    """YOLO folder with images/train/<stem>.png of 40x20, and a label file for each text that is not None."""
     (root / "images/train/deep").mkdir(parents=True)
     (root / "labels/train/deep").mkdir(parents=True)
     for stem, text in labels.items():
@@ -25,7 +25,7 @@ def make_root(root, labels, **changes):
     return str(root / "data.yaml")
 
 
-def test_relative_numbers_become_pixels(tmp_path):
+def test_relative_boxes_become_pixels(tmp_path):
     data = make_root(tmp_path, {"b": "1 0.5 0.5 0.5 0.2\n\n0 .25 .25 .5 .5\n", "a": None, "deep/c": ""})
     table = Yolo(data).read()
     assert [table.file_name(i) for i in range(3)] == ["a.png", "b.png", "deep/c.png"]
@@ -127,19 +127,19 @@ def test_every_pair_of_formats_round_trips(tmp_path, shapes, first, second):
     table = shapes.read()
     one = FORMATS[first](table, shapes, tmp_path / "one")
     other = FORMATS[second](one.read(strict=True), one, tmp_path / "other")
-    # relative numbers cost a few roundings, the others none
+    # relative coordinates are rounded a few times, the others are exact
     same(table, other.read(strict=True), atol=1e-9 if "yolo" in (first, second) else 0)
     assert (other.load_image(other.read(), 4) == shapes.load_image(table, 4)).all()
 
 
-def test_writing_into_another_data_set_is_refused(tmp_path, shapes):
+def test_writing_next_to_other_classes_is_an_error(tmp_path, shapes):
     write_yolo(shapes.read(), tmp_path)
     (tmp_path / "data.yaml").write_text("names: [other]\ntrain: images/train\n")
-    with pytest.raises(InputError, match="names other classes"):
+    with pytest.raises(InputError, match="has other classes"):
         write_yolo(shapes.read(), tmp_path, "val")
 
 
-def test_labels_of_names_with_a_folder_images_are_found_again(tmp_path):
+def test_round_trip_of_file_names_with_a_folder_images(tmp_path):
     folders = {"shop/images": "shop/labels", "shop": "shop"}
     for number, (images, labels) in enumerate(folders.items()):
         for folder in (images, labels):
@@ -154,7 +154,7 @@ def test_labels_of_names_with_a_folder_images_are_found_again(tmp_path):
     same(table, again)
 
 
-def test_two_images_cannot_share_a_label_file(tmp_path):
+def test_two_images_with_the_same_label_file_are_an_error(tmp_path):
     for suffix in ("png", "jpg"):
         PILImage.new("RGB", (40, 20)).save(tmp_path / f"a.{suffix}")
     (tmp_path / "data.yaml").write_text("train: .\nnames: [cat]\n")

@@ -13,10 +13,18 @@ from zoo.data.formats.coco import Coco, write_coco
 from zoo.data.formats.shapes import Shapes
 from zoo.data.formats.voc import Voc, write_voc
 from zoo.data.formats.yolo import Yolo
-from zoo.data.quality.neighbours import highest_iou, neighbour_pairs
-from zoo.data.quality.stats import GRID, QUANTILES, Distribution, describe_table, distribution, gather, histogram
+from zoo.data.quality.neighbours import highest_iou, same_image_pairs
+from zoo.data.quality.stats import (
+    GRID,
+    QUANTILES,
+    Distribution,
+    compute_statistics,
+    distribution,
+    histogram,
+    split_statistics,
+)
 from zoo.data.table import AnnotationTable
-from zoo.report.dataset import figure_rows, headlines, panels, render_statistics
+from zoo.report.dataset import headlines, panels, render_statistics, statistics_rows
 
 
 def iou(a, b):
@@ -35,7 +43,7 @@ box = st.tuples(edge, edge, edge, edge).map(
 
 @given(st.lists(st.tuples(st.integers(0, 3), box), max_size=14))
 @settings(max_examples=60, deadline=None)
-def test_highest_iou_is_that_of_a_loop_over_all_pairs(items):
+def test_highest_iou_equals_a_loop_over_all_pairs(items):
     image_index = np.array([image for image, _ in items], np.int64)
     boxes = np.array([b for _, b in items], np.float64).reshape(-1, 4)
     expected = [
@@ -43,7 +51,7 @@ def test_highest_iou_is_that_of_a_loop_over_all_pairs(items):
         for i, (image, b) in enumerate(items)
     ]
     assert highest_iou(boxes, image_index).tolist() == pytest.approx(expected)
-    pairs = [(int(a), int(b)) for block in neighbour_pairs(image_index) for a, b in zip(*block, strict=True)]
+    pairs = [(int(a), int(b)) for block in same_image_pairs(image_index) for a, b in zip(*block, strict=True)]
     count = len(items)
     wanted = {(i, j) for i in range(count) for j in range(i + 1, count) if image_index[i] == image_index[j]}
     assert len(pairs) == len(wanted)
@@ -51,7 +59,7 @@ def test_highest_iou_is_that_of_a_loop_over_all_pairs(items):
 
 
 def make_table(**changes):
-    """Three images: two objects of cat that overlap and a dog, nothing, one small cat and a crowd."""
+    """Three images: two overlapping cats and a dog; no object; a small cat and a crowd."""
     columns = {
         "classes": ("cat", "dog", "cow"),
         "image_ids": np.array([1, 2, 3]),
@@ -68,8 +76,8 @@ def make_table(**changes):
     return AnnotationTable.from_rows(**columns | changes)
 
 
-def test_numbers_worked_by_hand():
-    stats = describe_table(make_table())
+def test_split_statistics_on_an_example():
+    stats = split_statistics(make_table())
     assert (stats.images, stats.boxes, stats.empty_images, stats.crowds, stats.difficult) == (3, 4, 1, 1, 1)
     assert stats.boxes_an_image.mean == pytest.approx(4 / 3)
     assert stats.boxes_an_image.max == 3
@@ -95,15 +103,15 @@ def test_numbers_worked_by_hand():
     assert stats.count_histogram.counts[:4] == [1, 1, 0, 1]
 
 
-def test_overlap_of_other_classes_is_told_apart():
-    stats = describe_table(make_table(labels=np.array([0, 1, 1, 0, 1])))
+def test_overlap_within_and_between_classes():
+    stats = split_statistics(make_table(labels=np.array([0, 1, 1, 0, 1])))
     assert stats.overlapping == 0.5
     assert stats.overlapping_alike == 0
 
 
 @given(st.lists(st.floats(0, 5000), max_size=30))
 @settings(max_examples=40, deadline=None)
-def test_distribution_and_histogram_are_those_of_slow_loops(values):
+def test_distribution_and_histogram_equal_loops(values):
     edges = (0.0, 1.0, 10.0, 100.0)
     counts = [0, 0, 0]
     for value in values:
@@ -122,19 +130,19 @@ def test_distribution_and_histogram_are_those_of_slow_loops(values):
         assert getattr(got, name) == pytest.approx(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
 
 
-def test_a_split_without_boxes_or_classes_has_no_numbers_and_no_error():
+def test_split_without_boxes_and_classes_has_nan_statistics():
     nothing = {"image_index": np.zeros(0, np.int64), "boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64)}
     flags = {"iscrowd": np.zeros(0, bool), "difficult": np.zeros(0, bool)}
-    stats = describe_table(make_table(classes=(), **nothing, **flags))
+    stats = split_statistics(make_table(classes=(), **nothing, **flags))
     assert (stats.images, stats.boxes, stats.empty_images) == (3, 0, 3)
     assert math.isnan(stats.box_area.median)
     assert math.isnan(stats.imbalance)
     assert np.array(stats.centres).sum() == 0
 
 
-def test_counts_are_those_of_hotcoco(tmp_path):
+def test_counts_equal_hotcoco(tmp_path):
     write_coco(Shapes(60, 3).read(), tmp_path / "a.json")
-    ours = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))}).splits["train"]
+    ours = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))}).splits["train"]
     peer = hotcoco.COCO(str(tmp_path / "a.json")).stats()
     assert (ours.images, ours.boxes) == (peer["image_count"], peer["annotation_count"])
     expected = {c["name"]: (c["ann_count"], c["img_count"]) for c in peer["per_category"]}
@@ -143,39 +151,39 @@ def test_counts_are_those_of_hotcoco(tmp_path):
     assert ours.image_height.mean == pytest.approx(peer["image_height"]["mean"])
 
 
-def test_annotations_alone_are_enough_and_that_is_said(tmp_path):
+def test_missing_images_give_a_note(tmp_path):
     write_coco(make_table(), tmp_path / "a.json")
-    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path / "nowhere"))})
+    stats = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path / "nowhere"))})
     assert stats.splits["train"].boxes == 4
-    assert any("3 of 3 image files are absent" in note for note in stats.notes)
+    assert any("3 of 3 image files are missing" in note for note in stats.notes)
 
 
 @pytest.mark.filterwarnings("ignore:1 crowds")
-def test_splits_side_by_side_share_their_classes_and_equal_ones_are_one(tmp_path):
+def test_splits_share_their_classes_and_equal_splits_are_merged(tmp_path):
     write_voc(make_table(labels=np.array([2, 2, 2, 2, 2])).select([1, 0]), tmp_path, "val")
     write_voc(make_table().select([2]), tmp_path, "small")
     (tmp_path / "JPEGImages").mkdir()
-    stats = gather("a", {"small": Voc([str(tmp_path)], "small"), "val": Voc([str(tmp_path)], "val")})
+    stats = compute_statistics("a", {"small": Voc([str(tmp_path)], "small"), "val": Voc([str(tmp_path)], "val")})
     assert [c.name for c in stats.splits["small"].classes] == [c.name for c in stats.splits["val"].classes]
-    again = gather("a", {"val": Shapes(3, 1), "test": Shapes(3, 1), "train": Shapes(3, 0)})
+    again = compute_statistics("a", {"val": Shapes(3, 1), "test": Shapes(3, 1), "train": Shapes(3, 0)})
     assert list(again.splits) == ["val/test", "train"]
 
 
-def test_faulty_boxes_are_left_out_and_counted(tmp_path):
+def test_invalid_boxes_are_left_out_and_counted(tmp_path):
     write_coco(make_table(), tmp_path / "a.json")
     content = json.loads((tmp_path / "a.json").read_text())
     content["annotations"][0]["bbox"] = [5, 5, 0, 9]
     content["annotations"][1] |= {"image_id": 77}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
+    stats = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
     assert (stats.splits["train"].boxes, stats.splits["train"].skipped_boxes) == (2, 2)
-    assert any("left out, 2 of them" in note for note in stats.notes)
+    assert any("2 invalid boxes are left out" in note for note in stats.notes)
 
 
-def test_boxes_of_one_size_and_one_class_have_a_page_too(tmp_path):
+def test_page_of_boxes_of_one_size_and_one_class(tmp_path):
     one = {"image_index": np.array([0]), "boxes": np.array([[0.0, 0, 40, 40]]), "labels": np.array([0])}
     write_coco(make_table(**one, iscrowd=np.zeros(1, bool), difficult=np.zeros(1, bool)), tmp_path / "a.json")
-    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
+    stats = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
     sizes = panels(stats)[1]
     assert sizes.title == "Size of boxes"
     assert [text for _, text in sizes.x_ticks] == ["38.055", "45.255"]
@@ -183,13 +191,13 @@ def test_boxes_of_one_size_and_one_class_have_a_page_too(tmp_path):
     assert "Size of boxes" in render_statistics(stats, "zoo stats a")
 
 
-def test_classes_with_objects_are_compared(tmp_path):
+def test_headline_compares_most_frequent_and_rarest_class(tmp_path):
     write_coco(make_table(), tmp_path / "a.json")
-    stats = gather("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
+    stats = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))})
     assert headlines(stats)[-1] == "Balanced: cat has 3 times as many objects as dog."
 
 
-def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_called_faulty(tmp_path):
+def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_invalid(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     for number in range(5):
@@ -199,13 +207,11 @@ def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_called_fault
     (tmp_path / "images/3.png").write_text("no image")
     (tmp_path / "labels/4.txt").write_text("0 .5 .5 0 .5\n")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
-    stats = gather("a", {"train": Yolo(str(tmp_path / "data.yaml"))})
+    stats = compute_statistics("a", {"train": Yolo(str(tmp_path / "data.yaml"))})
     train = stats.splits["train"]
     assert (train.images, train.boxes, train.skipped_images, train.skipped_boxes) == (3, 4, 2, 1)
     first = tmp_path / "images/1.png"
-    expected = (
-        f"train: 2 of 5 images are left out with their 4 boxes, since their size is not known, the first: {first}"
-    )
+    expected = f"train: 2 of 5 images are left out with their 4 boxes, since their size is unknown, the first: {first}"
     assert expected in stats.notes
-    assert any("left out, 1 of them" in note for note in stats.notes)
-    assert [row.cells for row in figure_rows(stats) if row.name == "of unknown size, left out"] == [["2"]]
+    assert any("1 invalid box is left out" in note for note in stats.notes)
+    assert [row.cells for row in statistics_rows(stats) if row.name == "of unknown size, left out"] == [["2"]]

@@ -22,35 +22,35 @@ def test_edges_are_drawn_and_the_inside_is_left_alone():
     assert (drawn[:, 204:396, 104:296] == 128).all()
     assert (drawn[:, 400:] == 128).all()
     assert (drawn[:, 200:400, 300:] == 128).all()
-    assert (drawn[:, 150:200] != 128).any(), "name and score stand above"
-    assert (GREY == 128).all(), "the given image stays as it is"
+    assert (drawn[:, 150:200] != 128).any(), "name and score are above the box"
+    assert (GREY == 128).all(), "the given image is not modified"
 
 
-def test_nothing_to_draw_changes_nothing():
+def test_no_boxes_leave_the_image_unchanged():
     drawn = draw_boxes(GREY, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), ["a"], torch.zeros(0))
     assert torch.equal(drawn, GREY)
 
 
-def test_small_images_grow_by_a_whole_factor():
+def test_small_images_are_enlarged_by_an_integer_factor():
     drawn = draw_boxes(GREY[:, :50, :64], torch.tensor([[8.0, 20.0, 40.0, 45.0]]), torch.tensor([0]), ["a"])
     assert drawn.shape == (3, 400, 512)
     assert drawn[:, 45 * 8 - 1, 24 * 8].tolist() == rgb(0)
     assert (drawn[:, 20 * 8 + 4 : 45 * 8 - 4, 8 * 8 + 4 : 40 * 8 - 4] == 128).all()
 
 
-def test_the_surest_lies_on_top():
+def test_first_box_is_drawn_on_top():
     boxes = torch.tensor([[100.0, 100.0, 200.0, 200.0]]).repeat(2, 1)
     drawn = draw_boxes(GREY, boxes, torch.tensor([1, 0]), ["a", "b"])
     assert drawn[:, 199, 150].tolist() == rgb(1)
 
 
-def test_boxes_over_the_border_and_crowds_are_fine():
+def test_many_boxes_beyond_the_border_can_be_drawn():
     boxes = torch.rand(60, 4) * 400
     boxes[:, 2:] += boxes[:, :2] + 1  # many reach beyond the image
     assert draw_boxes(GREY, boxes, torch.arange(60) % 90, [f"name {at}" for at in range(90)]).shape == GREY.shape
 
 
-def test_colors_differ_and_can_be_written_on():
+def test_class_and_text_colors():
     colors = [class_color(label) for label in range(90)]
     assert len(set(colors[:20])) == 20
     assert all(len(color) == 7 and color[0] == "#" for color in colors)

@@ -19,12 +19,12 @@ from zoo.report.pictures.examples import (
 )
 
 
-def test_examples_come_back(examples, tmp_path):
+def test_examples_round_trip(examples, tmp_path):
     write_examples(tmp_path / "examples.json", examples)
     assert read_examples(tmp_path / "examples.json") == examples
 
 
-def test_big_images_and_their_boxes_shrink_together(make_target, make_prediction):
+def test_large_images_and_their_boxes_are_scaled_down(make_target, make_prediction):
     image = torch.zeros(3, 600, 1280, dtype=torch.uint8)
     image[:, 100:300, 200:400] = 255
     box = [[200.0, 100.0, 400.0, 300.0]]
@@ -37,14 +37,14 @@ def test_big_images_and_their_boxes_shrink_together(make_target, make_prediction
     assert kept[120:].max() < 15
 
 
-def test_only_detections_worth_a_picture_are_kept(make_target, make_prediction):
+def test_only_the_highest_scoring_detections_are_kept(make_target, make_prediction):
     count = 150
     prediction = make_prediction([[0.0, 0.0, 1.0, 1.0]] * count, [0] * count, [1 - at / count for at in range(count)])
-    unsure = make_prediction([[0.0, 0.0, 1.0, 1.0]] * 2, [0, 0], [0.02, 0.004])
+    low = make_prediction([[0.0, 0.0, 1.0, 1.0]] * 2, [0, 0], [0.02, 0.004])
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    example = make_example("x", image, make_target([], []), {"many": prediction, "unsure": unsure})
+    example = make_example("x", image, make_target([], []), {"many": prediction, "low": low})
     assert len(example.predictions["many"].boxes) == 100
-    assert example.predictions["unsure"].scores == [0.02]
+    assert example.predictions["low"].scores == [0.02]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_malformed_examples_name_file_and_place(examples, tmp_path, change, plac
     assert place in str(caught.value)
 
 
-def test_chosen_examples_are_spread_over_crowdedness():
+def test_chosen_examples_are_stratified_by_number_of_objects():
     numbers = [5, 0, 40, 1, 12, 3, 90, 2]
     chosen = [numbers[index] for index in choose_examples(numbers, 4, seed=0)]
     for number, part in zip(chosen, [(0, 1), (2, 3), (5, 12), (40, 90)], strict=True):
@@ -79,7 +79,7 @@ def test_chosen_examples_are_spread_over_crowdedness():
 
 
 # Two objects of class 0, one of class 1, one ignored of class 0.
-TRUTH = Objects(
+GROUND_TRUTH = Objects(
     boxes=[(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0), (60.0, 0.0, 70.0, 10.0)],
     labels=[0, 0, 1, 0],
     ignored=[False, False, False, True],
@@ -97,22 +97,22 @@ TRUTH = Objects(
         ((80.0, 0.0, 90.0, 10.0), 0, "false"),
     ],
 )
-def test_verdict_on_one_detection(box, label: int, verdict: str):
-    matching = match_detections(Detections([box], [label], [0.9]), TRUTH, 0.5)
+def test_verdict_of_one_detection(box, label: int, verdict: str):
+    matching = match_detections(Detections([box], [label], [0.9]), GROUND_TRUTH, 0.5)
     assert matching.verdicts == [verdict]
     assert matching.found == [verdict == "right", False, False, False]
 
 
-def test_an_object_is_found_once_and_unsure_detections_are_left_out():
+def test_object_is_matched_once_and_low_scores_are_left_out():
     detections = Detections(
         [(0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)], [0, 0, 0], [0.9, 0.8, 0.3]
     )
-    matching = match_detections(detections, TRUTH, 0.5)
+    matching = match_detections(detections, GROUND_TRUTH, 0.5)
     assert matching.verdicts == ["right", "false"]
     assert matching.found == [True, False, False, False]
 
 
-def test_score_of_best_f1(make_target, make_prediction):
+def test_best_f1_score(make_target, make_prediction):
     # Sorted by score: right .9, right .7, false .6, right .4, false .3 of 4 objects.
     # F1 from .9: 2/5, .7: 4/6, .6: 4/7, .4: 6/8, .3: 6/9; best for all thresholds in (.3, .4], the lowest is .31.
     boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10], [80, 0, 90, 10]]
@@ -125,11 +125,11 @@ def test_score_of_best_f1(make_target, make_prediction):
     assert best_f1_score(predictions, targets) == pytest.approx(0.31)
 
 
-def test_score_of_best_f1_of_logits(make_target, make_prediction):
+def test_best_f1_score_of_logits(make_target, make_prediction):
     box = [0.0, 0.0, 10.0, 10.0]
     predictions = [make_prediction([box, box], [0, 0], [0.5, -3.0])]
     assert best_f1_score(predictions, [make_target([box], [0])]) == pytest.approx(0.01)
 
 
-def test_score_of_best_f1_without_anything(make_target, make_prediction):
+def test_best_f1_score_without_detections_and_objects(make_target, make_prediction):
     assert 0 < best_f1_score([make_prediction([], [], [])], [make_target([], [])]) < 1

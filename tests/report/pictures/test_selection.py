@@ -1,4 +1,4 @@
-"""Which images are worth a look, on cases that are worked out by hand."""
+"""Selection of pictures, on small cases with results computed by hand."""
 
 import numpy as np
 import pytest
@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.predictions import Predictions
 from zoo.report.pictures.selection import (
-    Mistake,
+    FalsePositive,
     choose_pictures,
-    explain,
+    explain_false_positive,
     image_f1,
-    judge,
-    only_one_right,
-    surest_mistakes,
+    images_won,
+    match_predictions,
+    top_false_positives,
     worst_misses,
 )
 
 A, B, C, D = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 80, 40), (0, 50, 10, 60)
 
 
-def make_truth(
+def make_ground_truth(
     objects: list[tuple[int, tuple, int]], image_ids: tuple[int, ...] = (1, 2, 3), difficult=()
 ) -> GroundTruth:
     """Objects as (image id, box, label), images ascending."""
@@ -39,7 +39,7 @@ def make_truth(
     )
 
 
-def say(detections: list[tuple[int, tuple, int, float]]) -> Predictions:
+def make_predictions(detections: list[tuple[int, tuple, int, float]]) -> Predictions:
     """Detections as (image id, box, label, score), in any order of images."""
     return Predictions(
         image_ids=np.array([image for image, *_ in detections], dtype=np.int64),
@@ -49,91 +49,102 @@ def say(detections: list[tuple[int, tuple, int, float]]) -> Predictions:
     )
 
 
-TRUTH = make_truth([(1, A, 0), (1, B, 1), (2, C, 0)])
+GROUND_TRUTH = make_ground_truth([(1, A, 0), (1, B, 1), (2, C, 0)])
 
 
-def test_what_a_run_makes_of_the_images():
-    said = say([(2, (0, 0, 5, 5), 1, 0.7), (1, A, 0, 0.9), (1, B, 0, 0.8), (2, C, 0, 0.3)])
-    outcome = judge(TRUTH, said, 0.5)
-    assert outcome.found.tolist() == [True, False, False], "the third was said too faintly"
-    assert outcome.nearest.tolist() == [1.0, 1.0, 0.0], "the second is covered, by another class"
-    assert outcome.num_false.tolist() == [1, 1, 0]
-    assert [(m.image, m.score) for m in outcome.mistakes] == [(0, 0.8), (1, 0.7)]
-    # Image 1: 1 right, 1 missed, 1 false. Image 2: 1 missed, 1 false. Image 3: nothing there, nothing said.
-    assert image_f1(TRUTH, outcome).tolist() == [0.5, 0.0, 1.0]
+def test_matches_and_f1_of_a_run():
+    predictions = make_predictions([(2, (0, 0, 5, 5), 1, 0.7), (1, A, 0, 0.9), (1, B, 0, 0.8), (2, C, 0, 0.3)])
+    matches = match_predictions(GROUND_TRUTH, predictions, 0.5)
+    assert matches.found.tolist() == [True, False, False], "the third scores below the threshold"
+    assert matches.nearest.tolist() == [1.0, 1.0, 0.0], "the second is covered by another class"
+    assert matches.num_false.tolist() == [1, 1, 0]
+    assert [(m.image, m.score) for m in matches.false_positives] == [(0, 0.8), (1, 0.7)]
+    # Image 1: 1 right, 1 missed, 1 false. Image 2: 1 missed, 1 false. Image 3: no object, no detection.
+    assert image_f1(GROUND_TRUTH, matches).tolist() == [0.5, 0.0, 1.0]
 
 
-def test_difficult_objects_count_neither_way():
-    truth = make_truth([(1, A, 0), (1, B, 1)], difficult=[1])
-    silent, finder = judge(truth, say([(1, A, 0, 0.9)]), 0.5), judge(truth, say([(1, A, 0, 0.9), (1, B, 1, 0.9)]), 0.5)
-    assert image_f1(truth, silent)[0] == image_f1(truth, finder)[0] == 1.0
-    assert [reason.boxes for _, reason in worst_misses(truth, {"silent": silent})] == []
-
-
-def test_only_one_is_right_where_it_finds_what_the_other_misses():
-    perfect = judge(TRUTH, say([(1, A, 0, 0.9), (1, B, 1, 0.9), (2, C, 0, 0.9)]), 0.5)
-    half = judge(TRUTH, say([(1, A, 0, 0.9)]), 0.5)
-    # Image 2: F1 1 against 0. Image 1: 1 against 2/3.
-    assert only_one_right(TRUTH, perfect, half) == [(1, 1.0), (0, pytest.approx(1 / 3))]
-    assert only_one_right(TRUTH, half, perfect) == []
-
-
-def test_finding_one_more_at_the_price_of_many_false_is_not_being_right():
-    half = judge(TRUTH, say([(1, A, 0, 0.9)]), 0.5)
-    loud = judge(
-        TRUTH, say([(1, A, 0, 0.9), (1, B, 1, 0.9), *((1, (50, y, 60, y + 9), 0, 0.9) for y in range(9))]), 0.5
+def test_difficult_objects_are_ignored():
+    ground_truth = make_ground_truth([(1, A, 0), (1, B, 1)], difficult=[1])
+    without, with_difficult = (
+        match_predictions(ground_truth, make_predictions([(1, A, 0, 0.9)]), 0.5),
+        match_predictions(ground_truth, make_predictions([(1, A, 0, 0.9), (1, B, 1, 0.9)]), 0.5),
     )
-    assert only_one_right(TRUTH, loud, half) == []
+    assert image_f1(ground_truth, without)[0] == image_f1(ground_truth, with_difficult)[0] == 1.0
+    assert [reason.boxes for _, reason in worst_misses(ground_truth, {"without": without})] == []
 
 
-def test_the_worst_miss_is_large_and_clear_and_has_nothing_near():
+def test_images_won_by_finding_what_the_other_run_misses():
+    perfect = match_predictions(GROUND_TRUTH, make_predictions([(1, A, 0, 0.9), (1, B, 1, 0.9), (2, C, 0, 0.9)]), 0.5)
+    half = match_predictions(GROUND_TRUTH, make_predictions([(1, A, 0, 0.9)]), 0.5)
+    # Image 2: F1 1 against 0. Image 1: 1 against 2/3.
+    assert images_won(GROUND_TRUTH, perfect, half) == [(1, 1.0), (0, pytest.approx(1 / 3))]
+    assert images_won(GROUND_TRUTH, half, perfect) == []
+
+
+def test_image_is_not_won_with_many_false_positives():
+    half = match_predictions(GROUND_TRUTH, make_predictions([(1, A, 0, 0.9)]), 0.5)
+    noisy = match_predictions(
+        GROUND_TRUTH,
+        make_predictions([(1, A, 0, 0.9), (1, B, 1, 0.9), *((1, (50, y, 60, y + 9), 0, 0.9) for y in range(9))]),
+        0.5,
+    )
+    assert images_won(GROUND_TRUTH, noisy, half) == []
+
+
+def test_worst_miss_is_large_without_overlap_and_without_near_detection():
     overlapping = (1, (0, 0, 10, 9), 1)
-    truth = make_truth([(1, A, 0), overlapping, (1, D, 0), (2, C, 0)])
-    blind = judge(truth, say([]), 0.5)
-    misses = [reason.boxes[0] for _, reason in worst_misses(truth, {"blind": blind})]
-    assert misses == [C, D, A, (0, 0, 10, 9)], "then the smaller, then those that hide each other"
-    near = judge(truth, say([(2, (40, 0, 80, 16), 0, 0.9)]), 0.5)  # IoU .4: 40 * .6 = 24 is still the worst
-    assert next(reason.boxes[0] for _, reason in worst_misses(truth, {"near": near})) == C
-    nearer = judge(truth, say([(2, C, 1, 0.9)]), 0.5)  # there, of another class
-    assert next(reason.boxes[0] for _, reason in worst_misses(truth, {"nearer": nearer})) == D
+    ground_truth = make_ground_truth([(1, A, 0), overlapping, (1, D, 0), (2, C, 0)])
+    blind = match_predictions(ground_truth, make_predictions([]), 0.5)
+    misses = [reason.boxes[0] for _, reason in worst_misses(ground_truth, {"blind": blind})]
+    assert misses == [C, D, A, (0, 0, 10, 9)], "then the smaller, then those that overlap"
+    # IoU .4: 40 * .6 = 24 is still the worst.
+    near = match_predictions(ground_truth, make_predictions([(2, (40, 0, 80, 16), 0, 0.9)]), 0.5)
+    assert next(reason.boxes[0] for _, reason in worst_misses(ground_truth, {"near": near})) == C
+    nearer = match_predictions(ground_truth, make_predictions([(2, C, 1, 0.9)]), 0.5)  # detected as another class
+    assert next(reason.boxes[0] for _, reason in worst_misses(ground_truth, {"nearer": nearer})) == D
 
 
-def test_a_miss_names_all_who_miss_it_and_runs_take_turns():
-    outcomes = {"blind": judge(TRUTH, say([]), 0.5), "half": judge(TRUTH, say([(2, C, 0, 0.9), (1, A, 0, 0.9)]), 0.5)}
-    misses = list(worst_misses(TRUTH, outcomes))
+def test_miss_names_all_runs_that_miss_it_and_runs_take_turns():
+    matches_per_run = {
+        "blind": match_predictions(GROUND_TRUTH, make_predictions([]), 0.5),
+        "half": match_predictions(GROUND_TRUTH, make_predictions([(2, C, 0, 0.9), (1, A, 0, 0.9)]), 0.5),
+    }
+    misses = list(worst_misses(GROUND_TRUTH, matches_per_run))
     assert [(reason.boxes[0], reason.runs) for _, reason in misses][:2] == [(C, ["blind"]), (B, ["blind", "half"])]
 
 
 @pytest.mark.parametrize(
-    ("box", "label", "words"),
+    ("box", "label", "text"),
     [
-        ((60, 60, 70, 70), 0, "nothing is there"),
-        (A, 0, "a second box on an object that is found already"),
-        (A, 1, "there is a"),
-        ((0, 0, 10, 4), 0, "the object lies otherwise, IoU .40"),
-        ((0, 0, 10, 4), 1, "only a is near, IoU .40"),
+        ((60, 60, 70, 70), 0, "no object there"),
+        (A, 0, "duplicate of a detected object"),
+        (A, 1, "the object is a"),
+        ((0, 0, 10, 4), 0, "poorly localised, IoU .40"),
+        ((0, 0, 10, 4), 1, "nearest object is a, IoU .40"),
     ],
 )
-def test_what_is_there_instead(box, label: int, words: str):
-    assert explain(TRUTH, Mistake(0, tuple(map(float, box)), label, 0.9)) == words
-    assert explain(make_truth([]), Mistake(0, tuple(map(float, box)), label, 0.9)) == "nothing is there"
+def test_explain_false_positive(box, label: int, text: str):
+    detection = FalsePositive(0, tuple(map(float, box)), label, 0.9)
+    assert explain_false_positive(GROUND_TRUTH, detection) == text
+    assert explain_false_positive(make_ground_truth([]), detection) == "no object there"
 
 
-def test_mistakes_surest_first_runs_in_turn():
-    loud = judge(TRUTH, say([(1, D, 0, 0.6), (3, D, 1, 0.95)]), 0.5)
-    calm = judge(TRUTH, say([(2, D, 0, 0.55)]), 0.5)
+def test_false_positives_by_score_runs_in_turn():
+    noisy = match_predictions(GROUND_TRUTH, make_predictions([(1, D, 0, 0.6), (3, D, 1, 0.95)]), 0.5)
+    calm = match_predictions(GROUND_TRUTH, make_predictions([(2, D, 0, 0.55)]), 0.5)
     found = [
-        (image, reason.runs, reason.score) for image, reason in surest_mistakes(TRUTH, {"loud": loud, "calm": calm})
+        (image, reason.runs, reason.score)
+        for image, reason in top_false_positives(GROUND_TRUTH, {"noisy": noisy, "calm": calm})
     ]
-    assert found == [(2, ["loud"], 0.95), (1, ["calm"], 0.55), (0, ["loud"], 0.6)]
+    assert found == [(2, ["noisy"], 0.95), (1, ["calm"], 0.55), (0, ["noisy"], 0.6)]
 
 
-def test_chosen_pictures_are_each_there_once_with_all_reasons():
-    said = {
-        "right": say([(1, A, 0, 0.9), (1, B, 1, 0.9), (2, C, 0, 0.9)]),
-        "wrong": say([(1, A, 0, 0.9), (3, D, 1, 0.9)]),
+def test_each_picture_is_chosen_once_with_all_reasons():
+    predictions = {
+        "right": make_predictions([(1, A, 0, 0.9), (1, B, 1, 0.9), (2, C, 0, 0.9)]),
+        "wrong": make_predictions([(1, A, 0, 0.9), (3, D, 1, 0.9)]),
     }
-    choices = choose_pictures(TRUTH, said, {"right": 0.5, "wrong": 0.5}, count=3, num_sampled=1, seed=0)
+    choices = choose_pictures(GROUND_TRUTH, predictions, {"right": 0.5, "wrong": 0.5}, count=3, num_sampled=1, seed=0)
     assert sorted(choice.image_id for choice in choices) == [1, 2, 3]
     kinds = {choice.image_id: [(reason.kind, reason.runs) for reason in choice.reasons] for choice in choices}
     assert ("pair", ["right", "wrong"]) in kinds[2]
@@ -143,16 +154,17 @@ def test_chosen_pictures_are_each_there_once_with_all_reasons():
     assert pair.boxes == [C]
 
 
-def test_nothing_to_choose_from():
-    nothing = make_truth([], image_ids=())
+def test_choose_pictures_without_images_or_objects():
+    nothing = make_ground_truth([], image_ids=())
     assert choose_pictures(nothing, {}, {}, 40, 8, 0) == []
-    assert choose_pictures(nothing, {"run": say([])}, {"run": 0.5}, 40, 8, 0) == []
-    assert len(choose_pictures(make_truth([]), {"run": say([])}, {"run": 0.5}, 40, 8, 0)) == 3, "the sample"
+    assert choose_pictures(nothing, {"run": make_predictions([])}, {"run": 0.5}, 40, 8, 0) == []
+    sample = choose_pictures(make_ground_truth([]), {"run": make_predictions([])}, {"run": 0.5}, 40, 8, 0)
+    assert len(sample) == 3
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 12), num_sampled=st.integers(0, 6))
-def test_never_more_than_asked_for_never_twice(seed: int, count: int, num_sampled: int):
+def test_at_most_count_pictures_and_none_twice(seed: int, count: int, num_sampled: int):
     random = np.random.default_rng(seed)
     ids = tuple(range(5, 5 + int(random.integers(1, 15))))
     boxes = random.integers(0, 60, (40, 2))
@@ -161,12 +173,14 @@ def test_never_more_than_asked_for_never_twice(seed: int, count: int, num_sample
         for box in boxes.tolist()
         for box in [np.array(box)]
     )
-    truth = make_truth(objects, ids)
-    said = {
-        name: say([(i, b, label, float(random.random())) for i, b, label in objects if random.random() < 0.7])
+    ground_truth = make_ground_truth(objects, ids)
+    predictions = {
+        name: make_predictions(
+            [(i, b, label, float(random.random())) for i, b, label in objects if random.random() < 0.7]
+        )
         for name in ("x", "y", "z")
     }
-    choices = choose_pictures(truth, said, dict.fromkeys(said, 0.4), count, num_sampled, seed)
+    choices = choose_pictures(ground_truth, predictions, dict.fromkeys(predictions, 0.4), count, num_sampled, seed)
     chosen = [choice.image_id for choice in choices]
     assert len(chosen) == len(set(chosen)) <= min(count, len(ids))
     assert set(chosen) <= set(ids)
@@ -175,7 +189,9 @@ def test_never_more_than_asked_for_never_twice(seed: int, count: int, num_sample
         for reason in choice.reasons:
             if reason.kind == "pair":
                 f1 = {
-                    run: image_f1(truth, judge(truth, said[run], 0.4))[ids.index(choice.image_id)]
+                    run: image_f1(ground_truth, match_predictions(ground_truth, predictions[run], 0.4))[
+                        ids.index(choice.image_id)
+                    ]
                     for run in reason.runs
                 }
                 assert f1[reason.runs[0]] > f1[reason.runs[1]]

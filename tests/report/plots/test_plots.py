@@ -1,4 +1,4 @@
-"""Plots as geometry, against places worked out by hand."""
+"""Geometry of the plots, compared with positions computed by hand."""
 
 import math
 import re
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from made_up import make_results
 
 from zoo.report.entries import find_entries
-from zoo.report.plots.axes import Line, Mark, nice_range, spread_labels, thin_out, trace
-from zoo.report.plots.bars import ERRORS, error_plot, time_plots
+from zoo.report.plots.axes import Line, Mark, nice_range, simplify_curve, spread_labels, svg_path
+from zoo.report.plots.bars import MAIN_ERRORS, error_plot, time_plots
 from zoo.report.plots.curves import precision_recall_plots, reliability_plots
 from zoo.report.plots.files import collect_plots, render_plots
 from zoo.report.plots.pareto import find_pareto_points, pareto_front, pareto_plot
@@ -25,9 +25,9 @@ def numbers(path: str) -> list[float]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=12))
-def test_a_trace_goes_through_all_its_points(points):
+def test_svg_path_goes_through_all_points(points):
     rounded = [(x / 2, y / 2) for x, y in points]
-    corners = [tuple(numbers(corner)) for corner in trace(rounded).removeprefix("M").split("L")]
+    corners = [tuple(numbers(corner)) for corner in svg_path(rounded).removeprefix("M").split("L")]
     assert corners[0] == rounded[0]
     assert corners[-1] == rounded[-1]
     for x, y in rounded:
@@ -42,28 +42,28 @@ def test_a_trace_goes_through_all_its_points(points):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.sampled_from([0.0, 0.2, 3.0]))
-def test_a_thinned_curve_passes_all_its_points(heights, slack):
+def test_simplified_curve_is_within_tolerance(heights, tolerance):
     points = [(float(x), y / 3) for x, y in enumerate(heights)]
-    kept = thin_out(points, slack)
+    kept = simplify_curve(points, tolerance)
     assert (kept[0], kept[-1]) == (points[0], points[-1])
     assert set(kept) <= set(points)
     for x, y in points:
         x0, y0 = next(corner for corner in reversed(kept) if corner[0] <= x)
         x1, y1 = next(corner for corner in kept if corner[0] >= x)
         between = y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-        assert abs(between - y) <= slack + 1e-9
+        assert abs(between - y) <= tolerance + 1e-9
 
 
-def test_a_thinned_curve_is_much_shorter_and_keeps_steps():
+def test_simplified_curve_has_fewer_points_and_keeps_steps():
     bow = [(float(x), 300 - 200 * (x / 100) ** 8) for x in range(101)]
-    assert 5 < len(thin_out(bow, 0.2)) < 35
+    assert 5 < len(simplify_curve(bow, 0.2)) < 35
     stairs = [(0.0, 0.0), (1.0, 0.0), (1.0, 5.0), (2.0, 5.0)]
-    assert thin_out(stairs, 0.2) == stairs
-    assert thin_out([], 0.2) == []
+    assert simplify_curve(stairs, 0.2) == stairs
+    assert simplify_curve([], 0.2) == []
 
 
-def test_a_level_curve_is_two_points():
-    assert trace([(float(x), 5.0) for x in range(100)]) == "M0 5L99 5"
+def test_svg_path_of_a_horizontal_line_has_two_points():
+    assert svg_path([(float(x), 5.0) for x in range(100)]) == "M0 5L99 5"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_level_curve_is_two_points():
         (0.5, 0.5, [0.5, 0.5002]),
     ],
 )
-def test_ranges_end_at_round_numbers(low: float, high: float, ticks: list[float]):
+def test_nice_range_ends_at_round_numbers(low: float, high: float, ticks: list[float]):
     assert nice_range(low, high, 6) == pytest.approx(ticks)
 
 
@@ -87,14 +87,14 @@ def test_labels_do_not_cover_each_other():
     assert places[-1] <= 300
 
 
-def test_the_front():
+def test_pareto_front():
     # AP .61 .60 .52 .50 .41 .33 .21 at 29 52 88 140 11 900 31 ms
     points = find_pareto_points(find_entries(make_results(7)))
     assert [point.label for point in pareto_front(points)] == ["YOLOv1", "Faster R-CNN"]
     assert [point.latency.high for point in points[:2]] == pytest.approx([29 * 1.2, 52 * 1.2])
 
 
-def test_level_ones_are_not_both_on_the_front():
+def test_of_equal_points_only_the_better_is_on_the_front():
     results = make_results(3)
     for run, ap in zip(results.runs, (0.5, 0.5, 0.6), strict=True):
         run.metrics["AP"] = ap
@@ -104,7 +104,7 @@ def test_level_ones_are_not_both_on_the_front():
     assert [s.label for s in pareto_front(find_pareto_points(find_entries(results)))] == ["Faster R-CNN", "CornerNet"]
 
 
-def test_points_of_the_front_plot_lie_where_they_belong():
+def test_positions_in_the_pareto_plot():
     results = make_results(2)
     for run, ms, ap in zip(results.runs, (10.0, 40.0), (0.4, 0.6), strict=True):
         run.cost.timings = [Timing(1, "total", ms, 2 * ms)]
@@ -124,7 +124,7 @@ def test_points_of_the_front_plot_lie_where_they_belong():
     assert far == pytest.approx(plot.left + (plot.right - plot.left) * 20 / end, abs=0.1)
 
 
-def test_names_in_the_front_plot_cover_no_point_and_no_other_name():
+def test_labels_in_the_pareto_plot_cover_no_point_and_no_other_label():
     plot = pareto_plot(find_entries(make_results(7)))
     assert plot is not None
     boxes = []
@@ -140,7 +140,7 @@ def test_names_in_the_front_plot_cover_no_point_and_no_other_name():
             assert x2 <= a1 or a2 <= x1 or y2 <= b1 or b2 <= y1
 
 
-def test_without_latency_or_rivals_there_is_no_front():
+def test_no_pareto_plot_without_latency_or_with_one_entry():
     results = make_results(2)
     for run in results.runs:
         run.cost.timings, run.cost.ms_per_image = [], None
@@ -152,7 +152,7 @@ def test_bars_of_errors_share_one_scale():
     entries = find_entries(make_results(3))
     plot = error_plot(entries)
     assert plot is not None
-    lost = [run.analysis.errors[kind] for kind in (*ERRORS, "FP", "FN") for entry in entries for run in entry.runs]
+    lost = [run.analysis.errors[kind] for kind in (*MAIN_ERRORS, "FP", "FN") for entry in entries for run in entry.runs]
     ratios = [bar.width / value for bar, value in zip(plot.bars, lost, strict=True)]
     assert max(ratios) - min(ratios) < 0.05 * max(ratios)
     assert max(bar.width for bar in plot.bars) == 62
@@ -161,7 +161,7 @@ def test_bars_of_errors_share_one_scale():
     assert error_plot(entries) is None
 
 
-def test_bars_of_time_stand_end_to_end():
+def test_time_bars_are_stacked_end_to_end():
     entries = find_entries(make_results(2))
     plots = time_plots(entries)
     assert list(plots) == [1, 8, 32]
@@ -201,7 +201,7 @@ def test_curves_with_undefined_points_are_left_out():
     assert precision_recall_plots(find_entries(results), results.classes) == []
 
 
-def test_reliability_lies_on_the_diagonal_where_scores_are_honest():
+def test_reliability_of_calibrated_scores_is_on_the_diagonal():
     results = make_results(1)
     calibration = results.runs[0].analysis.calibration
     assert calibration is not None
@@ -210,14 +210,14 @@ def test_reliability_lies_on_the_diagonal_where_scores_are_honest():
     low, high, none = plot.lines[0].marks
     assert (low.x - plot.left) == pytest.approx(plot.bottom - low.y) == pytest.approx((plot.right - plot.left) / 4)
     assert (high.x - plot.left) == pytest.approx(plot.bottom - high.y)
-    assert (low.radius / high.radius) == pytest.approx(2, rel=0.05), "areas go by numbers"
+    assert (low.radius / high.radius) == pytest.approx(2, rel=0.05), "areas are proportional to counts"
     assert none.radius > 0
     results.runs[0].analysis.calibration = None
     assert reliability_plots(find_entries(results)) == []
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_files_are_whole_and_hold_what_the_page_holds(seeds: tuple[int, ...]):
+def test_plot_files_are_valid_and_complete(seeds: tuple[int, ...]):
     results = make_results(seeds=seeds)
     files = render_plots(results)
     assert {
@@ -239,7 +239,7 @@ def test_files_are_whole_and_hold_what_the_page_holds(seeds: tuple[int, ...]):
         assert "url(" not in text
 
 
-def test_names_stay_text_in_files():
+def test_names_are_escaped_in_plot_files():
     results = make_results(2)
     for run in results.runs:
         run.model = f'"><script>{run.model}'
@@ -248,7 +248,7 @@ def test_names_stay_text_in_files():
         ElementTree.fromstring(text)
 
 
-def test_marks_tell(results):
+def test_tooltip_of_a_pareto_point(results):
     plot = pareto_plot(find_entries(make_results(2)))
     assert plot is not None
     assert plot.lines[0].marks[0].text == ("Faster R-CNN: AP .610 [.57, .64], 29 ms, 95% within 34.8 ms, on the front")

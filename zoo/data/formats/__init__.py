@@ -1,1 +1,1 @@
-"""Readers and writers of annotation formats; recognising a format."""
+"""Annotation formats: readers, writers, and recognition of the format."""

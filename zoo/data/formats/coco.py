@@ -1,11 +1,10 @@
-"""COCO's json, in and out.
+"""Read and write detection annotations in COCO's json format.
 
-Only what detection needs is decoded: msgspec walks over polygons without making a Python object of them, and the typed
-records it leaves are turned into columns at once.
+Only the fields for detection are decoded: msgspec skips polygons without creating Python objects, and its typed records
+are converted to columns.
 """
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,15 +18,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.raw import Complain, Place, RawSplit, refuse, same_record, select_valid_boxes
+from zoo.data.formats.raw import OnError, Place, RawSplit, raise_error, same_record, select_valid_boxes
 from zoo.data.images import load_image
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.files import write_atomically
 from zoo.types import Image
 
 Record = TypeVar("Record", bound=msgspec.Struct)
-# what the columns of a table hold
+# ranges of the integer columns of a table
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -51,7 +51,7 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: int | bool | None = None
-    difficult: int | bool | None = None  # not COCO's; our writer keeps VOC's marker in it
+    difficult: int | bool | None = None  # not in COCO; `write_coco` stores VOC's flag here
 
 
 class _File(msgspec.Struct, gc=False):
@@ -62,18 +62,18 @@ class _File(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True)
 class Coco(Source):
-    """One split in COCO's format.
+    """One split in COCO format.
 
     Args:
-        annotations: the json file, such as `annotations/instances_train2017.json`.
-        images: the folder that its file names are relative to.
+        annotations: json file, such as `annotations/instances_train2017.json`.
+        images: folder that the file names are relative to.
     """
 
     annotations: str
     images: str
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """See `Source.read`; the classes are always the file's own."""
+        """See `Source.read`; the classes are always those of the file."""
         table = read_coco(self.annotations, self.images, strict=strict)
         check_files(table.paths(), self.annotations)
         return table
@@ -84,56 +84,56 @@ class Coco(Source):
 
 
 def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool = False) -> AnnotationTable:
-    """Reads a COCO json without looking for the images.
+    """Reads a COCO json file without checking that the images exist.
 
-    Categories become labels 0..C-1 in the order of their ids; `class_ids` leads back. `area` defaults to the box's,
-    `iscrowd` to 0, `info` and `licenses` are not looked at.
+    Categories become labels 0..C-1 in the order of their ids, which `class_ids` keeps. `area` defaults to the area of
+    the box, `iscrowd` to 0; `info` and `licenses` are ignored.
 
     Args:
-        annotations: the json file.
-        images: the folder that file names are relative to.
-        strict: bad boxes (no area, reversed, NaN, outside the image) are errors; else one warning counts them.
+        annotations: json file.
+        images: folder that the file names are relative to.
+        strict: raise an error for bad boxes (no area, reversed, NaN, outside the image) instead of a warning.
 
     Raises:
-        InputError: missing or broken json, a required key that is absent or of a wrong type, duplicate ids or names, an
-            annotation of an unknown image or category, bad boxes under `strict`.
+        InputError: the file is missing or not valid json; a required key is missing or of a wrong type; ids or category
+            names are not unique; an annotation has an unknown image or category; a box is bad, with `strict`.
     """
-    raw = parse_coco(annotations, images, refuse)
+    raw = parse_coco(annotations, images, raise_error)
     _require_unique(raw.class_ids, "category id", annotations)
     _require_unique(raw.classes, "category name", annotations)
-    once = _without_repetitions(raw, annotations, strict)
-    sizeless = np.flatnonzero((raw.widths <= 0) | (raw.heights <= 0))
-    if len(sizeless):
-        raise InputError("width and height must be positive", annotations, f"image id {raw.image_ids[sizeless[0]]}")
+    unique = _unique_images(raw, annotations, strict)
+    without_size = np.flatnonzero((raw.widths <= 0) | (raw.heights <= 0))
+    if len(without_size):
+        raise InputError("width and height must be positive", annotations, f"image id {raw.image_ids[without_size[0]]}")
     _require_unique(raw.annotation_ids, "annotation id", annotations)
-    _require_known(raw.image_index, raw.image_word, raw.object_place, "image", annotations)
-    _require_known(raw.labels, raw.class_word, raw.object_place, "category", annotations)
-    return raw.table(once, select_valid_boxes(raw, strict))
+    _require_known(raw.image_index, raw.annotated_image, raw.object_place, "image", annotations)
+    _require_known(raw.labels, raw.annotated_class, raw.object_place, "category", annotations)
+    return raw.table(unique, select_valid_boxes(raw, strict))
 
 
-def parse_coco(annotations: str | Path, images: str | Path, complain: Complain) -> RawSplit:
-    """What a COCO json says, true or not; the classes are in the order of their ids.
+def parse_coco(annotations: str | Path, images: str | Path, on_error: OnError) -> RawSplit:
+    """Parses a COCO json file without validation; classes are in the order of their ids.
 
     Args:
-        annotations: the json file.
-        images: the folder that file names are relative to.
-        complain: told of each record that lacks something; the record is then left out.
+        annotations: json file.
+        images: folder that the file names are relative to.
+        on_error: called with the error for each record with missing or invalid fields; the record is then skipped.
 
     Raises:
-        InputError: a missing file, broken json, or json without the three lists.
+        InputError: the file is missing, not valid json, or without the lists `images`, `annotations`, `categories`.
     """
-    content = _decode(annotations, complain)
+    content = _decode(annotations, on_error)
     categories = sorted(content.categories, key=attrgetter("id"))
     class_ids = _column(categories, "id", np.int64)
     image_ids = _column(content.images, "id", np.int64)
     rows = content.annotations
     ids = _column(rows, "id", np.int64)
-    said_images, said_classes = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
+    object_image_ids, object_class_ids = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
     flat = chain.from_iterable(map(attrgetter("bbox"), rows))
-    boxes = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)  # corner and size
-    with np.errstate(invalid="ignore"):  # a size of 0 times one without end
+    boxes = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)  # x, y, width, height
+    with np.errstate(invalid="ignore"):  # 0 * inf
         own_areas = boxes[:, 2] * boxes[:, 3]
-        boxes[:, 2:] += boxes[:, :2]  # in place: a split of COCO's size has 28 MB of them
+        boxes[:, 2:] += boxes[:, :2]  # in place: 28 MB for a split of the size of COCO
     areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
     file = str(annotations)
     return RawSplit(
@@ -146,8 +146,8 @@ def parse_coco(annotations: str | Path, images: str | Path, complain: Complain) 
         folders=(str(images),),
         folder_ids=np.zeros(len(image_ids), np.int64),
         annotation_files=(),
-        image_index=_positions(said_images, image_ids),
-        labels=_positions(said_classes, class_ids),
+        image_index=_positions(object_image_ids, image_ids),
+        labels=_positions(object_class_ids, class_ids),
         boxes=boxes,
         areas=np.where(np.isnan(areas), own_areas, areas),
         iscrowd=_flags(rows, "iscrowd"),
@@ -155,19 +155,19 @@ def parse_coco(annotations: str | Path, images: str | Path, complain: Complain) 
         annotation_ids=ids,
         image_place=lambda index: (file, f"image id {image_ids[index]}"),
         object_place=lambda row: (file, f"annotation id {ids[row]}"),
-        image_word=lambda row: str(said_images[row]),
-        class_word=lambda row: str(said_classes[row]),
+        annotated_image=lambda row: str(object_image_ids[row]),
+        annotated_class=lambda row: str(object_class_ids[row]),
         has_ids=True,
     )
 
 
 def write_coco(table: AnnotationTable, path: str | Path) -> None:
-    """Writes a table as COCO json; reading it again gives the same table (but for the folder of the images).
+    """Writes a table as COCO json; reading it returns the same table, except for the image folder.
 
-    `difficult` is kept as an extra key of the annotations that have it set.
+    Annotations of difficult objects get an extra key `difficult`.
 
     Raises:
-        InputError: two images of the same file name, from different folders.
+        InputError: two images from different folders have the same file name.
     """
     names = [table.file_name(index) for index in range(len(table))]
     _require_unique(names, "file name", path)
@@ -196,17 +196,13 @@ def write_coco(table: AnnotationTable, path: str | Path) -> None:
         {"id": class_id, "name": name} for class_id, name in zip(table.class_ids.tolist(), table.classes, strict=True)
     ]
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(msgspec.json.encode(content))
-    os.replace(partial, path)
+    write_atomically(Path(path), msgspec.json.encode(content))
 
 
 def _exact_sizes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T, 4] edges -> [T, 2] widths and heights that give the far edges back when they are added to the near ones.
+    """Widths and heights [T, 2] of boxes [T, 4] for which x1 + width == x2 and y1 + height == y2 exactly.
 
-    x1 + (x2 - x1) may miss x2 by one rounding; the neighbouring size then hits it.
+    x1 + (x2 - x1) may differ from x2 by one rounding; the next larger or smaller float is then exact.
     """
     near, far = boxes[:, :2], boxes[:, 2:]
     sizes = far - near
@@ -216,7 +212,7 @@ def _exact_sizes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return sizes
 
 
-def _decode(path: str | Path, complain: Complain) -> _File:
+def _decode(path: str | Path, on_error: OnError) -> _File:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -226,11 +222,11 @@ def _decode(path: str | Path, complain: Complain) -> _File:
     try:
         return msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # slow, but it knows the line, and unlike the standard it lets NaN pass, which json.dump writes
-        return _decode_slowly(data, path, complain)
+        # Slower, but reports the line, and accepts NaN, which json.dump writes although it is not valid json.
+        return _decode_slowly(data, path, on_error)
 
 
-def _decode_slowly(data: bytes, path: str | Path, complain: Complain) -> _File:
+def _decode_slowly(data: bytes, path: str | Path, on_error: OnError) -> _File:
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
@@ -239,62 +235,60 @@ def _decode_slowly(data: bytes, path: str | Path, complain: Complain) -> _File:
     except UnicodeDecodeError as error:
         place = f"byte {error.start}"
         raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, place) from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise InputError(f"json does not parse: {error}", path) from None
     except RecursionError:
-        raise InputError("json does not parse: lists in lists, too deep; annotations are flat", path) from None
+        raise InputError("json does not parse: lists are nested too deeply", path) from None
     if not isinstance(content, dict):
         raise InputError("expected an object with `images`, `annotations` and `categories`", path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise InputError(f"expected a list `{key}`; is this a file of detection annotations?", path)
+            raise InputError(f"expected a list `{key}`; give a file of detection annotations", path)
     return _File(
-        images=_convert(content["images"], _Image, "images", path, complain),
-        annotations=_convert(content["annotations"], _Annotation, "annotations", path, complain),
-        categories=_convert(content["categories"], _Category, "categories", path, complain),
+        images=_convert(content["images"], _Image, "images", path, on_error),
+        annotations=_convert(content["annotations"], _Annotation, "annotations", path, on_error),
+        categories=_convert(content["categories"], _Category, "categories", path, on_error),
     )
 
 
-def _convert(
-    values: list[object], record: type[Record], key: str, path: str | Path, complain: Complain
-) -> list[Record]:
+def _convert(values: list[object], record: type[Record], key: str, path: str | Path, on_error: OnError) -> list[Record]:
     records = []
     for number, value in enumerate(values):
         try:
             converted = msgspec.convert(value, record)
-            msgspec.json.encode(converted)  # unlike the fast decoder, json.loads lets half a character pass ("\ud800")
+            msgspec.json.encode(converted)  # json.loads accepts lone surrogates ("\ud800"), msgspec does not
         except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
             reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
             known = f" (id {value['id']!a})" if isinstance(value, dict) and "id" in value else ""
-            complain(InputError(reason, path, f"{key}[{number}]{known}"))
+            on_error(InputError(reason, path, f"{key}[{number}]{known}"))
             continue
         records.append(converted)
     return records
 
 
-def _without_repetitions(raw: RawSplit, path: str | Path, strict: bool) -> NDArray[np.bool_]:
-    """[N], the first image of each id.
+def _unique_images(raw: RawSplit, path: str | Path, strict: bool) -> NDArray[np.bool_]:
+    """Mask [N] of the first image of each id.
 
-    The same record said twice (merged files have that) does no harm once it is counted once; two different images
-    of one id cannot be told apart.
+    Identical records with the same id (which occur in merged files) are counted once. Different images with the same id
+    are an error, since the image of an annotation is then ambiguous.
 
     Raises:
-        InputError: two different records of one id; under `strict`, any repetition.
+        InputError: two different records have the same id; with `strict`, any id is not unique.
     """
     first = _positions(raw.image_ids, raw.image_ids)
-    once = first == np.arange(len(raw))
-    again = np.flatnonzero(~once)
-    if not len(again):
-        return once
+    unique = first == np.arange(len(raw))
+    duplicates = np.flatnonzero(~unique)
+    if not len(duplicates):
+        return unique
     image_id, count = Counter(raw.image_ids.tolist()).most_common(1)[0]
-    if strict or not all(same_record(raw, int(index), int(first[index])) for index in again):
+    if strict or not all(same_record(raw, int(index), int(first[index])) for index in duplicates):
         raise InputError(f"image id {image_id} occurs {count} times; each must be unique", path)
     warnings.warn(
-        f"{path}: {len(again)} images are listed again, such as id {image_id}; each counts once",
+        f"{path}: {len(duplicates)} images are listed again, such as id {image_id}; each is used once",
         DataWarning,
         stacklevel=3,
     )
-    return once
+    return unique
 
 
 def _column(records: Sequence[msgspec.Struct], key: str, dtype: type[np.generic]) -> NDArray:
@@ -314,20 +308,20 @@ def _require_unique(values: Sequence[int] | Sequence[str] | NDArray[np.int64], w
 
 
 def _require_known(
-    positions: NDArray[np.int64], word: Callable[[int], str], place: Callable[[int], Place], what: str, path: str | Path
+    positions: NDArray[np.int64], name: Callable[[int], str], place: Callable[[int], Place], what: str, path: str | Path
 ) -> None:
     unknown = np.flatnonzero(positions < 0)
     if len(unknown):
         row = int(unknown[0])
         raise InputError(
-            f"{what} {word(row)} is not among the file's {what} ids ({len(unknown)} such annotations)",
+            f"{what} {name(row)} is not among the file's {what} ids ({len(unknown)} such annotations)",
             path,
             place(row)[1],
         )
 
 
 def _positions(wanted: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each wanted id first stands among the known ones; -1 for one that does not."""
+    """Index of the first occurrence of each wanted id among the known ids; -1 for unknown ids."""
     if not len(known):
         return np.full(len(wanted), -1, np.int64)
     order = np.argsort(known, kind="stable")

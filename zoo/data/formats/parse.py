@@ -1,60 +1,60 @@
-"""Any source in its raw form, and the splits of a data set brought together."""
+"""Parse the splits of a data set in any format, and give them a common list of classes."""
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from zoo.data.formats.coco import Coco, parse_coco
-from zoo.data.formats.raw import Complain, RawSplit, raw_from_table
+from zoo.data.formats.raw import OnError, RawSplit, raw_from_table
 from zoo.data.formats.voc import Voc, infer_classes, parse_voc
 from zoo.data.formats.yolo import Yolo, parse_yolo
 from zoo.data.source import Source
 
-LEARNED = ("train", "trainval")
-"""Splits that are learned from."""
+TRAIN_SPLITS = ("train", "trainval")
+"""Names of splits that are used for training."""
 
 
-def parse_splits(sources: Mapping[str, Source], complain: Callable[[str], Complain]) -> dict[str, RawSplit]:
-    """What the files of all splits say, true or not.
+def parse_splits(sources: Mapping[str, Source], on_error: Callable[[str], OnError]) -> dict[str, RawSplit]:
+    """Parses all splits of a data set, without validation.
 
-    As for a DataModule, a list of classes that the first split was given counts where another has none.
+    As in a DataModule, splits without a list of classes use that of the first split, if it has one.
 
     Args:
-        sources: of each split.
-        complain: split -> who is told of what cannot be parsed and is left out.
+        sources: source of each split.
+        on_error: split -> function that is called with the error for every record that cannot be parsed and is skipped.
 
     Raises:
         InputError: a source cannot be read at all.
     """
-    settled: tuple[str, ...] | None = None
+    first_classes: tuple[str, ...] | None = None
     raws: dict[str, RawSplit] = {}
     for number, (split, source) in enumerate(sources.items()):
-        raws[split] = parse_source(source, complain(split), settled)
+        raws[split] = parse_source(source, on_error(split), first_classes)
         if number == 0 and getattr(source, "classes", ()) is not None:
-            settled = raws[split].classes
+            first_classes = raws[split].classes
     return raws
 
 
-def parse_source(source: Source, complain: Complain, classes: tuple[str, ...] | None = None) -> RawSplit:
-    """What the files of one source say; `classes` where it has no list of its own.
+def parse_source(source: Source, on_error: OnError, classes: tuple[str, ...] | None = None) -> RawSplit:
+    """Parses one source, without validation; `classes` is used where it does not define its own.
 
     Raises:
         InputError: the source cannot be read at all.
     """
     match source:
         case Coco():
-            return parse_coco(source.annotations, source.images, complain)
+            return parse_coco(source.annotations, source.images, on_error)
         case Voc():
             names = classes if source.classes is None else tuple(source.classes)
-            return parse_voc(source.roots, source.split, names, complain)
+            return parse_voc(source.roots, source.split, names, on_error)
         case Yolo():
-            return parse_yolo(source.data, source.split, complain)
+            return parse_yolo(source.data, source.split, on_error)
         case _:
             return raw_from_table(source.read())
 
 
 def origin(source: Source) -> str:
-    """The file or folder that a source is read from; its class's name for images that are made in memory."""
+    """File or folder of a source; the name of its class for images that are generated in memory."""
     match source:
         case Coco():
             return source.annotations
@@ -67,22 +67,22 @@ def origin(source: Source) -> str:
 
 
 def distinct_sources(sources: Mapping[str, Source]) -> dict[str, Source]:
-    """Each source once: where `val` and `test` are the same images, they are one split, `val/test`.
+    """Merges splits with equal sources: where `val` and `test` are the same, they become one split `val/test`.
 
-    What is learned from stays apart: that it is measured on as well is a fault, which the doctor has to see.
+    Training splits are never merged with others: evaluating on training images is an error that the doctor reports.
     """
     grouped: dict[tuple[bool, str], tuple[list[str], Source]] = {}
     for split, source in sources.items():
-        key = split in LEARNED, repr(source)  # a source may hold lists, which have no hash
+        key = split in TRAIN_SPLITS, repr(source)  # a source may hold lists, which have no hash
         grouped.setdefault(key, ([], source))[0].append(split)
     return {"/".join(splits): source for splits, source in grouped.values()}
 
 
 def share_classes(raws: Mapping[str, RawSplit], sources: Mapping[str, Source]) -> dict[str, RawSplit]:
-    """The splits with labels of one list of classes: the first split's, and what only others name behind it.
+    """Gives all splits one list of classes: those of the first split, followed by those of the others.
 
-    Where no split of a VOC data set was given a list, each has the names that occur in it; together they may be VOC's
-    twenty, else they are sorted.
+    VOC splits without a list of classes have the class names that occur in them. If no split has a list, the result is
+    VOC's twenty classes where these include all names, else the sorted names.
     """
     names = list(dict.fromkeys(name for raw in raws.values() for name in raw.classes))
     lists = {raw.classes for raw in raws.values()}

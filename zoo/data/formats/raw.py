@@ -1,11 +1,11 @@
-"""A split as its files have it: all that can be parsed, before anything is refused or left out.
+"""Parsed annotations of one split before validation.
 
 Legend:
     N  images listed        T  objects        C  classes
 
-A reader makes an AnnotationTable of it and ends at the first fault; the doctor wants to know them all. Both begin with
-the same parser, which is handed a way to complain: `refuse` ends the reading, a list's `append` lets it go on without
-the record that was no good.
+Readers turn a RawSplit into an AnnotationTable and stop at the first error; the doctor lists all errors. Both use the
+same parsers, which pass every error to a function `on_error`: `raise_error` stops parsing, the `append` of a list
+collects the error, and parsing continues without the record.
 """
 
 from collections.abc import Callable
@@ -22,46 +22,46 @@ from zoo.errors import InputError
 
 
 class ListedTwiceError(InputError):
-    """An image that a split names again."""
+    """A split lists an image more than once."""
 
 
-Complain: TypeAlias = Callable[[InputError], None]
-Place: TypeAlias = tuple[str, str | None]  # a file, and where in it
+OnError: TypeAlias = Callable[[InputError], None]
+Place: TypeAlias = tuple[str, str | None]  # (file, place in the file)
 
 
-def refuse(error: InputError) -> None:
-    """The readers' way to complain: the first fault ends the reading."""
+def raise_error(error: InputError) -> None:
+    """`OnError` of the readers: raises the error."""
     raise error
 
 
 @dataclass(frozen=True, eq=False)
 class RawSplit:
-    """What the files of one split say, true or not.
+    """Content of the annotation files of one split, not validated.
 
     Args:
-        classes: names in the order of the labels; may hold a name twice.
-        class_ids: of the data set; may hold an id twice.
-        image_ids: of the data set; may hold an id twice.
-        widths: pixels as the annotation says; 0 where it does not.
-        heights: as `widths`.
+        classes: class names in the order of the labels; may have duplicates.
+        class_ids: category ids of the data set; may have duplicates.
+        image_ids: image ids of the data set; may have duplicates.
+        widths: pixels, from the annotations; 0 where not given.
+        heights: pixels, from the annotations; 0 where not given.
         file_names: relative to their folder.
-        folders: where image files lie; the empty tuple for images that are made in memory.
-        folder_ids: index into `folders` of each image.
-        annotation_files: the file of each image's own (VOC, YOLO; it may be missing); the empty tuple where one file
-            serves all.
-        image_index: image of each object, its first one where the id occurs twice; -1 for an image that is not listed.
-        labels: 0..C-1; -1 for a class that has no name.
-        boxes: xyxy edges in pixels; in parts of width and height where `relative`.
-        areas: pixels^2 (no meaning where `relative`).
-        iscrowd: COCO's marker.
-        difficult: VOC's marker.
-        annotation_ids: of the data set where `has_ids`, else 1..T.
+        folders: folders of image files; the empty tuple for images that are generated in memory.
+        folder_ids: index into `folders` for each image.
+        annotation_files: annotation file of each image (VOC, YOLO; it may be missing); the empty tuple where all images
+            share a file.
+        image_index: image of each object, the first one where the id has duplicates; -1 for an unknown image.
+        labels: 0..C-1; -1 for an unknown class.
+        boxes: xyxy edges in pixels; fractions of width and height where `relative`.
+        areas: pixels^2 (undefined where `relative`).
+        iscrowd: COCO's flag.
+        difficult: VOC's flag.
+        annotation_ids: annotation ids of the data set where `has_ids`, else 1..T.
         image_place: index -> where the image is listed.
-        object_place: row -> where the object is described.
-        image_word: row -> what the object calls its image.
-        class_word: row -> what the object calls its class.
-        has_ids: whether ids are the data set's own.
-        relative: whether boxes wait for the sizes of their images.
+        object_place: row -> where the object is annotated.
+        annotated_image: row -> id or name of the image, as written in the object's annotation.
+        annotated_class: row -> id or name of the class, as written in the object's annotation.
+        has_ids: whether image and annotation ids are those of the data set.
+        relative: whether boxes are relative to the image size.
     """
 
     classes: tuple[str, ...]
@@ -82,29 +82,29 @@ class RawSplit:
     annotation_ids: Int64[np.ndarray, "T"]
     image_place: Callable[[int], Place]
     object_place: Callable[[int], Place]
-    image_word: Callable[[int], str]
-    class_word: Callable[[int], str]
+    annotated_image: Callable[[int], str]
+    annotated_class: Callable[[int], str]
     has_ids: bool = False
     relative: bool = False
 
     def __len__(self) -> int:
-        """The number of images listed."""
+        """Number of images listed, including duplicates."""
         return len(self.image_ids)
 
     def path(self, index: int) -> Path:
-        """Where the file of an image should lie (just its name, for images that are made in memory)."""
+        """Path of an image file, which may not exist (only its name, for images that are generated in memory)."""
         name = self.file_names[index]
         return Path(self.folders[self.folder_ids[index]], name) if self.folders else Path(name)
 
     def paths(self) -> list[Path]:
-        """Where the files of all images should lie."""
+        """Paths of all image files, which may not exist."""
         return [self.path(index) for index in range(len(self))]
 
     def with_sizes(self, sizes: Int32[np.ndarray, "N 2"]) -> Self:
-        """The same with the size of each image; relative boxes become pixels.
+        """Copy with image sizes; converts relative boxes to pixels.
 
         Args:
-            sizes: (width, height); 0 where nobody knows. Boxes there stay as they are.
+            sizes: (width, height); 0 where unknown. Boxes of those images are not converted.
         """
         boxes, areas = self.boxes, self.areas
         if self.relative:
@@ -115,21 +115,21 @@ class RawSplit:
         return replace(self, widths=sizes[:, 0], heights=sizes[:, 1], boxes=boxes, areas=areas, relative=False)
 
     def with_classes(self, classes: tuple[str, ...], class_ids: Int64[np.ndarray, "C"]) -> Self:
-        """The same with labels that count in another list of classes; those that it lacks become -1."""
+        """Copy with labels that index into another list of classes; classes that it lacks become -1."""
         numbers = {name: number for number, name in enumerate(classes)}
-        new = np.array([*(numbers.get(name, -1) for name in self.classes), -1], np.int64)  # label -1 picks the last
+        new = np.array([*(numbers.get(name, -1) for name in self.classes), -1], np.int64)  # last item: label -1
         return replace(self, classes=classes, class_ids=class_ids, labels=new[self.labels])
 
     def table(self, images: Bool[np.ndarray, "N"], objects: Bool[np.ndarray, "T"]) -> AnnotationTable:
-        """What is left of it.
+        """Builds an AnnotationTable from a part of the split.
 
         Args:
-            images: which to keep.
-            objects: which to keep; those of other images go too.
+            images: mask of images to keep.
+            objects: mask of objects to keep; objects of other images are dropped as well.
         """
         new_index = np.cumsum(images) - 1
-        kept_or_not = np.append(images, False)  # image -1 picks the last
-        objects = objects & kept_or_not[self.image_index] & (self.labels >= 0)
+        is_kept = np.append(images, False)  # last item: image -1
+        objects = objects & is_kept[self.image_index] & (self.labels >= 0)
         return AnnotationTable.from_rows(
             classes=self.classes,
             class_ids=self.class_ids,
@@ -150,7 +150,7 @@ class RawSplit:
 
 
 def same_record(raw: RawSplit, one: int, other: int) -> bool:
-    """Whether two images are listed with the same file and size."""
+    """Whether two listed images have the same file and size."""
     return (
         raw.path(one) == raw.path(other)
         and bool(raw.widths[one] == raw.widths[other])
@@ -159,14 +159,14 @@ def same_record(raw: RawSplit, one: int, other: int) -> bool:
 
 
 def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
-    """Which boxes a reader keeps; one warning counts the others.
+    """Mask of valid boxes; warns once about the others.
 
     Args:
-        raw: with the sizes of its images, and without objects of images that are not listed.
-        strict: the first bad box is an error.
+        raw: split with image sizes and without objects of unknown images.
+        strict: raise an error for the first bad box.
 
     Raises:
-        InputError: a bad box, under `strict`.
+        InputError: there is a bad box, with `strict`.
     """
     bad = find_bad_boxes(raw.boxes, raw.widths[raw.image_index], raw.heights[raw.image_index])
 
@@ -179,7 +179,7 @@ def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
 
 
 def raw_from_table(table: AnnotationTable) -> RawSplit:
-    """The raw form of a split that has no files to be wrong in."""
+    """RawSplit of a table, for sources without annotation files."""
     image_index = np.repeat(np.arange(len(table)), np.diff(table.offsets))
     return RawSplit(
         classes=table.classes,
@@ -200,7 +200,7 @@ def raw_from_table(table: AnnotationTable) -> RawSplit:
         annotation_ids=table.annotation_ids,
         image_place=lambda index: (table.file_name(index), None),
         object_place=lambda row: (table.file_name(int(image_index[row])), f"annotation id {table.annotation_ids[row]}"),
-        image_word=lambda row: str(table.image_ids[image_index[row]]),
-        class_word=lambda row: table.classes[table.labels[row]],
+        annotated_image=lambda row: str(table.image_ids[image_index[row]]),
+        annotated_class=lambda row: table.classes[table.labels[row]],
         has_ids=True,
     )

@@ -1,4 +1,4 @@
-"""Which data set a file or folder is: its splits as sources, without being told the format."""
+"""Recognise the format of a data set and return its splits as sources."""
 
 import os
 import re
@@ -19,71 +19,72 @@ EXPECTED = (
     "expected a COCO json, a VOC folder (JPEGImages, Annotations, ImageSets/Main), a YOLO data.yaml, or a folder with "
     "annotations/*.json, VOC2007 and the like, data.yaml, or images and labels"
 )
-# Bytes of a json that are looked at to see what it is; of a larger file its beginning has to tell.
+# Bytes at the start of a json file that are searched to recognise its format.
 _BEGINNING = 1 << 20
-_USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}  # the later one counts
+# later keys take precedence
+_USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
 _ORDER = ("train", "trainval", "val", "valid", "test", "all")
 
 
 def recognise(data: str | Path) -> dict[str, Source]:
-    """The splits of a data set.
+    """Recognises the format of a data set and returns its splits.
 
-    COCO: a json file, or a folder with `annotations/*.json`, with json files, or with folders that hold one each.
-    VOC: a folder with JPEGImages, Annotations and ImageSets/Main, or a devkit of such (a split is the union of those
-    that have it). YOLO: a data yaml, a folder that holds one, or a folder with `images` and `labels`.
+    COCO: a json file, or a folder with `annotations/*.json`, with json files, or with a json file in each sub-folder.
+    VOC: a folder with JPEGImages, Annotations and ImageSets/Main, or a devkit of such folders (a split is the union of
+    the folders that have it). YOLO: a data yaml, a folder that contains one, or a folder with `images` and `labels`.
 
     Returns:
-        Sources by split, train first and test last. `trainval` is left out where train and val stand beside it.
+        Sources by split, train first and test last; without `trainval` where there are `train` and `val`.
 
     Raises:
-        InputError: there is no such file or folder, or it is none of these.
+        InputError: the path does not exist, or is none of these.
     """
     path = Path(data)
     if not path.exists():
         raise InputError("no such file or folder; " + EXPECTED, path)
-    looks: tuple[Callable[[Path], dict[str, Source]], ...] = (
+    recognisers: tuple[Callable[[Path], dict[str, Source]], ...] = (
         (_coco_folder, _voc_folder, _voc_devkit, _yolo_folder) if path.is_dir() else (_coco_file, _yolo_file)
     )
-    for look in looks:
-        found = look(path)
+    for recogniser in recognisers:
+        found = recogniser(path)
         if found:
             return _in_order(found)
     raise InputError("format is not recognised; " + EXPECTED, path)
 
 
 def is_data_set(data: str | Path) -> bool:
-    """Whether a path holds data itself: a folder, a json, or a YOLO data yaml; other yaml files describe some."""
+    """Whether a path is a data set (a folder, a json file, or a YOLO data yaml) rather than a data configuration."""
     path = Path(data)
-    if not os.path.isfile(path):  # unlike Path's, says no to whatever is too long to be a name
+    if not os.path.isfile(path):  # unlike Path.is_file, returns False for names that are too long
         return os.path.isdir(path)
     return path.suffix == ".json" or (path.suffix in (".yaml", ".yml") and "names" in read_data_file(path)[0])
 
 
 def data_arguments(data: str | Path) -> dict[str, Any]:
-    """What a data file would say of a data set that `recognise` knows: arguments of `DetectionDataModule`.
+    """Arguments of `DetectionDataModule` for a data set that `recognise` can read.
 
-    `trainval` is learned from where there is no `train`.
+    `trainval` is used for training where there is no `train`.
 
     Raises:
-        InputError: it is not recognised, or none of its splits is called train, val or test.
+        InputError: the format is not recognised, or no split is named train, val or test.
     """
     sources = recognise(data)
     used = {split: sources[name] for name, split in _USES.items() if name in sources}
     if not used:
         raise InputError(
-            f"its splits are called {', '.join(sources)}; say in a data file which is train, val and test",
+            f"the splits are {', '.join(sources)}; write a data configuration that sets `train`, `val` and `test`",
             data,
         )
-    described = {
+    arguments = {
         split: {"class_path": f"{type(source).__module__}.{type(source).__name__}", "init_args": vars(source)}
         for split, source in used.items()
     }
     path = Path(data).absolute()
-    return {"name": path.name if path.is_dir() else path.stem, **described}
+    return {"name": path.name if path.is_dir() else path.stem, **arguments}
 
 
 def split_name(stem: str) -> str:
-    """`instances_train2017` -> `train`; `validation` -> `val`; the stem where it says nothing of the kind."""
+    """Split name in a file stem: `instances_train2017` -> `train`, `validation` -> `val`; else the stem itself."""
     words = re.findall(r"trainval|train|valid|val|test", stem.lower())
     return {"valid": "val"}.get(words[-1], words[-1]) if words else stem.removeprefix("instances_")
 
@@ -102,14 +103,14 @@ def _coco_file(path: Path) -> dict[str, Source]:
 def _coco_folder(path: Path) -> dict[str, Source]:
     for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", "*/*.json"):
         found: dict[str, Source] = {}
-        # beside other things, a json has to look more like one
+        # outside of `annotations`, json files of other kinds are more likely
         needed = 1 if pattern.startswith("annotations") else 2
         for file in sorted(file for file in path.glob(pattern) if _is_coco(file, needed)):
             inside = file.parent.name if file.parent not in (path, path / "annotations") else ""
             split = split_name(inside or file.stem)
-            # several files of one split, such as train2014 and train2017: each under its own name
-            own = file.relative_to(path).with_suffix("").as_posix()
-            name = next(name for name in (split, file.stem, inside, own) if name and name not in found)
+            # several files of one split, such as train2014 and train2017, get different names
+            unique = file.relative_to(path).with_suffix("").as_posix()
+            name = next(name for name in (split, file.stem, inside, unique) if name and name not in found)
             found[name] = Coco(str(file), str(_image_folder(file)))
         if found:
             return found
@@ -117,14 +118,15 @@ def _coco_folder(path: Path) -> dict[str, Source]:
 
 
 def _is_coco(path: Path, needed: int) -> bool:
-    """Whether a json looks like detection annotations.
+    """Whether a json file looks like detection annotations.
 
-    A file that is cut off lacks its last key; it counts, since its reader can say more about it than "not recognised".
+    A truncated file without its last keys is accepted, since the reader's error message is more specific than "not
+    recognised".
 
     Args:
-        path: of any file.
-        needed: how many of the keys `images` and `annotations` must be there; one will do in a file of which only the
-            beginning is looked at.
+        path: any file.
+        needed: how many of the keys `images` and `annotations` must be present; one is enough in files of which only
+            the beginning is searched.
     """
     if path.suffix != ".json":
         return False
@@ -135,40 +137,40 @@ def _is_coco(path: Path, needed: int) -> bool:
 
 
 def _image_folder(annotations: Path) -> Path:
-    """The folder, in the usual places, that has the first image which the file names; where none has, the likeliest."""
+    """Image folder of a COCO json: the usual folder with the first image of the file, else the most likely folder."""
     stem = annotations.stem.removeprefix("instances_")
     here, above = annotations.parent, annotations.parent.parent
     split = split_name(stem)
-    places = [above / stem, above / "images" / stem, above / split, above / "images" / split, above / "images"]
-    places += [here / stem, here / split, here / "images" / stem, here / "images", here, above]
+    candidates = [above / stem, above / "images" / stem, above / split, above / "images" / split, above / "images"]
+    candidates += [here / stem, here / split, here / "images" / stem, here / "images", here, above]
     name = _first_image(annotations)
-    for place in places:
-        if name and (place / name).is_file():
-            return place
-    for place in places[:-2]:  # the first image may be the one that is missing
-        if place.is_dir() and any(entry.suffix.lower() in SUFFIXES for entry in place.iterdir()):
-            return place
+    for folder in candidates:
+        if name and (folder / name).is_file():
+            return folder
+    for folder in candidates[:-2]:  # the first image may be missing
+        if folder.is_dir() and any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()):
+            return folder
     return here if here.name != "annotations" else above / stem
 
 
 def _first_image(annotations: Path) -> str | None:
-    """The first file name in a COCO json, from its beginning alone."""
+    """First file name in a COCO json; only the beginning of the file is searched."""
     with annotations.open("rb") as file:
         found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(_BEGINNING))
     try:
         return None if found is None else str(PurePosixPath(msgspec.json.decode(found[1], type=str)))
-    except (msgspec.DecodeError, UnicodeDecodeError):  # the reader can say more about it
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the reader reports the error
         return None
 
 
 def _voc_splits(path: Path) -> list[str]:
-    """Splits of a VOC folder: files in ImageSets/Main, but for those of one class (`cat_train.txt`)."""
+    """Splits of a VOC folder: files in ImageSets/Main except those of a single class (`cat_train.txt`)."""
     if not (path / "Annotations").is_dir() or not (path / "JPEGImages").is_dir():
         return []
     names = [file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")]
     if not names:
         raise InputError(
-            "has Annotations and JPEGImages, but no split; name its images in ImageSets/Main/train.txt", path
+            "has Annotations and JPEGImages, but no split; list its images in ImageSets/Main/train.txt", path
         )
     return [name for name in names if not any(name.endswith(f"_{other}") for other in names)]
 

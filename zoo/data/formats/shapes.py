@@ -1,12 +1,12 @@
-"""A synthetic data set that is always at hand: shapes among clutter, drawn from a seed, in memory.
+"""Synthetic data set of shapes on cluttered backgrounds, drawn in memory from a seed.
 
-It is made to tell detectors apart, and to be learned in a minute or two on a CPU without being solved: six classes that
-differ by outline, at any angle, and lean towards a colour of their own without being told by it; sizes over a decade;
-objects that cover each other; textures that carry no information; backgrounds with gradients, noise and lines;
-look-alikes that count as nothing (ovals, bars, open arcs); and some images without any object.
+Its purpose is to compare detectors: it can be learned in a minute or two on a CPU, but is not solved by then. Six
+classes differ by outline, at any angle; each tends to a hue that alone does not identify it. Sizes span a decade;
+objects occlude each other; textures carry no information; backgrounds have gradients, noise and lines; distractors
+(ovals, bars, open arcs) belong to no class; and some images have no object.
 
-Masks are drawn four times larger than the image, which gives soft edges and boxes on quarter pixels: exact in f32,
-tight around what is to be seen. An object is drawn only if at least `_MIN_VISIBLE` of it can be seen.
+Masks are drawn at four times the resolution of the image, which gives soft edges and boxes on quarter pixels: exact in
+f32, tight around the visible part. An object is drawn only if at least `_MIN_VISIBLE` of it is visible.
 """
 
 import colorsys
@@ -28,14 +28,14 @@ from zoo.types import Image
 
 SHAPE_CLASSES = ("disc", "ring", "square", "triangle", "cross", "star")
 
-_SCALE = 4  # mask pixels for each image pixel
-_MIN_VISIBLE = 0.45  # part of an object
-_SMALLEST, _LARGEST = 8.0, 90.0  # pixels across
+_SCALE = 4  # mask pixels per image pixel
+_MIN_VISIBLE = 0.45  # fraction of an object
+_SMALLEST, _LARGEST = 8.0, 90.0  # diameter in pixels
 _WIDTHS, _HEIGHTS = (128, 160), (112, 136)  # pixels
-_EMPTY = 0.05  # part of the images
+_EMPTY = 0.05  # fraction of images without objects
 _MEAN_OBJECTS = 4.0
-_LOOKALIKES = ("oval", "bar", "arc")
-_HUE_SPREAD = 0.05  # of a class's objects around its own, in turns; neighbours are 1/6 apart
+_DISTRACTORS = ("oval", "bar", "arc")
+_HUE_SPREAD = 0.05  # standard deviation of a class's hue, in turns; adjacent classes are 1/6 apart
 
 Polygon = list[tuple[float, float]]
 
@@ -45,8 +45,8 @@ class Shapes(Source):
     """Synthetic images: image i depends on `seed` and i only, so a smaller set is the start of a larger one.
 
     Args:
-        num_images: how many.
-        seed: another for each split.
+        num_images: number of images.
+        seed: use a different seed for each split.
     """
 
     num_images: int = 1000
@@ -59,16 +59,16 @@ class Shapes(Source):
         return _read(self.num_images, self.seed)
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
-        """See `Source.load_image`; drawn anew each time, in a millisecond or two."""
-        # ids are 1..N in the table that `read` gives, and stay with their image in a selection
+        """See `Source.load_image`; the image is drawn each time, which takes 1 to 2 ms."""
+        # image ids are 1..N, and `AnnotationTable.select` keeps them
         return torch.from_numpy(draw(self.seed, int(table.image_ids[index]) - 1)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The visible mask of one object or look-alike, as large as needed."""
+    """Visible mask of one object or distractor."""
 
-    label: int  # -1 for look-alikes
+    label: int  # -1 for distractors
     top: int  # in mask pixels, a multiple of _SCALE
     left: int
     mask: NDArray[np.bool_]
@@ -79,7 +79,7 @@ class _Part:
 class _Scene:
     width: int
     height: int
-    parts: list[_Part]  # none covers another: masks hold what is visible
+    parts: list[_Part]  # masks do not overlap
 
 
 @cache
@@ -99,9 +99,9 @@ def _read(num_images: int, seed: int) -> AnnotationTable:
 
 
 def draw(seed: int, index: int) -> NDArray[np.uint8]:
-    """Image `index` of the set with this seed: uint8 [H, W, 3]."""
+    """Draws image `index` of the set with this seed: uint8 [H, W, 3]."""
     scene = _scene(np.random.default_rng([seed, index, 0]))
-    rng = np.random.default_rng([seed, index, 1])  # apart from the scene's, so that looks never move a box
+    rng = np.random.default_rng([seed, index, 1])  # separate generator, so that appearance does not change the boxes
     canvas = _background(rng, scene.width, scene.height)
     for part in scene.parts:
         _paint(rng, canvas, part)
@@ -110,7 +110,7 @@ def draw(seed: int, index: int) -> NDArray[np.uint8]:
 
 
 def _scene(rng: Generator) -> _Scene:
-    """What lies where; front things first, what is behind gets what they leave."""
+    """Draws the masks of a scene, front to back: each takes pixels that are still free."""
     width, height = int(rng.integers(*_WIDTHS, endpoint=True)), int(rng.integers(*_HEIGHTS, endpoint=True))
     taken = np.zeros((height * _SCALE, width * _SCALE), bool)
     empty = rng.random() < _EMPTY
@@ -119,30 +119,30 @@ def _scene(rng: Generator) -> _Scene:
     rng.shuffle(labels)
     parts = [part for label in labels if (part := _place(rng, taken, label)) is not None]
     if not empty and not any(part.label >= 0 for part in parts):
-        # look-alikes left no room: begin without them
+        # distractors left no space for an object: draw one object without them
         taken[:] = False
         parts = [part] if (part := _place(rng, taken, 0)) is not None else []
     return _Scene(width, height, parts)
 
 
 def _place(rng: Generator, taken: NDArray[np.bool_], label: int) -> _Part | None:
-    """Draws one thing's mask where enough of it can be seen, and takes the place; None after three attempts."""
-    name = SHAPE_CLASSES[label] if label >= 0 else _LOOKALIKES[rng.integers(len(_LOOKALIKES))]
+    """Places one object or distractor where enough of it is visible and marks its pixels; None after three attempts."""
+    name = SHAPE_CLASSES[label] if label >= 0 else _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
     for _ in range(3):
-        # over a decade, the larger ones more often: a tenth is below 14 pixels, half above 37
+        # large sizes are more frequent: a tenth is below 14 pixels, half above 37
         size = _SMALLEST * (_LARGEST / _SMALLEST) ** (rng.random() ** 0.65)
         mask = _outline(rng, name, size * _SCALE)
         rows, columns = taken.shape
-        # the middle lies in the image, a quarter of the mask may lie outside
+        # the centre is in the image; a quarter of the mask may be outside
         top = int(rng.integers(-mask.shape[0] // 4, max(1, rows - mask.shape[0] * 3 // 4)))
         left = int(rng.integers(-mask.shape[1] // 4, max(1, columns - mask.shape[1] * 3 // 4)))
         top, left = top // _SCALE * _SCALE, left // _SCALE * _SCALE
-        whole = np.count_nonzero(mask)
+        full_area = np.count_nonzero(mask)
         inside = mask[max(0, -top) : rows - top, max(0, -left) : columns - left]
         top, left = max(0, top), max(0, left)
         window = taken[top : top + inside.shape[0], left : left + inside.shape[1]]
         visible = inside & ~window
-        if whole and np.count_nonzero(visible) >= _MIN_VISIBLE * whole:
+        if full_area and np.count_nonzero(visible) >= _MIN_VISIBLE * full_area:
             window |= visible
             return _Part(label, top, left, visible, _tight_box(visible, top, left))
     return None
@@ -159,7 +159,7 @@ def _tight_box(mask: NDArray[np.bool_], top: int, left: int) -> tuple[float, flo
 
 
 def _outline(rng: Generator, name: str, size: float) -> NDArray[np.bool_]:
-    """The mask of one thing, `size` mask pixels across, at a random angle."""
+    """Full mask of a shape of diameter `size` (mask pixels) at a random angle."""
     radius = size / 2
     side = math.ceil(size / _SCALE + 1) * _SCALE
     image = PILImage.new("1", (side, side))
@@ -182,7 +182,7 @@ def _outline(rng: Generator, name: str, size: float) -> NDArray[np.bool_]:
 
 
 def _corners(rng: Generator, name: str) -> Polygon:
-    """Corners of a thing that just fits into the unit circle, at angle 0."""
+    """Corners of a shape inscribed in the unit circle, at angle 0."""
     match name:
         case "square":
             return _on_circle(4)
@@ -206,7 +206,7 @@ def _corners(rng: Generator, name: str) -> Polygon:
 
 
 def _on_circle(count: int, radius: float = 1, shift: float = 0) -> Polygon:
-    """Points at equal distances; `shift` in steps."""
+    """Equally spaced points on a circle; `shift` is in steps."""
     angles = [(number + shift) * 2 * math.pi / count for number in range(count)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
@@ -217,8 +217,8 @@ def _turn(points: Polygon, angle: float) -> Polygon:
 
 
 def _background(rng: Generator, width: int, height: int) -> NDArray[np.float32]:
-    """A gradient between two colours, blotches, and thin lines: f32 [H, W, 3]."""
-    # greyish, where objects are colourful
+    """Background with a gradient, blotches, thin lines and small rectangles: f32 [H, W, 3]."""
+    # greyish, unlike the objects
     corners = rng.uniform(60, 190) + rng.uniform(-25, 25, 3) + rng.uniform(-20, 20, (2, 2, 3))
     blotches = rng.normal(0, rng.uniform(3, 9), (7, 8, 3))
     coarse = np.asarray(
@@ -242,7 +242,7 @@ def _enlarge(grid: NDArray[np.float64], width: int, height: int) -> NDArray[np.f
 
 
 def _object_colour(rng: Generator, label: int) -> NDArray[np.float32]:
-    """Around the hue of its class; a look-alike has any hue, and paler."""
+    """Random colour near the hue of the class; any hue and less saturation for distractors."""
     hue = (label / len(SHAPE_CLASSES) + rng.normal(0, _HUE_SPREAD)) % 1 if label >= 0 else rng.random()
     saturation = rng.uniform(0.5, 1) if label >= 0 else rng.uniform(0.1, 0.6)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.5, 1))
@@ -255,12 +255,12 @@ def _colour(rng: Generator) -> tuple[int, int, int]:
 
 
 def _paint(rng: Generator, canvas: NDArray[np.float32], part: _Part) -> None:
-    """Lays a texture on the canvas where the mask is, softly at its edges."""
+    """Paints a part with a random texture on the canvas, with soft edges."""
     alpha = _shrink(part.mask)[:, :, None]
     top, left = part.top // _SCALE, part.left // _SCALE
     window = canvas[top : top + alpha.shape[0], left : left + alpha.shape[1]]
     alpha = alpha[: window.shape[0], : window.shape[1]]
-    # at least this far from what lies below, in the sum of the channels: never invisible, seldom glaring
+    # differs from the background by at least 75 in the sum of the channels, so that every object is visible
     below = window.mean((0, 1))
     colour = _object_colour(rng, part.label)
     while np.abs(colour - below).sum() < 75:
@@ -270,18 +270,18 @@ def _paint(rng: Generator, canvas: NDArray[np.float32], part: _Part) -> None:
 
 
 def _shrink(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How much of each pixel of the image a mask covers: f32 in 0..1."""
+    """Fraction of each image pixel that a mask covers: f32 in 0..1."""
     rows, columns = (length + -length % _SCALE for length in mask.shape)
-    whole = np.zeros((rows, columns), np.uint8)
-    whole[: mask.shape[0], : mask.shape[1]] = mask
-    # A cell of 4x4 mask pixels makes one of the image. Adding slices is much faster than a mean over short axes.
-    lines = whole[:, 0::_SCALE] + whole[:, 1::_SCALE] + whole[:, 2::_SCALE] + whole[:, 3::_SCALE]
+    padded = np.zeros((rows, columns), np.uint8)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    # 4x4 mask pixels are one image pixel. Adding slices is much faster than a mean over short axes.
+    lines = padded[:, 0::_SCALE] + padded[:, 1::_SCALE] + padded[:, 2::_SCALE] + padded[:, 3::_SCALE]
     cells = lines[0::_SCALE] + lines[1::_SCALE] + lines[2::_SCALE] + lines[3::_SCALE]
     return cells.astype(np.float32) / _SCALE**2
 
 
 def _pattern(rng: Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Plain, shaded, striped, or speckled: f32 [height, width] in about -1..1."""
+    """Random texture (plain, gradient, stripes or noise): f32 [height, width] in about -1..1."""
     kind = rng.integers(4)
     if kind == 0:
         return np.zeros((height, width), np.float32)

@@ -1,4 +1,4 @@
-"""PASCAL VOC: one xml an image, in a devkit (VOC2007/, VOC2012/) or in one flat folder; in and out.
+"""Read and write annotations in PASCAL VOC format: an xml file per image, in one or more VOC folders.
 
 VOC counts pixels from 1 and includes the last one: xmin..xmax are the edges xmin - 1 .. xmax here.
 """
@@ -14,36 +14,36 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from zoo.data.formats.raw import Complain, ListedTwiceError, RawSplit, refuse, select_valid_boxes
+from zoo.data.formats.raw import ListedTwiceError, OnError, RawSplit, raise_error, select_valid_boxes
 from zoo.data.images import SUFFIXES, load_image, upright_size
 from zoo.data.source import (
     DataWarning,
     Source,
     check_files,
     read_text,
-    write_text,
 )
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.files import write_atomically
 from zoo.types import Image
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""The twenty classes, in the devkit's order."""
-_HIGHEST = 2**31 - 1  # pixels; sizes are kept as 32-bit integers
+"""The twenty classes of PASCAL VOC, in the order of the devkit."""
+_MAX_PIXELS = 2**31 - 1  # sizes are stored as 32-bit integers
 
 
 @dataclass(frozen=True)
 class Voc(Source):
-    """One split in VOC's format, or the union of several.
+    """One split in VOC format, or the union of this split of several VOC folders.
 
     Args:
-        roots: folders that hold `JPEGImages`, `Annotations` and `ImageSets/Main`, such as `VOCdevkit/VOC2007`.
+        roots: folders with `JPEGImages`, `Annotations` and `ImageSets/Main`, such as `VOCdevkit/VOC2007`.
         split: name of the split file in each root (`trainval` reads `ImageSets/Main/trainval.txt`).
-        classes: names in the order of the labels. Without them: what the other splits settled; else VOC's twenty where
-            every name in the annotations is one of those; else the names that occur, sorted.
+        classes: class names in the order of the labels. By default those of the other splits; else VOC's twenty classes
+            where these include every name in the annotations; else the names in the annotations, sorted.
     """
 
     roots: list[str] = field(default_factory=list)
@@ -52,8 +52,8 @@ class Voc(Source):
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
         """See `Source.read`."""
-        settled = tuple(self.classes) if self.classes is not None else classes
-        table = read_voc(self.roots, self.split, settled, strict=strict)
+        names = tuple(self.classes) if self.classes is not None else classes
+        table = read_voc(self.roots, self.split, names, strict=strict)
         check_files(table.paths(), " and ".join(str(split_file(root, self.split)) for root in self.roots))
         return table
 
@@ -64,7 +64,7 @@ class Voc(Source):
 
 @dataclass(frozen=True)
 class _Object:
-    """One <object>, as edges."""
+    """One <object> of an xml file, with its box as edges."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -73,23 +73,23 @@ class _Object:
 
 
 def split_file(root: str | Path, split: str) -> Path:
-    """Where VOC keeps the names of a split's images."""
+    """Path of the file that lists the images of a split."""
     return Path(root, "ImageSets", "Main", f"{split}.txt")
 
 
 def read_voc(
     roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None = None, *, strict: bool = False
 ) -> AnnotationTable:
-    """Reads the split of each root, one after the other; see `Voc` for the arguments.
+    """Reads and concatenates the split of each root; see `Voc` for the arguments.
 
-    Image ids are 1..N in that order. Objects with parts count once, by their own box. A size that is missing or 0 in
-    the xml is read from the image.
+    Image ids are 1..N in that order. Parts of objects (<part>) are ignored. A size that is missing or 0 in the xml file
+    is read from the image.
 
     Raises:
-        InputError: no root; a missing split file, xml or image; xml that does not parse or lacks something; an image
-            named twice in a split; a class that is not among those given; bad boxes under `strict`.
+        InputError: there is no root; a split file, xml file or image is missing; an xml file is invalid or incomplete;
+            a split lists an image twice; a class is not in `classes`; a box is bad, with `strict`.
     """
-    raw = parse_voc(roots, split, classes, refuse)
+    raw = parse_voc(roots, split, classes, raise_error)
     sizes = np.stack([raw.widths, raw.heights], axis=1)
     for index in np.flatnonzero(raw.widths == 0):
         sizes[index] = upright_size(raw.path(int(index)))
@@ -98,34 +98,34 @@ def read_voc(
     if len(unknown):
         row = int(unknown[0])
         raise InputError(
-            f"class {raw.class_word(row)!r} is none of {', '.join(raw.classes)}; name all classes in `classes`, or "
-            "mend it",
+            f"class {raw.annotated_class(row)!r} is not one of {', '.join(raw.classes)}; add it to `classes`, or "
+            "correct the annotation",
             *raw.object_place(row),
         )
     return raw.table(np.ones(len(raw), bool), select_valid_boxes(raw, strict))
 
 
-def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None, complain: Complain) -> RawSplit:
-    """What the files of a split say, true or not.
+def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None, on_error: OnError) -> RawSplit:
+    """Parses the files of a split without validation.
 
     Args:
         roots: as for `Voc`.
         split: as for `Voc`.
-        classes: names in the order of the labels; None takes VOC's twenty where they do, else the names that occur.
-        complain: told of each image named twice, each xml that cannot be read and each object that lacks something;
-            the object is then left out, and the image has none.
+        classes: class names in the order of the labels; None: see `infer_classes`.
+        on_error: called with the error for each image that is listed twice, each xml file that cannot be read (its
+            image then has no objects) and each object with missing or invalid fields (which is then skipped).
 
     Raises:
-        InputError: no root, or a split file that cannot be read.
+        InputError: there is no root, or a split file cannot be read.
     """
     if not roots:
-        raise InputError("no folder given; name at least one in `roots`, such as VOCdevkit/VOC2007")
-    files: list[Path] = []  # the xml of each image
-    lists: list[Path] = []  # the split file of each image
+        raise InputError("no folder given; set `roots` to at least one folder, such as VOCdevkit/VOC2007")
+    files: list[Path] = []  # xml file of each image
+    lists: list[Path] = []  # split file of each image
     names: list[str] = []
     folder_ids: list[int] = []
     for number, root in enumerate(roots):
-        stems = _read_split(split_file(root, split), complain)
+        stems = _read_split(split_file(root, split), on_error)
         names += _image_names(Path(root, "JPEGImages"), stems)
         lists += [split_file(root, split)] * len(stems)
         files += [Path(root, "Annotations", f"{stem}.xml") for stem in stems]
@@ -135,7 +135,7 @@ def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] 
     objects: list[_Object] = []
     image_index: list[int] = []
     for index, file in enumerate(files):
-        size, objects_here = _read_xml(file, complain)
+        size, objects_here = _read_xml(file, on_error)
         sizes[index] = size or 0
         objects += objects_here
         image_index += [index] * len(objects_here)
@@ -161,35 +161,35 @@ def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] 
         annotation_ids=np.arange(1, len(objects) + 1),
         image_place=lambda index: (str(lists[index]), Path(names[index]).stem),
         object_place=lambda row: (str(files[image_index[row]]), objects[row].place),
-        image_word=lambda row: Path(names[image_index[row]]).stem,
-        class_word=lambda row: objects[row].name,
+        annotated_image=lambda row: Path(names[image_index[row]]).stem,
+        annotated_class=lambda row: objects[row].name,
     )
 
 
-def _read_split(path: Path, complain: Complain) -> list[str]:
-    """The first word of each line (split files of one class have a second, +1 or -1), each once."""
+def _read_split(path: Path, on_error: OnError) -> list[str]:
+    """Unique image stems of a split file: the first word of each line (split files of one class have a second, +-1)."""
     stems = [line.split()[0] for line in read_text(path, "split file").splitlines() if line.strip()]
     seen: dict[str, None] = {}
     for number, stem in enumerate(stems, start=1):
         if stem in seen:
-            complain(ListedTwiceError(f"image {stem} is named twice", path, f"entry {number}"))
+            on_error(ListedTwiceError(f"image {stem} is listed twice", path, f"entry {number}"))
         seen[stem] = None
     return list(seen)
 
 
 def _image_names(folder: Path, stems: list[str]) -> list[str]:
-    """Stems -> file names; .jpg unless the folder has the image under another suffix."""
+    """File names of image stems: with the suffix of the existing file, else .jpg."""
     try:
         with os.scandir(folder) as entries:
-            present = sorted((Path(entry.name) for entry in entries), reverse=True)  # of a.jpg and a.png, the first
+            present = sorted((Path(entry.name) for entry in entries), reverse=True)  # prefers a.jpg to a.png
     except OSError:
-        present = []  # check_files names what is missing
+        present = []  # `check_files` reports missing images
     by_stem = {path.stem: path.name for path in present if path.suffix.lower() in SUFFIXES}
     return [by_stem.get(stem, f"{stem}.jpg") for stem in stems]
 
 
-def _read_xml(path: Path, complain: Complain) -> tuple[tuple[int, int] | None, list[_Object]]:
-    """The size that an xml states (None where it is missing or 0) and its objects."""
+def _read_xml(path: Path, on_error: OnError) -> tuple[tuple[int, int] | None, list[_Object]]:
+    """Image size in an xml file (None where it is missing or 0) and its objects."""
     size: tuple[int, int] | None = None
     objects: list[_Object] = []
     try:
@@ -199,13 +199,13 @@ def _read_xml(path: Path, complain: Complain) -> tuple[tuple[int, int] | None, l
             raise InputError(f"size is {width} x {height}, expected numbers", path, "size")
         size = (int(width), int(height)) if width > 0 and height > 0 else None
     except InputError as error:
-        complain(error)
+        on_error(error)
         return size, objects
     for number, item in enumerate(root.findall("object"), start=1):
         try:
             objects.append(_read_object(item, path, number))
         except InputError as error:
-            complain(error)
+            on_error(error)
     return size, objects
 
 
@@ -220,7 +220,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         line, column = error.position
         reason = str(error).partition(":")[0]
         raise InputError(f"xml does not parse: {reason}", path, f"line {line}, column {column + 1}") from None
-    except (ValueError, LookupError) as error:  # an encoding that expat has no table for, or that nobody knows
+    except (ValueError, LookupError) as error:  # an encoding that expat does not support or know
         raise InputError(f"xml does not parse: {error}; write it as UTF-8", path) from None
 
 
@@ -231,7 +231,7 @@ def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
     place = f"object {number} ({name})"
     xmin, ymin, xmax, ymax = (_number(item, f"bndbox/{key}", path, place) for key in ("xmin", "ymin", "xmax", "ymax"))
     if xmin == xmax and ymin == ymax:
-        # One pixel by the book, but nobody annotates that: it is a click without a drag. Its edges get no area.
+        # VOC reads this as a box of one pixel, but it is more likely a mouse click without a drag: give it no area.
         box = (float(xmin), float(ymin), float(xmin), float(ymin))
     else:
         box = (_minus_one(xmin), _minus_one(ymin), float(xmax), float(ymax))
@@ -240,9 +240,9 @@ def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
 
 
 def _number(item: ElementTree.Element, key: str, path: Path, place: str, default: Decimal | None = None) -> Decimal:
-    """The number below a tag; decimal, so that taking 1 away and adding it again is exact.
+    """Number in a tag, as Decimal, so that subtracting 1 and adding it again is exact.
 
-    NaN and infinity pass, since a box may have them and is then a bad box.
+    NaN and infinity are accepted; they make a bad box.
     """
     tag = f"<{key.replace('/', '><')}>"
     text = item.findtext(key)
@@ -251,9 +251,9 @@ def _number(item: ElementTree.Element, key: str, path: Path, place: str, default
     try:
         value = Decimal((text or "").strip())
     except InvalidOperation:
-        what = "is missing" if text is None else f"is {text.strip()!r}, expected a number"
-        raise InputError(f"{tag} {what}", path, place) from None
-    if value.is_snan() or (value.is_finite() and value.copy_abs() > _HIGHEST):
+        problem = "is missing" if text is None else f"is {text.strip()!r}, expected a number"
+        raise InputError(f"{tag} {problem}", path, place) from None
+    if value.is_snan() or (value.is_finite() and value.copy_abs() > _MAX_PIXELS):
         raise InputError(f"{tag} is {value}, expected a number of pixels", path, place)
     return value
 
@@ -263,31 +263,30 @@ def _minus_one(value: Decimal) -> float:
 
 
 def infer_classes(found: set[str]) -> tuple[str, ...]:
-    """The list of classes where nobody gave one: VOC's twenty if all are of those, else those that occur, sorted."""
+    """Default list of classes: VOC's twenty if these include all class names found, else the sorted names."""
     if found <= set(VOC_CLASSES):
         return VOC_CLASSES
     return tuple(sorted(found))
 
 
 def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
-    """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `write_images` does the images.
+    """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `write_images` writes the images.
 
-    What VOC has no word for is lost: ids, areas other than the box's, and crowds, which become difficult objects (in
-    either case a detection there neither helps nor harms). A box of exactly one pixel
-    does not survive: it reads as a click without a drag.
+    What VOC cannot represent is lost: ids, areas of segments, and crowds, which are written as difficult objects
+    (evaluation ignores detections of both). A box of exactly one pixel is lost, since it is read as a box without area.
 
     Raises:
-        InputError: two images with the same stem.
+        InputError: two images have the same stem.
     """
     root = Path(root)
     stems = [Path(table.file_name(index)).stem for index in range(len(table))]
     if len(set(stems)) != len(stems):
-        raise InputError("two images have the same name without suffix and folder; VOC cannot tell them apart", root)
+        raise InputError("two images have the same name without suffix and folder; VOC needs different names", root)
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are written as difficult objects", DataWarning, stacklevel=2)
     for index, stem in enumerate(stems):
-        write_text(root / "Annotations" / f"{stem}.xml", _xml(table, index))
-    write_text(split_file(root, split), "".join(f"{stem}\n" for stem in stems))
+        write_atomically(root / "Annotations" / f"{stem}.xml", _xml(table, index))
+    write_atomically(split_file(root, split), "".join(f"{stem}\n" for stem in stems))
 
 
 def _xml(table: AnnotationTable, index: int) -> str:
@@ -312,5 +311,5 @@ def _xml(table: AnnotationTable, index: int) -> str:
 
 
 def _plain(value: Decimal) -> str:
-    """349.0 -> 349, 12.25 -> 12.25; integers as VOC has them."""
+    """Shortest decimal notation: 349.0 -> 349, 12.25 -> 12.25."""
     return str(int(value)) if value == value.to_integral_value() else f"{value:f}"

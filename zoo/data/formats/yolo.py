@@ -1,6 +1,7 @@
-"""YOLO's files, in and out: `images/*.jpg` beside `labels/*.txt`, one line an object (class cx cy w h), and a yaml.
+"""Read and write annotations in YOLO format: a text file per image, with a line `class cx cy w h` per object.
 
-Centre and size are relative to the width and height of the image.
+Images are in `images/`, label files in `labels/`; a data yaml lists splits and classes. Centre and size are relative to
+the width and height of the image.
 """
 
 import warnings
@@ -10,36 +11,36 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from zoo.data.formats.raw import Complain, ListedTwiceError, RawSplit, refuse, select_valid_boxes
+from zoo.data.formats.raw import ListedTwiceError, OnError, RawSplit, raise_error, select_valid_boxes
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
 from zoo.data.source import (
     DataWarning,
     Source,
     check_files,
     read_text,
-    write_text,
 )
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.files import write_atomically
 from zoo.types import Image
 
 
 @dataclass(frozen=True)
 class Yolo(Source):
-    """One split in YOLO's format.
+    """One split in YOLO format.
 
     Args:
-        data: the yaml that names the classes (`names`, a list or a mapping from number to name) and, for each split, a
-            folder of images, a text file that lists images, or a list of such; relative to its own folder, or to `path`
-            where it has one. A folder that holds `images` and `labels` will do too, with the classes in `classes.txt`.
-        split: a key of that yaml; the name of a folder in `images`, or `all` where that has none.
+        data: yaml file with the class names (`names`, a list or a mapping from number to name) and, for each split, an
+            image folder, a text file that lists images, or a list of these. Paths are relative to the folder of the
+            yaml file, or to its entry `path`. Or a folder with `images` and `labels`, and the classes in `classes.txt`.
+        split: key in the yaml file; for a folder, the name of a folder in `images`, or `all` if there is none.
     """
 
     data: str
     split: str = "train"
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """See `Source.read`; the classes are always the yaml's."""
+        """See `Source.read`; the classes are always those of the data file."""
         return read_yolo(self.data, self.split, strict=strict)
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
@@ -50,36 +51,37 @@ class Yolo(Source):
 def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> AnnotationTable:
     """Reads one split; see `Yolo` for the arguments.
 
-    Image ids are 1..N in the order of the paths. An image without a label file has no objects. Sizes come from the
-    headers of the images, since YOLO's files do not have them.
+    Image ids are 1..N in the order of the paths. An image without a label file has no objects. Image sizes are read
+    from the headers of the images, since label files do not have them.
 
     Raises:
-        InputError: a yaml that is missing, does not parse, or lacks the split or the names; a missing image; a line
-            that is not five numbers; a class number without a name; bad boxes under `strict`.
+        InputError: the yaml file is missing, invalid, or without the split or the names; an image is missing; a line is
+            not five numbers; a class number has no name; a box is bad, with `strict`.
     """
-    raw = parse_yolo(data, split, refuse)
+    raw = parse_yolo(data, split, raise_error)
     check_files(raw.paths(), data)
     unknown = np.flatnonzero(raw.labels < 0)
     if len(unknown):
         row = int(unknown[0])
         raise InputError(
-            f"class {raw.class_word(row)} has no name; the data file names 0..{len(raw.classes) - 1}",
+            f"class {raw.annotated_class(row)} has no name; the data file has names for 0..{len(raw.classes) - 1}",
             *raw.object_place(row),
         )
     raw = raw.with_sizes(image_sizes(raw.paths()))
     return raw.table(np.ones(len(raw), bool), select_valid_boxes(raw, strict))
 
 
-def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
-    """What the files of a split say, true or not; sizes are not among that, so boxes stay relative.
+def parse_yolo(data: str | Path, split: str, on_error: OnError) -> RawSplit:
+    """Parses the files of a split without validation; boxes are relative, since the files have no image sizes.
 
     Args:
         data: as for `Yolo`.
         split: as for `Yolo`.
-        complain: told of each image named twice and each line that is not five numbers; it is then left out.
+        on_error: called with the error for each image that is listed twice and each line that is not five numbers;
+            these are then skipped.
 
     Raises:
-        InputError: a yaml that is missing, does not parse, or lacks the split or the names.
+        InputError: the yaml file is missing, invalid, or without the split or the names.
     """
     content, base = read_data_file(data)
     classes = _class_names(content, data)
@@ -90,7 +92,7 @@ def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
     listed: dict[Path, tuple[str, str]] = {}  # (folder, name) of each image
     for folder, name in [pair for entry in entries for pair in _split_images(base, str(entry))]:
         if Path(folder, name) in listed:
-            complain(ListedTwiceError(f"image {Path(folder, name)} is named twice in split {split!r}", data))
+            on_error(ListedTwiceError(f"image {Path(folder, name)} is listed twice in split {split!r}", data))
         listed[Path(folder, name)] = (folder, name)
     paths = list(listed)
     folders = sorted({folder for folder, _ in listed.values()})
@@ -103,11 +105,11 @@ def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
     for index, file in enumerate(files):
         if not file.exists():
             continue
-        for line, place in _label_lines(file, complain):
+        for line, place in _label_lines(file, on_error):
             try:
                 rows.append(_read_line(line, file, place))
             except InputError as error:
-                complain(error)
+                on_error(error)
                 continue
             image_index.append(index)
             places.append(place)
@@ -134,17 +136,17 @@ def parse_yolo(data: str | Path, split: str, complain: Complain) -> RawSplit:
         annotation_ids=np.arange(1, len(rows) + 1),
         image_place=lambda index: (str(paths[index]), None),
         object_place=lambda row: (str(files[image_index[row]]), places[row]),
-        image_word=lambda row: str(paths[image_index[row]]),
-        class_word=lambda row: f"{values[row, 0]:g}",
+        annotated_image=lambda row: str(paths[image_index[row]]),
+        annotated_class=lambda row: f"{values[row, 0]:g}",
         relative=True,
     )
 
 
 def read_data_file(data: str | Path) -> tuple[dict[str, object], Path]:
-    """What a data yaml, or a folder without one, says, and the folder that its entries are relative to.
+    """Reads a data yaml (or describes a folder without one), and returns it with the folder of its relative paths.
 
     Raises:
-        InputError: it is missing or does not parse; a folder that has not both `images` and `labels`.
+        InputError: the file is missing or invalid, or the folder does not have `images` and `labels`.
     """
     if Path(data).is_dir():
         return _describe_folder(Path(data)), Path(data)
@@ -152,12 +154,12 @@ def read_data_file(data: str | Path) -> tuple[dict[str, object], Path]:
     return content, Path(data).parent / str(content.get("path") or "")
 
 
-def _label_lines(file: Path, complain: Complain) -> list[tuple[str, str]]:
-    """(line, its place) of the lines that say something."""
+def _label_lines(file: Path, on_error: OnError) -> list[tuple[str, str]]:
+    """(line, place) of the lines that are not blank."""
     try:
         text = read_text(file, "label file")
     except InputError as error:
-        complain(error)
+        on_error(error)
         return []
     return [(line, f"line {number}") for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
@@ -175,9 +177,9 @@ def _read_yaml(path: Path) -> dict[str, object]:
 
 
 def _describe_folder(root: Path) -> dict[str, object]:
-    """What a data yaml would say of `images/<split>` and `labels/<split>`; without such folders the one split is `all`.
+    """Content of a data yaml for the folders `images/<split>` and `labels/<split>`; split `all` without sub-folders.
 
-    Names are the lines of `classes.txt`, in the folder or among the labels; else the numbers up to the highest.
+    Class names are the lines of `classes.txt`, in the root or in `labels`; else the class numbers up to the highest.
     """
     if not (root / "images").is_dir() or not (root / "labels").is_dir():
         raise InputError("expected a data yaml, or the folders `images` and `labels`", root)
@@ -187,7 +189,7 @@ def _describe_folder(root: Path) -> dict[str, object]:
         if file.exists():
             return content | {"names": [line.strip() for line in read_text(file, "list").splitlines() if line.strip()]}
     first_words = (
-        line.split()[0] for file in (root / "labels").rglob("*.txt") for line, _ in _label_lines(file, refuse)
+        line.split()[0] for file in (root / "labels").rglob("*.txt") for line, _ in _label_lines(file, raise_error)
     )
     highest = max((int(word) for word in first_words if word.isdecimal()), default=0)
     return content | {"names": [str(number) for number in range(highest + 1)]}
@@ -208,9 +210,9 @@ def _class_names(content: dict[str, object], path: str | Path) -> tuple[str, ...
 
 
 def _split_images(base: Path, entry: str) -> list[tuple[str, str]]:
-    """(folder, name below it) of the images of a folder, or of a text file that lists them.
+    """(folder, name relative to it) of the images in a folder, or in a text file that lists images.
 
-    Paths in such a file are relative to the file where they start with `./`, else to `base`.
+    Paths in a text file are relative to the file where they start with `./`, else to `base`.
     """
     path = base / entry
     if path.suffix != ".txt":
@@ -221,7 +223,7 @@ def _split_images(base: Path, entry: str) -> list[tuple[str, str]]:
 
 
 def label_file(image: Path) -> Path:
-    """YOLO's rule: the last folder `images` of the path becomes `labels`; without one, the text is beside the image."""
+    """Label file of an image: suffix `.txt`, and `labels` instead of the last folder `images` of the path, if any."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
@@ -240,37 +242,38 @@ def _read_line(line: str, file: Path, place: str) -> tuple[float, ...]:
 
 
 def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -> Path:
-    """Writes a label file an image and an entry in `data.yaml` below a root; images belong in `images/<split>/`.
+    """Writes a label file per image and an entry in `data.yaml` below a root; images belong in `images/<split>/`.
 
-    Label files lie where `label_file` looks for them: in `labels/<split>/`, but for names that hold a folder `images`.
+    Label files are written to the paths that `label_file` returns: in `labels/<split>/`, unless a file name has a
+    folder `images`.
 
-    What YOLO has no word for is lost: ids, areas, `difficult`, and crowds, which are left out (they are no objects).
-    Splits are written one after the other; their classes must agree.
+    What YOLO cannot represent is lost: ids, areas, `difficult`, and crowds, which are not written. Each call writes one
+    split; the classes of all splits must be the same.
 
     Args:
-        table: what to write.
-        root: is made if need be.
+        table: annotations of the split.
+        root: created if it does not exist.
         split: train, val or test.
 
     Returns:
         The path of `data.yaml`.
 
     Raises:
-        InputError: an image whose suffix is none of an image; two images that would share a label file; `data.yaml` is
-            there with other classes.
+        InputError: a file name does not have the suffix of an image; two images would share a label file; `data.yaml`
+            exists and has other classes.
     """
     root = Path(root)
     data = root / "data.yaml"
     content: dict[str, object] = _read_yaml(data) if data.exists() else {}
     if "names" in content and _class_names(content, data) != table.classes:
-        raise InputError("names other classes than the split to be written; choose another folder", data)
+        raise InputError("has other classes than the split to be written; choose another folder", data)
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are left out", DataWarning, stacklevel=2)
     files: dict[Path, str] = {}  # label file -> name of its image
     for index in range(len(table)):
         name = table.file_name(index)
         if Path(name).suffix.lower() not in SUFFIXES:
-            raise InputError(f"image {name} has no suffix of an image", root)
+            raise InputError(f"image {name} does not have the suffix of an image file", root)
         file = label_file(Path("images", split, name))
         if file in files:
             raise InputError(f"images {files[file]} and {name} would share the label file {file}; rename one", root)
@@ -285,7 +288,7 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
             near, far = table.boxes[row, :2], table.boxes[row, 2:]
             numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
             lines.append(" ".join([str(table.labels[row]), *map(repr, numbers.tolist())]))
-        write_text(root / file, "".join(f"{line}\n" for line in lines))
+        write_atomically(root / file, "".join(f"{line}\n" for line in lines))
     content |= {split: f"images/{split}", "names": dict(enumerate(table.classes))}
-    write_text(data, yaml.safe_dump(content, sort_keys=False))
+    write_atomically(data, yaml.safe_dump(content, sort_keys=False))
     return data

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, its cleaned copy, and its statistics."""
+"""Data quality: check a data set for errors (doctor), write a cleaned copy, compute statistics."""

@@ -1,7 +1,7 @@
-"""Everything that is wrong with a data set.
+"""Check a data set for errors and warnings (`zoo doctor`).
 
-Readers end at the first fault, since a run must not begin with one. The doctor begins with the same parsers, tells them
-to go on, looks at every record and every image, and lists what it finds in a fixed order.
+Readers stop at the first error, since a run must not start with one. The doctor uses the same parsers, but collects
+their errors, checks every record and every image, and lists all findings in a fixed order.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,26 +16,26 @@ from zoo.data.quality.annotation_checks import (
     balance_findings,
     box_findings,
     class_findings,
-    complaint_findings,
     id_findings,
+    parse_findings,
 )
 from zoo.data.quality.findings import KINDS, Finding
 from zoo.data.quality.image_checks import duplicate_findings, image_findings, object_findings, stray_findings
-from zoo.data.quality.image_files import ImageFile, Watch, inspect_images, unwatched
+from zoo.data.quality.image_files import ImageFile, Progress, inspect_images, no_progress
 from zoo.data.source import Source, find_missing
 from zoo.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """A data set, looked through.
+    """Parsed content of a data set and all findings.
 
     Args:
-        sources: of each split.
-        parsed: what its files say, with classes and class ids of its own; objects are in the order of those in `raws`.
-        raws: what its files say, with sizes filled in where they say nothing, and one list of classes.
-        files: what each image file holds; None for one that is missing. Empty for images that are made in memory.
-        findings: by split, kind and place.
+        sources: source of each split.
+        parsed: parsed splits with their own classes and class ids; objects are in the same order as in `raws`.
+        raws: parsed splits with one list of classes, and with missing image sizes filled in.
+        files: properties of each image file; None for missing files. Empty for images that are generated in memory.
+        findings: sorted by split and kind.
     """
 
     sources: dict[str, Source]
@@ -46,42 +46,42 @@ class Inspection:
 
     @property
     def num_errors(self) -> int:
-        """How many findings are errors."""
+        """Number of findings that are errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     @property
     def num_warnings(self) -> int:
-        """How many findings are warnings."""
+        """Number of findings that are warnings."""
         return len(self.findings) - self.num_errors
 
 
-def examine(sources: Mapping[str, Source], watch: Watch = unwatched) -> Inspection:
-    """Looks through a data set.
+def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> Inspection:
+    """Checks all annotations and images of a data set.
 
     Args:
-        sources: of each split, in the order train, val, test.
-        watch: goes through the images as they are decoded, for a progress bar.
+        sources: source of each split, in the order train, val, test.
+        progress: progress bar over the images that are decoded.
 
     Raises:
-        InputError: a split cannot be read at all, such as a json that does not parse.
+        InputError: a split cannot be read at all, as with invalid json.
     """
     sources = distinct_sources(sources)
-    complaints: dict[str, list[InputError]] = {split: [] for split in sources}
-    parsed = parse_splits(sources, lambda split: complaints[split].append)
+    errors: dict[str, list[InputError]] = {split: [] for split in sources}
+    parsed = parse_splits(sources, lambda split: errors[split].append)
     findings = [
         finding for split, raw in parsed.items() for finding in class_findings(split, raw, origin(sources[split]))
     ]
     findings += list(_differing_classes(parsed, sources))
     raws = share_classes(parsed, sources)
-    findings += _alike_over_splits(raws, findings, sources)
-    files = _inspect(raws, watch)
+    findings += _similar_names_across_splits(raws, findings, sources)
+    files = _inspect(raws, progress)
     raws = {split: _fill_sizes(raw, files) for split, raw in raws.items()}
     for split, raw in raws.items():
-        here = [*complaint_findings(split, complaints[split], raw), *id_findings(split, raw), *box_findings(split, raw)]
-        here += image_findings(split, raw, files) if raw.folders else []
-        broken = {finding.image for finding in here if finding.severity == "error"}
-        findings += [*here, *object_findings(split, raw, broken)]
-    # a data set may mix splits of files with such as are made in memory
+        found = [*parse_findings(split, errors[split], raw), *id_findings(split, raw), *box_findings(split, raw)]
+        found += image_findings(split, raw, files) if raw.folders else []
+        broken = {finding.image for finding in found if finding.severity == "error"}
+        findings += [*found, *object_findings(split, raw, broken)]
+    # a data set may have splits with files and splits that are generated in memory
     with_files = {split: raw for split, raw in raws.items() if raw.folders}
     findings += [*stray_findings(with_files), *duplicate_findings(with_files, files)]
     findings += balance_findings(raws, origin(next(iter(sources.values()))))
@@ -90,18 +90,18 @@ def examine(sources: Mapping[str, Source], watch: Watch = unwatched) -> Inspecti
     return Inspection(dict(sources), parsed, raws, files, findings)
 
 
-def _inspect(raws: Mapping[str, RawSplit], watch: Watch) -> dict[Path, ImageFile | None]:
-    """Each image file once, however many splits name it."""
+def _inspect(raws: Mapping[str, RawSplit], progress: Progress) -> dict[Path, ImageFile | None]:
+    """Inspects each image file once, also where several splits list it."""
     paths = list(dict.fromkeys(path for raw in raws.values() if raw.folders for path in raw.paths()))
     missing = set(find_missing(paths))
     present = [path for number, path in enumerate(paths) if number not in missing]
-    found: dict[Path, ImageFile | None] = dict.fromkeys(paths)
-    found.update(zip(present, inspect_images(present, watch), strict=True))
-    return found
+    files: dict[Path, ImageFile | None] = dict.fromkeys(paths)
+    files.update(zip(present, inspect_images(present, progress), strict=True))
+    return files
 
 
 def _fill_sizes(raw: RawSplit, files: Mapping[Path, ImageFile | None]) -> RawSplit:
-    """Sizes that the annotations leave open, as the images have them."""
+    """Copy with the image sizes of the files where the annotations have none."""
     sizes = np.stack([raw.widths, raw.heights], axis=1)
     for index in np.flatnonzero((sizes <= 0).any(1)).tolist():
         file = files.get(raw.path(index))
@@ -110,7 +110,7 @@ def _fill_sizes(raw: RawSplit, files: Mapping[Path, ImageFile | None]) -> RawSpl
 
 
 def _differing_classes(raws: Mapping[str, RawSplit], sources: Mapping[str, Source]) -> Iterator[Finding]:
-    """Splits whose own lists of classes differ from the first's; VOC splits without a list have none."""
+    """Splits whose classes differ from those of the first split; VOC splits without a list of classes are skipped."""
     first, reference = next(iter(raws.items()))
     for split, raw in raws.items():
         if getattr(sources[split], "classes", ()) is None:
@@ -125,14 +125,14 @@ def _differing_classes(raws: Mapping[str, RawSplit], sources: Mapping[str, Sourc
         if parts or not same:
             detail = "; ".join(parts) or "the names are the same, but not their order or ids"
             yield Finding(
-                "classes_differ", split, origin(sources[split]), None, f"other classes than {first}: {detail}"
+                "classes_differ", split, origin(sources[split]), None, f"classes differ from {first}: {detail}"
             )
 
 
-def _alike_over_splits(
+def _similar_names_across_splits(
     raws: Mapping[str, RawSplit], known: list[Finding], sources: Mapping[str, Source]
 ) -> Iterator[Finding]:
-    """Names that look the same, but stand in different splits."""
+    """Class names of different splits that differ only in case, spaces, `_` or `-`."""
     if any(finding.kind == "class_names_alike" for finding in known):
         return
     split, raw = next(iter(raws.items()))

@@ -1,4 +1,4 @@
-"""What is wrong with image files: with each on its own, against its annotation, and in two splits at once."""
+"""Checks of image files: unreadable, different from the annotation, unlisted, or duplicated within or across splits."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def image_findings(split: str, raw: RawSplit, files: Mapping[Path, ImageFile | None]) -> Iterator[Finding]:
-    """Images that are missing, cannot be decoded, are turned, or have another size than the annotation says.
+    """Images that are missing, cannot be decoded, have an EXIF rotation, or differ in size from the annotation.
 
     Args:
-        split: its name.
+        split: name of the split.
         raw: the split.
-        files: what each path holds; None for a file that is missing.
+        files: properties of each image file; None for missing files.
     """
     if raw.folders and len(raw) and not any(Path(folder).is_dir() for folder in raw.folders):
         yield Finding("missing_image", split, raw.folders[0], None, f"folder of {len(raw)} images is missing")
@@ -31,38 +31,38 @@ def image_findings(split: str, raw: RawSplit, files: Mapping[Path, ImageFile | N
         file = files[path]
         if file is None:
             place = ": ".join(part for part in raw.image_place(index) if part)
-            yield Finding("missing_image", split, str(path), None, f"no such file; {place} names it", index)
+            yield Finding("missing_image", split, str(path), None, f"no such file; it is listed in {place}", index)
             continue
-        if file.fault is not None:
-            yield Finding("broken_image", split, str(path), None, file.fault, index)
+        if file.error is not None:
+            yield Finding("broken_image", split, str(path), None, file.error, index)
             continue
         if file.orientation != 1:
-            message = f"is to be shown turned (EXIF orientation {file.orientation})"
+            message = f"has an EXIF rotation (orientation {file.orientation})"
             yield Finding("rotated_image", split, str(path), None, message, index)
-        said = (int(raw.widths[index]), int(raw.heights[index]))
-        if said not in possible_sizes(file) and said != (0, 0):
-            message = f"image is {file.width}x{file.height}, its annotation says {said[0]}x{said[1]}"
+        annotated = (int(raw.widths[index]), int(raw.heights[index]))
+        if annotated not in possible_sizes(file) and annotated != (0, 0):
+            message = f"image is {file.width}x{file.height}, its annotation says {annotated[0]}x{annotated[1]}"
             yield Finding("wrong_size", split, *_annotation_place(raw, index), message, index)
 
 
 def _annotation_place(raw: RawSplit, index: int) -> tuple[str, str | None]:
-    """Where the size of an image is said."""
+    """File and place of the annotated size of an image."""
     return (str(raw.annotation_files[index]), "size") if raw.annotation_files else raw.image_place(index)
 
 
 def possible_sizes(file: ImageFile) -> list[tuple[int, int]]:
-    """Sizes that an annotation may give an image: upright, and as it lies in the file."""
+    """Valid annotated sizes of an image: with or without EXIF rotation."""
     upright = (file.width, file.height)
     return [upright, upright[::-1]] if file.orientation in QUARTER_TURNS else [upright]
 
 
 def object_findings(split: str, raw: RawSplit, broken: set[int]) -> Iterator[Finding]:
-    """Images without an object.
+    """Images without objects.
 
     Args:
-        split: its name.
+        split: name of the split.
         raw: the split.
-        broken: images of which something worse was found.
+        broken: images with errors, which are skipped.
     """
     counts = np.bincount(raw.image_index[raw.image_index >= 0], minlength=len(raw))
     for index in np.flatnonzero(counts == 0).tolist():
@@ -74,7 +74,7 @@ def object_findings(split: str, raw: RawSplit, broken: set[int]) -> Iterator[Fin
 
 
 def stray_findings(raws: Mapping[str, RawSplit]) -> Iterator[Finding]:
-    """Image files that no split names, and annotation files of images that are not there."""
+    """Image files that are in no split, and annotation files without an image."""
     listed = {path for raw in raws.values() for path in raw.paths()}
     annotations = {file for raw in raws.values() for file in raw.annotation_files}
     folders = sorted({Path(folder) for raw in raws.values() for folder in raw.folders})
@@ -83,13 +83,13 @@ def stray_findings(raws: Mapping[str, RawSplit]) -> Iterator[Finding]:
         if path.suffix.lower() in SUFFIXES:
             stems.add(path.stem)
             if path not in listed:
-                yield Finding("unlisted_image", "", printable(path), None, "no split names this image")
+                yield Finding("unlisted_image", "", printable(path), None, "this image is in no split")
     suffixes = {file.parent: file.suffix for file in annotations}
-    # label folders may lie in each other
+    # label folders may be nested
     below = {path for folder, suffix in suffixes.items() for path in _files_below(folder) if path.suffix == suffix}
     for path in sorted(below - annotations):
         if path.stem not in stems | {"classes"}:
-            yield Finding("annotation_without_image", "", printable(path), None, "there is no image of this name")
+            yield Finding("annotation_without_image", "", printable(path), None, "there is no image with this name")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -97,28 +97,28 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def duplicate_findings(raws: Mapping[str, RawSplit], files: Mapping[Path, ImageFile | None]) -> Iterator[Finding]:
-    """Images that two splits share, and identical files in one split.
+    """Duplicates and near-duplicates across splits, and identical files within a split.
 
-    The finding is of the image in the earlier split (train before val before test), which is the one to give up: what
-    is measured on must not have been learned.
+    Reports the image in the earlier split (train before val before test), which is the one to remove: evaluation images
+    must not be used for training.
 
     Args:
         raws: splits, in the order train, val, test.
-        files: what each path holds; None for a file that is missing.
+        files: properties of each image file; None for missing files.
     """
     usable: dict[str, list[tuple[int, Path, ImageFile]]] = {}
     for split, raw in raws.items():
         pairs = [(index, path, files[path]) for index, path in enumerate(raw.paths())]
-        usable[split] = [(i, path, file) for i, path, file in pairs if file is not None and file.fault is None]
+        usable[split] = [(i, path, file) for i, path, file in pairs if file is not None and file.error is None]
         yield from _identical(split, usable[split])
     splits = list(usable)
     for at, earlier in enumerate(splits):
-        told: set[int] = set()
+        reported: set[int] = set()
         for later in splits[at + 1 :]:
-            for index, path, other, why in _shared(usable[earlier], usable[later]):
-                if index not in told:
-                    told.add(index)
-                    message = f"is also in {later}: {other} ({why})"
+            for index, path, other, reason in _shared(usable[earlier], usable[later]):
+                if index not in reported:
+                    reported.add(index)
+                    message = f"is also in {later}: {other} ({reason})"
                     yield Finding("in_two_splits", earlier, str(path), None, message, index)
 
 
@@ -133,24 +133,24 @@ def _identical(split: str, files: list[tuple[int, Path, ImageFile]]) -> Iterator
 def _shared(
     ours: list[tuple[int, Path, ImageFile]], theirs: list[tuple[int, Path, ImageFile]]
 ) -> Iterator[tuple[int, Path, Path, str]]:
-    """(place, path, path of the other, why) of each of our images that is also among theirs."""
+    """(index, path, other path, reason) of each of `ours` with a duplicate or near-duplicate in `theirs`."""
     by_digest: dict[bytes, Path] = {}
     for _, path, file in theirs:
         by_digest.setdefault(file.digest, path)
-    seen = [
+    sides = [
         [(i, path, file.fingerprint) for i, path, file in side if file.fingerprint is not None]
         for side in (ours, theirs)
     ]
-    prints = [np.array([mark for _, _, mark in side], np.uint64).reshape(-1, 4) for side in seen]
-    twins: dict[int, tuple[int, Path]] = defaultdict(lambda: (256, Path()))  # the nearest of each
-    for mine, other in find_near_duplicates(prints[0], prints[1]).tolist():
-        distance = int(bit_distances(prints[0][mine : mine + 1], prints[1][other : other + 1])[0, 0])
-        place = seen[0][mine][0]
-        twins[place] = min(twins[place], (distance, seen[1][other][1]))
+    fingerprints = [np.array([value for _, _, value in side], np.uint64).reshape(-1, 4) for side in sides]
+    nearest: dict[int, tuple[int, Path]] = defaultdict(lambda: (256, Path()))  # index -> (distance, other path)
+    for row, other in find_near_duplicates(fingerprints[0], fingerprints[1]).tolist():
+        distance = int(bit_distances(fingerprints[0][row : row + 1], fingerprints[1][other : other + 1])[0, 0])
+        index = sides[0][row][0]
+        nearest[index] = min(nearest[index], (distance, sides[1][other][1]))
     for index, path, file in ours:
         if file.digest in by_digest:
-            twin = by_digest[file.digest]
-            yield index, path, twin, "the same file" if twin == path else "the same bytes"
-        elif index in twins:
-            distance, twin = twins[index]
-            yield index, path, twin, f"the same picture: {distance} of 255 bits differ"
+            other_path = by_digest[file.digest]
+            yield index, path, other_path, "the same file" if other_path == path else "the same bytes"
+        elif index in nearest:
+            distance, other_path = nearest[index]
+            yield index, path, other_path, f"near-duplicate: {distance} of 255 fingerprint bits differ"

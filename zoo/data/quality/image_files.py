@@ -1,9 +1,10 @@
-"""Image files seen on their own: whether they decode, how large and which way up they are, and what they show.
+"""Properties of image files (decodability, size, EXIF orientation, hash), and near-duplicates by perceptual hash.
 
-Two files show the same where their fingerprints of 255 bits differ in few. The fingerprint is the perceptual hash by
-discrete cosine transform (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, 3.2.1)
-with 16 x 16 of 64 x 64 coefficients instead of 8 x 8 of 32 x 32: whether each, but for the mean, is above their median.
-It survives resizing and compression, which spare the low frequencies; a crop or a mirror image has another.
+Images are near-duplicates if their fingerprints of 255 bits differ in few bits. The fingerprint is the perceptual hash
+by discrete cosine transform (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010,
+3.2.1) with 16 x 16 of 64 x 64 coefficients instead of 8 x 8 of 32 x 32: a bit for each coefficient except the mean,
+whether it is above their median. Resizing and compression hardly change it, since they keep the low frequencies;
+cropping and mirroring do.
 """
 
 import hashlib
@@ -23,45 +24,45 @@ from PIL import Image as PILImage
 from zoo.data.images import load_image, orientation
 from zoo.errors import InputError
 
-MOST_DIFFERENT = 40
-"""Bits of 255 in which fingerprints of one picture may differ; `benchmarks/results/twins.md` measures the choice."""
+MAX_DIFFERING_BITS = 40
+"""Near-duplicates differ in at most this many of 255 bits; `benchmarks/results/near_duplicates.md` has the reason."""
 
-_SIDE, _KEPT = 64, 16  # of the grey thumbnail, and of its lowest frequencies
+_SIDE, _KEPT = 64, 16  # sides of the grey thumbnail and of the block of its lowest frequencies
 _WORDS = _KEPT * _KEPT // 64
-# Grey levels. A thumbnail flatter than this shows nothing by which it could be told from another such.
-_FLAT = 2.0
-# Distances at a time, 8 bytes each.
+# Thumbnails with a smaller standard deviation (grey levels) have no fingerprint: all flat images would be alike.
+_MIN_CONTRAST = 2.0
+# Number of distances that are computed at a time; 8 bytes each.
 _BLOCK = 1 << 22
 
 Item = TypeVar("Item")
 
 
-class Watch(Protocol):
-    """Goes through items, told how many will come: a progress bar."""
+class Progress(Protocol):
+    """Iterates over items and shows a progress bar; `count` is their number."""
 
     def __call__(self, items: Iterable[Item], count: int) -> Iterable[Item]:
-        """The same items."""
+        """Yields the same items."""
 
 
-def unwatched(items: Iterable[Item], count: int) -> Iterable[Item]:
-    """A `Watch` that shows nothing."""
+def no_progress(items: Iterable[Item], count: int) -> Iterable[Item]:
+    """A `Progress` that shows nothing."""
     return items
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """What an image file is.
+    """Properties of an image file.
 
     Args:
-        fault: why it cannot be used; None for a file that decodes.
-        width: pixels, upright (EXIF orientation applied).
-        height: as `width`.
-        orientation: EXIF's, 1 to 8; 1 is upright.
-        digest: of the file's bytes.
-        fingerprint: of what it shows; None for a picture without anything to see.
+        error: why it cannot be decoded; None if it can.
+        width: pixels, after EXIF rotation.
+        height: pixels, after EXIF rotation.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        digest: hash of the file's bytes.
+        fingerprint: perceptual hash of the pixels; None for an image without contrast.
     """
 
-    fault: str | None
+    error: str | None
     width: int = 0
     height: int = 0
     orientation: int = 1
@@ -70,73 +71,69 @@ class ImageFile:
 
 
 def inspect_image(path: Path) -> ImageFile:
-    """Decodes a file to its end and takes down what is said of it."""
+    """Decodes an image file completely and returns its properties."""
     try:
         image = load_image(path)
         with PILImage.open(path) as file:
-            turned = orientation(file)
+            exif_orientation = orientation(file)
         digest = hashlib.sha256(path.read_bytes()).digest()
     except InputError as error:
         return ImageFile(str(error).removeprefix(f"{path}: "))
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     height, width = pixels.shape[:2]
-    return ImageFile(None, width, height, turned, digest, fingerprint(pixels))
+    return ImageFile(None, width, height, exif_orientation, digest, fingerprint(pixels))
 
 
-def inspect_images(paths: Sequence[Path], watch: Watch = unwatched) -> list[ImageFile]:
-    """`inspect_image` of many, on a thread a core.
+def inspect_images(paths: Sequence[Path], progress: Progress = no_progress) -> list[ImageFile]:
+    """`inspect_image` of many files, with a thread per core.
 
-    Threads hide the waiting for files and little more: simplejpeg decodes under Python's lock. A small photograph takes
-    0.7 ms on one core, so processes, which take seconds to come up, would pay for tens of thousands only.
+    Threads mainly overlap file reads, because simplejpeg holds Python's global lock while it decodes. A small
+    photograph takes 0.7 ms on one core, so that processes, which take seconds to start, would only be worthwhile for
+    tens of thousands of images.
 
     Args:
         paths: image files.
-        watch: goes through the results, told how many will come; for a progress bar.
+        progress: progress bar over the results.
     """
     with ThreadPoolExecutor(_num_cores()) as pool:
-        return list(watch(pool.map(inspect_image, paths), len(paths)))
+        return list(progress(pool.map(inspect_image, paths), len(paths)))
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> UInt64[np.ndarray, "4"] | None:
-    """[H, W, 3] RGB -> 255 bits and a 0 of what it shows; None where everything has one brightness."""
+    """Perceptual hash of an RGB image [H, W, 3]: 255 bits and a zero bit; None for an image without contrast."""
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    if grey.std() < _FLAT:
+    if grey.std() < _MIN_CONTRAST:
         return None
     low = cv2.dct(grey.astype(np.float32))[:_KEPT, :_KEPT].reshape(-1)[1:]
     return np.packbits(np.append(low > np.median(low), False)).view(np.uint64)
 
 
 def find_near_duplicates(
-    ours: UInt64[np.ndarray, "A 4"], theirs: UInt64[np.ndarray, "B 4"], most_different: int = MOST_DIFFERENT
+    ours: UInt64[np.ndarray, "A 4"], theirs: UInt64[np.ndarray, "B 4"], max_differing_bits: int = MAX_DIFFERING_BITS
 ) -> Int64[np.ndarray, "P 2"]:
-    """Pairs of fingerprints that differ in few bits, sorted.
-
-    Args:
-        ours: [A, 4].
-        theirs: [B, 4].
-        most_different: bits.
+    """Pairs of fingerprints that differ in at most `max_differing_bits` bits, sorted.
 
     Returns:
-        [P, 2] places in `ours` and in `theirs`.
+        [P, 2] indices into `ours` and `theirs`.
     """
     pairs = [np.zeros((0, 2), np.int64)]
     step = max(1, _BLOCK // max(len(theirs), 1))
     for start in range(0, len(ours), step):
         distances = bit_distances(ours[start : start + step], theirs)
-        pairs.append(np.argwhere(distances <= most_different) + np.array([start, 0]))
+        pairs.append(np.argwhere(distances <= max_differing_bits) + np.array([start, 0]))
     return np.concatenate(pairs)
 
 
 def bit_distances(ours: UInt64[np.ndarray, "A 4"], theirs: UInt64[np.ndarray, "B 4"]) -> NDArray[np.uint16]:
-    """[A, B] bits in which each pair of fingerprints differs."""
+    """Number of differing bits [A, B] of each pair of fingerprints."""
     distances = np.zeros((len(ours), len(theirs)), np.uint16)
-    for word in range(_WORDS):  # one word at a time needs a quarter of the memory
+    for word in range(_WORDS):  # one 64-bit word at a time, to use a quarter of the memory
         distances += np.bitwise_count(ours[:, word, None] ^ theirs[None, :, word])
     return distances
 
 
 def _num_cores() -> int:
     try:
-        return len(os.sched_getaffinity(0))  # what this process may use
+        return len(os.sched_getaffinity(0))  # cores that this process may use
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""The test images of a report: chosen, kept, and drawn with their boxes."""
+"""Test images of a report: selection, storage in `examples.json`, and drawing with boxes."""

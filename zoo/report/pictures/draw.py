@@ -1,4 +1,4 @@
-"""Boxes drawn on an image, and the colours of classes: the same colour for a class in every picture."""
+"""Draw boxes on an image; class colours, which are the same in every picture."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from zoo.types import Image
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), told apart in all common forms of colour blindness;
-# ordered so that the first ones, which most data sets use, stand out best on photographs.
+# Okabe and Ito's palette ("Color Universal Design", 2008), distinguishable in all common forms of colour blindness;
+# the first colours, which most data sets use, are those most visible on photographs.
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 
-_READABLE_SIDE = 480  # pixels; a label of 12 pixels can be read on an image with this longer side
-_CROWDED = 20  # from here on, lines are thin and labels that do not fit their box are left out
+_READABLE_SIDE = 480  # pixels; longer side of an image on which a label of 12 pixels is readable
+_CROWDED = 20  # boxes; above this, lines are thin and labels wider than their box are left out
 
 
 def class_color(label: int) -> str:
     """Colour of a class as `#rrggbb`.
 
-    The first seven classes have the colours of Okabe and Ito. No palette keeps dozens of classes apart for
-    everybody; later ones go round the hues in golden steps, and pictures name them as well.
+    The first seven classes have the colours of Okabe and Ito; later ones step around the hues by the golden ratio. No
+    palette keeps dozens of colours distinguishable, so pictures also name the class.
     """
     if label < len(_PALETTE):
         return _PALETTE[label]
@@ -34,11 +34,11 @@ def class_color(label: int) -> str:
 
 
 def text_color(background: str) -> str:
-    """Black or white, whichever is read more easily on a `#rrggbb` colour (by WCAG's relative luminance)."""
+    """Black or white, whichever has more contrast (WCAG relative luminance) to a `#rrggbb` background."""
     channels = [int(background[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#ffffff"  # 0.179 has the same contrast to both
+    return "#000000" if luminance > 0.179 else "#ffffff"  # equal contrast to both at 0.179
 
 
 def draw_boxes(
@@ -50,17 +50,17 @@ def draw_boxes(
 ) -> Image:
     """Draw boxes with class colours, names and scores.
 
-    Small images are enlarged by a whole factor first, so that the labels can be read.
+    Small images are enlarged by an integer factor first, so that labels are readable.
 
     Args:
-        image: uint8 [3, H, W]; left as it is.
-        boxes: xyxy edges in pixels of `image`. Later ones are drawn below earlier ones (predictions come surest first).
+        image: uint8 [3, H, W]; not modified.
+        boxes: xyxy edges in pixels of `image`. Earlier boxes are drawn on top (predictions are sorted by score).
         labels: class of each box, an index into `class_names`.
         class_names: names of all classes.
-        scores: 0..1, written behind the name; None for ground truth.
+        scores: 0..1, written after the class name; None for ground truth.
 
     Returns:
-        uint8 [3, H * s, W * s], s a whole number, 1 where the longer side has 480 pixels or more.
+        uint8 [3, H * s, W * s], s an integer, 1 where the longer side has 480 pixels or more.
     """
     height, width = image.shape[-2:]
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
@@ -79,7 +79,7 @@ def draw_boxes(
     if scores is not None:
         tags = [f"{tag} {format_score(score)}" for tag, score in zip(tags, scores.tolist(), strict=True)]
     for (x1, y1, x2, y2), color in zip(reversed(edges), reversed(colors), strict=True):
-        # Pillow's corners are pixels and both inside; ours are edges between pixels.
+        # Pillow's corners are inclusive pixel indices; ours are edges between pixels.
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
     for (x1, y1, x2, _), color, tag in zip(reversed(edges), reversed(colors), reversed(tags), strict=True):
         if crowded and draw.textlength(tag, font=font) > x2 - x1:
@@ -89,7 +89,7 @@ def draw_boxes(
 
 
 def format_score(score: float) -> str:
-    """Two decimals without the leading zero: `.93`."""
+    """A score with two decimals, without the leading zero: `.93`."""
     text = f"{score:.2f}"
     return text[1:] if text.startswith("0") else text
 
@@ -102,7 +102,7 @@ def _draw_tag(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     size: tuple[int, int],
 ) -> None:
-    """Write a tag on top of its box, or just inside it where there is no room above; kept within the image."""
+    """Draw a label above its box, or just inside the box if it would leave the image."""
     _, top, _, bottom = draw.textbbox((0, 0), "Ag", font=font)  # one height for all tags
     margin = max(1, (bottom - top) // 6)
     width = int(draw.textlength(tag, font=font)) + 2 * margin

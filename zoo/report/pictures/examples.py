@@ -1,6 +1,6 @@
-"""Test images to look at: chosen, kept beside the results, and matched with what each run said of them.
+"""Example images of a report: making, reading and writing them, and matching detections to their ground truth.
 
-Examples are kept in one file, `examples.json`, so that the report can be made again without data or training.
+Examples are stored in one file, `examples.json`, so that the report can be rendered again without data or training.
 """
 
 import io
@@ -22,9 +22,9 @@ from zoo.io.files import convert_json, decode_json, encode_json, write_atomicall
 from zoo.types import Image, Prediction, Target
 
 _ADVICE = "expected a file that `zoo compare` wrote"
-_LONGEST_SIDE = 480  # pixels of the kept picture: forty of them stay below two megabytes
-_LEAST_SHOWN = 0.01  # the lowest of all `Run.shown_score`s: detections below it are never drawn
-_KEPT_DETECTIONS = 100
+_LONGEST_SIDE = 480  # pixels of the stored picture: forty pictures stay below two megabytes
+_MIN_SHOWN_SCORE = 0.01  # lowest possible `Run.shown_score`: detections below it are never drawn
+_MAX_DETECTIONS = 100
 _MATCH_IOU = 0.5
 
 Box = tuple[float, float, float, float]
@@ -33,16 +33,16 @@ Verdict = Literal["right", "false", "ignored"]
 
 @dataclass
 class Objects:
-    """What is true of an example."""
+    """Ground truth of an example."""
 
     boxes: list[Box] = field(default_factory=list)  # xyxy edges, pixels of the example
     labels: list[int] = field(default_factory=list)
-    ignored: list[bool] = field(default_factory=list)  # crowds and difficult objects: finding them counts neither way
+    ignored: list[bool] = field(default_factory=list)  # crowds and difficult objects: neither hits nor misses count
 
 
 @dataclass
 class Detections:
-    """What one run said of an example, surest first."""
+    """Detections of one run in an example, highest score first."""
 
     boxes: list[Box] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -51,39 +51,41 @@ class Detections:
 
 @dataclass
 class Reason:
-    """Why an image is shown."""
+    """Reason to show an image."""
 
     kind: Literal["sample", "pair", "miss", "mistake"]
-    runs: list[str] = field(default_factory=list)  # folders; pair: right, wrong; miss: who misses; mistake: who errs
-    boxes: list[Box] = field(default_factory=list)  # what it is about; pixels of the example
-    label: int | None = None  # class of the missed object, or of the mistake
-    score: float | None = None  # of the mistake
-    detail: str = ""  # what is there instead
+    runs: list[str] = field(
+        default_factory=list
+    )  # folders; pair: correct run, wrong run; miss: runs that miss it; mistake: its run
+    boxes: list[Box] = field(default_factory=list)  # boxes to mark; pixels of the example
+    label: int | None = None  # class of the missed object or false positive
+    score: float | None = None  # of the false positive
+    detail: str = ""  # what is at the place of the false positive
 
 
 @dataclass
 class Example:
-    """One test image, its ground truth, and what each run said of it; made by `make_example`."""
+    """One test image with its ground truth and the detections of each run; made by `make_example`."""
 
     name: str  # file name, or id, of the image
-    width: int  # pixels of the kept picture, which all boxes here refer to
+    width: int  # pixels of the stored picture, which all boxes here refer to
     height: int
     jpeg: bytes
     truth: Objects
-    predictions: dict[str, Detections]  # folder of a run -> its detections; a failed run has none
+    predictions: dict[str, Detections]  # `Run.folder` -> its detections; failed runs are absent
     reasons: list[Reason]
 
 
 @dataclass
 class _File:
-    """The form of `examples.json`."""
+    """Content of `examples.json`."""
 
     examples: list[Example]
 
 
 @dataclass
 class Matching:
-    """Detections of one image held against its ground truth."""
+    """Detections of one image matched to its ground truth."""
 
     verdicts: list[Verdict]  # for each detection
     found: list[bool]  # for each object
@@ -96,14 +98,14 @@ def make_example(
     predictions: dict[str, Prediction],
     reasons: Sequence[Reason] = (Reason("sample"),),
 ) -> Example:
-    """Make an example of a test image: at most 480 pixels long, with the 100 surest detections of each run.
+    """Make an example of a test image: longer side at most 480 pixels, the 100 highest-scoring detections of each run.
 
     Args:
-        name: what to call the image on the page: file name or id.
+        name: file name or id, shown on the page.
         image: uint8 [3, H, W].
         target: its ground truth, in pixels of `image`.
-        predictions: `Run.folder` -> the prediction of that run, in pixels of `image`, surest first, not thresholded.
-        reasons: why it is shown, boxes in pixels of `image`.
+        predictions: `Run.folder` -> its prediction, in pixels of `image`, highest score first, not thresholded.
+        reasons: reasons to show it, boxes in pixels of `image`.
     """
     height, width = image.shape[-2:]
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
@@ -122,14 +124,14 @@ def make_example(
 
 
 def choose_examples(num_objects_per_image: Sequence[int], count: int, seed: int) -> list[int]:
-    """Choose images to show, spread from the emptiest to the most crowded.
+    """Sample images stratified by number of objects, from the emptiest to the most crowded.
 
     The images are sorted by their number of objects and cut into `count` parts of equal size; one is drawn from each.
 
     Args:
         num_objects_per_image: number of objects of each image of the split.
-        count: how many to choose; all are chosen where there are fewer.
-        seed: the same seed and data set choose the same images.
+        count: number of images to choose; all are chosen if there are fewer.
+        seed: the same seed and data set give the same images.
 
     Returns:
         Indices into `num_objects_per_image`, emptiest first.
@@ -141,14 +143,14 @@ def choose_examples(num_objects_per_image: Sequence[int], count: int, seed: int)
 
 
 def match_detections(detections: Detections, truth: Objects, min_score: float) -> Matching:
-    """Say which detections are right: surest first, each takes the free object of its class that it overlaps most.
+    """Match detections greedily by score, each to the unmatched object of its class with the highest IoU, at least 0.5.
 
-    An overlap (IoU) of at least 0.5 is needed. A detection that meets only an ignored object counts neither way.
+    A detection that overlaps only an ignored object is ignored.
 
     Args:
-        detections: of one image, surest first.
-        truth: the image's objects.
-        min_score: detections below are left out; `verdicts` is as long as the part that remains.
+        detections: of one image, highest score first.
+        truth: ground truth of the image.
+        min_score: detections below it are left out, and have no element in `verdicts`.
     """
     num_shown = sum(score >= min_score for score in detections.scores)
     found = [False] * len(truth.boxes)
@@ -174,14 +176,14 @@ def match_detections(detections: Detections, truth: Objects, min_score: float) -
 
 
 def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) -> float:
-    """Score from which detections up F1 at IoU 0.5 is best, all images and classes together: a `Run.shown_score`.
+    """Score threshold with the best F1 at IoU 0.5 over all images and classes together, for `Run.shown_score`.
 
     Args:
-        predictions: of each image, surest first.
+        predictions: of each image, highest score first.
         targets: of the same images.
 
     Returns:
-        One of 0.01, 0.02 .. 0.99, the lowest of those that are equally good.
+        One of 0.01, 0.02 .. 0.99; the lowest among ties.
     """
     scores: dict[Verdict, list[float]] = {"right": [], "false": [], "ignored": []}
     num_objects = 0
@@ -190,12 +192,12 @@ def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) 
             _to_boxes(prediction["boxes"]), prediction["labels"].tolist(), prediction["scores"].tolist()
         )
         truth = _to_objects(target)
-        # What the surest detections match does not depend on the less sure ones: one matching serves all thresholds.
+        # Matches of a detection do not depend on detections of lower score: one matching serves all thresholds.
         verdicts = match_detections(detections, truth, -math.inf).verdicts
         for verdict, score in zip(verdicts, detections.scores, strict=True):
             scores[verdict].append(score)
         num_objects += truth.ignored.count(False)
-    thresholds = np.arange(round(100 * _LEAST_SHOWN), 100) / 100
+    thresholds = np.arange(round(100 * _MIN_SHOWN_SCORE), 100) / 100
     num_right, num_false = (
         len(scores[verdict]) - np.searchsorted(np.sort(scores[verdict]), thresholds) for verdict in ("right", "false")
     )
@@ -204,7 +206,7 @@ def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) 
 
 
 def write_examples(path: str | Path, examples: list[Example]) -> None:
-    """Write `examples.json`, whole or not at all; pictures are JPEG in base64."""
+    """Write `examples.json` atomically; pictures are JPEG in base64."""
     write_atomically(Path(path), encode_json(_File(examples)))
 
 
@@ -212,19 +214,19 @@ def read_examples(path: str | Path) -> list[Example]:
     """Read an `examples.json`.
 
     Raises:
-        InputError: the file is missing, is no json, or is not of this form; names the file and the place.
+        InputError: the file is missing, is not JSON, or does not match the schema; names the file and the place.
     """
     path = Path(path)
     examples = convert_json(decode_json(path, _ADVICE), _File, path, _ADVICE).examples
     for index, example in enumerate(examples):
         truth = example.truth
         lengths = {"truth": (len(truth.boxes), len(truth.labels), len(truth.ignored))}
-        for folder, found in example.predictions.items():
-            lengths[f"predictions[{folder!r}]"] = (len(found.boxes), len(found.labels), len(found.scores))
+        for folder, kept in example.predictions.items():
+            lengths[f"predictions[{folder!r}]"] = (len(kept.boxes), len(kept.labels), len(kept.scores))
         for place, columns in lengths.items():
             if len(set(columns)) > 1:
                 raise InputError(
-                    f"columns of different lengths {columns}", file=path, place=f"examples[{index}].{place}"
+                    f"columns have different lengths {columns}", file=path, place=f"examples[{index}].{place}"
                 )
     return examples
 
@@ -232,7 +234,7 @@ def read_examples(path: str | Path) -> list[Example]:
 def _encode_jpeg(image: Image) -> bytes:
     content = io.BytesIO()
     picture = PillowImage.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
-    picture.save(content, "JPEG", quality=80, optimize=True, progressive=True)  # both: a twentieth smaller
+    picture.save(content, "JPEG", quality=80, optimize=True, progressive=True)  # the two flags save 5%
     return content.getvalue()
 
 
@@ -245,7 +247,7 @@ def _to_objects(target: Target, scale: float = 1.0) -> Objects:
 
 
 def _to_detections(prediction: Prediction, scale: float) -> Detections:
-    kept = int((prediction["scores"][:_KEPT_DETECTIONS] >= _LEAST_SHOWN).sum())
+    kept = int((prediction["scores"][:_MAX_DETECTIONS] >= _MIN_SHOWN_SCORE).sum())
     return Detections(
         boxes=_to_boxes(prediction["boxes"][:kept] * scale),
         labels=prediction["labels"][:kept].tolist(),
@@ -254,5 +256,5 @@ def _to_detections(prediction: Prediction, scale: float) -> Detections:
 
 
 def _to_boxes(boxes: Tensor) -> list[Box]:
-    # A tenth of a pixel is enough to see.
+    # A tenth of a pixel is precise enough for drawing.
     return [(round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1)) for x1, y1, x2, y2 in boxes.tolist()]

@@ -1,4 +1,4 @@
-"""Test images as the page shows them: boxes on top of a picture, once for the ground truth and once for each run."""
+"""Test images of the HTML page: views with boxes, one for the ground truth and one for each run."""
 
 import base64
 from collections.abc import Sequence
@@ -12,37 +12,37 @@ from zoo.report.results import Run
 from zoo.report.summary_text import join_words
 
 DEFAULT_SHOWN_SCORE = 0.5
-_MAX_TAGS = 8  # boxes; fuller pictures name none, which would hide them: colours, and pointing at a box, tell
+_MAX_TAGS = 8  # boxes; above this, labels would hide the picture, so only colours and tooltips name the class
 
-# Text cannot be measured in the page: a font of similar widths says how large a tag's plate must be.
+# Text cannot be measured while rendering the page, so a font of similar widths gives the size of a label's plate.
 _TAG_FONT = ImageFont.load_default(100)
 
 CATEGORIES = {
     "sample": "A sample, from the emptiest to the most crowded",
-    "miss": "The worst misses",
-    "mistake": "The surest mistakes",
+    "miss": "Worst misses",
+    "mistake": "False positives of highest score",
 }
 
 
 @dataclass
 class Shape:
-    """A box on a picture."""
+    """A box drawn on a picture."""
 
     x: float
     y: float
     width: float
     height: float
-    kind: str  # "truth" "ignored" "right" "false" "missed": how the line is drawn
+    kind: str  # CSS class: "truth" "ignored" "right" "false" "missed"
     color: str
     text_color: str
-    title: str  # what it says when pointed at
-    tag: str  # what is written on it; "" for nothing
-    tag_width: float  # of the tag's text, in units of the font size
+    title: str  # tooltip
+    tag: str  # label, "" for none
+    tag_width: float  # of the label, in units of the font size
 
 
 @dataclass
 class View:
-    """A picture once, with the boxes of the ground truth or of one run."""
+    """A picture with the boxes of the ground truth or of one run."""
 
     name: str
     counts: str
@@ -51,7 +51,7 @@ class View:
 
 @dataclass
 class Note:
-    """Why a picture is shown."""
+    """Reason to show a picture, as text."""
 
     category: str
     text: str
@@ -72,31 +72,31 @@ class Picture:
 
 @dataclass
 class Category:
-    """Pictures to look at together."""
+    """A group of pictures to choose on the page."""
 
     key: str
     label: str
     group: str  # heading above it, "" for none
     count: int
-    views: list[str]  # names of the two views to begin with
+    views: list[str]  # names of the one or two views to show first
 
 
 def make_picture(example: Example, runs: list[Run], labels: dict[str, str], classes: Sequence[str]) -> Picture:
-    """Match and shape all boxes of an example; `labels` are those of the runs' folders."""
+    """Views and notes of an example; `labels` maps `Run.folder` to a label."""
     matchings = {
         run.folder: match_detections(example.predictions[run.folder], example.truth, shown_score(run))
         for run in runs
         if run.folder in example.predictions
     }
     num_boxes = [len(example.truth.boxes), *(len(matching.verdicts) for matching in matchings.values())]
-    tagged = max(num_boxes) <= _MAX_TAGS  # all views alike
-    views = [_view_truth(example.truth, classes, tagged)]
+    tagged = max(num_boxes) <= _MAX_TAGS  # in all views or in none
+    views = [_ground_truth_view(example.truth, classes, tagged)]
     for folder, matching in matchings.items():
-        shapes = _shape_detections(example.predictions[folder], example.truth, matching, classes, tagged)
+        shapes = _make_detection_shapes(example.predictions[folder], example.truth, matching, classes, tagged)
         views.append(View(labels[folder], _count_matches(matching, example.truth), shapes))
     uri = "data:image/jpeg;base64," + base64.b64encode(example.jpeg).decode()
     notes = [
-        Note(_category_key(reason), _tell(reason, labels, classes), reason.boxes)
+        Note(_category_key(reason), _describe_reason(reason, labels, classes), reason.boxes)
         for reason in example.reasons
         if all(folder in labels for folder in reason.runs)
     ]
@@ -104,7 +104,7 @@ def make_picture(example: Example, runs: list[Run], labels: dict[str, str], clas
 
 
 def list_categories(examples: list[Example], labels: dict[str, str]) -> list[Category]:
-    """Categories that hold a picture, all of them first; a pair's twice, once for each that is right."""
+    """Categories with at least one picture, "All pictures" first; a pair of runs has one for each correct run."""
     counts: dict[str, int] = {}
     pairs: dict[str, tuple[str, str]] = {}
     for example in examples:
@@ -116,7 +116,7 @@ def list_categories(examples: list[Example], labels: dict[str, str]) -> list[Cat
     found = [Category("all", "All pictures", "", len(examples), [truth])]
     found += [Category(key, label, "", counts[key], [truth]) for key, label in CATEGORIES.items() if key in counts]
     found += [
-        Category(key, f"{right} right, {wrong} not", "Only one is right", counts[key], [right, wrong])
+        Category(key, f"{right} correct, {wrong} not", "Only one is correct", counts[key], [right, wrong])
         for key, (right, wrong) in sorted(pairs.items(), key=lambda item: list(labels.values()).index(item[1][0]))
     ]
     return found
@@ -131,20 +131,20 @@ def _category_key(reason: Reason) -> str:
     return " / ".join(["pair", *reason.runs]) if reason.kind == "pair" else reason.kind
 
 
-def _tell(reason: Reason, labels: dict[str, str], classes: Sequence[str]) -> str:
+def _describe_reason(reason: Reason, labels: dict[str, str], classes: Sequence[str]) -> str:
     names = [labels[folder] for folder in reason.runs]
-    what = "" if reason.label is None else _name(classes, reason.label)
+    class_name = "" if reason.label is None else _name(classes, reason.label)
     if reason.kind == "pair":
         return f"{_count(len(reason.boxes), 'object')} found by {names[0]}, missed by {names[1]}"
     if reason.kind == "miss":
-        return f"{what} missed by {join_words(names)}"
+        return f"{class_name} missed by {join_words(names)}"
     if reason.kind == "mistake":
         score = "" if reason.score is None else f" {format_score(reason.score)}"
-        return f"{names[0]} says {what}{score}; {reason.detail}"
-    return "one of the sample"
+        return f"{names[0]} predicts {class_name}{score}; {reason.detail}"
+    return "part of the sample"
 
 
-def _view_truth(truth: Objects, classes: Sequence[str], tagged: bool) -> View:
+def _ground_truth_view(truth: Objects, classes: Sequence[str], tagged: bool) -> View:
     shapes = [
         _make_shape(box, label, "ignored" if ignored else "truth", _name(classes, label), tagged)
         for box, label, ignored in zip(truth.boxes, truth.labels, truth.ignored, strict=True)
@@ -154,7 +154,7 @@ def _view_truth(truth: Objects, classes: Sequence[str], tagged: bool) -> View:
     return View("Ground truth", f"{counts}, {num_ignored} ignored" if num_ignored else counts, shapes)
 
 
-def _shape_detections(
+def _make_detection_shapes(
     detections: Detections, truth: Objects, matching: Matching, classes: Sequence[str], tagged: bool
 ) -> list[Shape]:
     shapes = [
@@ -162,7 +162,7 @@ def _shape_detections(
         for box, label, found, ignored in zip(truth.boxes, truth.labels, matching.found, truth.ignored, strict=True)
         if not found and not ignored
     ]
-    for at, kind in reversed(list(enumerate(matching.verdicts))):  # the surest is drawn last, on top
+    for at, kind in reversed(list(enumerate(matching.verdicts))):  # highest score last, on top
         label = detections.labels[at]
         text = f"{_name(classes, label)} {format_score(detections.scores[at])}"
         shapes.append(_make_shape(detections.boxes[at], label, kind, text, tagged))

@@ -1,1 +1,1 @@
-"""The plots of a report as geometry; a template draws them."""
+"""Plots of a report as SVG geometry, drawn by a template."""

@@ -1,26 +1,26 @@
-"""Bars side by side: TIDE's errors of every entry, and where the time of an image goes."""
+"""Bar plots: TIDE errors of each entry, and inference time by part."""
 
 import math
 
 from zoo.report.entries import Entry, find_timing
 from zoo.report.number_format import Value, format_ap, format_cost, format_or_missing
-from zoo.report.plots.axes import CHARACTER, Bar, Caption, Plot, Tick, format_tick, nice_ticks
+from zoo.report.plots.axes import CHARACTER_WIDTH, Bar, Caption, Plot, Tick, format_tick, nice_ticks
 from zoo.report.results import Run
 
 # TIDE's errors (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", section 3), its order.
-ERRORS = {
-    "Cls": ("Class", "the right place, another class"),
-    "Loc": ("Location", "the right class, IoU .10 to .50"),
-    "Both": ("Both", "another class and the wrong place"),
-    "Dupe": ("Duplicate", "a second box on an object that was found already"),
-    "Bkg": ("Background", "no object there at all"),
-    "Miss": ("Missed", "an object that nothing above accounts for"),
+MAIN_ERRORS = {
+    "Cls": ("Class", "localised correctly, wrong class"),
+    "Loc": ("Location", "correct class, IoU .10 to .50"),
+    "Both": ("Both", "wrong class and poorly localised"),
+    "Dupe": ("Duplicate", "another box on an object that is already detected"),
+    "Bkg": ("Background", "no object at this place"),
+    "Miss": ("Missed", "an undetected object that no other error covers"),
 }
-SIDES = {
-    "FP": ("False positives", "all that is said and is not so"),
-    "FN": ("False negatives", "all that is so and is not said"),
+SPECIAL_ERRORS = {
+    "FP": ("False positives", "all detections that match no object"),
+    "FN": ("False negatives", "all objects that no detection matches"),
 }
-PARTS = {  # of the time of an image, in the order in which they happen
+TIME_PARTS = {  # of inference, in the order in which they run
     "decode": "decode the file",
     "proposals": "region proposals",
     "frame": "resize, normalise, pad",
@@ -29,22 +29,22 @@ PARTS = {  # of the time of an image, in the order in which they happen
 }
 
 _ROW, _BAR = 26.0, 12.0
-_CLIP = 5.0  # a bar this many times as long as the next is cut off: its number tells, and the others stay readable
+_CLIP = 5.0  # a bar this many times as long as the second longest is cut off, so that the others stay readable
 
 
 def error_plot(entries: list[Entry]) -> Plot | None:
-    """TIDE's errors: a row for each entry, a column for each kind, all bars on one scale; None without errors."""
-    values = {kind: [error_share(entry, kind) for entry in entries] for kind in (*ERRORS, *SIDES)}
+    """TIDE errors: a row per entry, a column per type, all bars on one scale; None without errors."""
+    values = {kind: [error_share(entry, kind) for entry in entries] for kind in (*MAIN_ERRORS, *SPECIAL_ERRORS)}
     known = [value for column in values.values() for value in column if value is not None]
     if not known:
         return None
-    left, column_width, gap, top = 8 + CHARACTER * max(len(c.label) for c in entries), 112.0, 20.0, 44.0
+    left, column_width, gap, top = 8 + CHARACTER_WIDTH * max(len(entry.label) for entry in entries), 112.0, 20.0, 44.0
     largest = max(known) or 1.0
-    scale = (column_width - 50) / largest  # the rest is for the number beside the bar
+    scale = (column_width - 50) / largest  # 50 units for the number beside the bar
     bars, captions, rules = [], [], []
     bottom = top + _ROW * len(entries)
-    for at, (kind, (name, _)) in enumerate((ERRORS | SIDES).items()):
-        x = left + column_width * at + (gap if kind in SIDES else 0)
+    for at, (kind, (name, _)) in enumerate((MAIN_ERRORS | SPECIAL_ERRORS).items()):
+        x = left + column_width * at + (gap if kind in SPECIAL_ERRORS else 0)
         captions.append(Caption(x, top - 14, name, kind="head"))
         rules.append(f"M{x:g} {top - 4}V{bottom}")
         for row, (entry, value) in enumerate(zip(entries, values[kind], strict=True)):
@@ -53,15 +53,15 @@ def error_plot(entries: list[Entry]) -> Plot | None:
             if value is not None:
                 text = f"{entry.label}, {name.lower()}: {format_ap(value)} of AP50 lost"
                 bars.append(Bar(x, middle - _BAR / 2, width, _BAR, f"s{row % 7}", text))
-    captions += _name_rows(entries, left, top)
-    told = []
+    captions += _row_labels(entries, left, top)
+    summaries = []
     for row, entry in enumerate(entries):
-        shares = [f"{name} {format_or_missing(values[kind][row])}" for kind, (name, _) in ERRORS.items()]
-        told.append(f"{entry.label}: {', '.join(shares)}")
+        shares = [f"{name} {format_or_missing(values[kind][row])}" for kind, (name, _) in MAIN_ERRORS.items()]
+        summaries.append(f"{entry.label}: {', '.join(shares)}")
     return Plot(
         name="tide",
-        title="AP50 lost to each kind of error (TIDE)",
-        summary="AP50 lost to each kind of error. " + "; ".join(told),
+        title="AP50 lost to each type of error (TIDE)",
+        summary="AP50 lost to each type of error. " + "; ".join(summaries),
         width=round(left + column_width * 8 + gap),
         height=round(bottom + 8),
         left=left,
@@ -75,7 +75,7 @@ def error_plot(entries: list[Entry]) -> Plot | None:
 
 
 def error_share(entry: Entry, kind: str) -> Value:
-    """AP50 lost to one kind of error, seeds averaged; a hair below 0, which mending can come to, is nothing."""
+    """AP50 lost to one type of error, seeds averaged; slightly negative values of a run count as 0."""
 
     def lost(run: Run) -> Value:
         value = run.analysis.errors.get(kind)
@@ -85,13 +85,13 @@ def error_share(entry: Entry, kind: str) -> Value:
 
 
 def time_plots(entries: list[Entry]) -> dict[int, Plot]:
-    """Where the time of an image goes: batch size -> plot."""
+    """Stacked bars of inference time by part: batch size -> plot."""
     batches = sorted({t.batch for entry in entries for run in entry.runs for t in run.cost.timings})
     return {batch: _time_plot(entries, batch) for batch in batches}
 
 
 def _time_plot(entries: list[Entry], batch: int) -> Plot:
-    parts = [[(part, find_timing(entry, batch, part)[0] or 0.0) for part in PARTS] for entry in entries]
+    parts = [[(part, find_timing(entry, batch, part)[0] or 0.0) for part in TIME_PARTS] for entry in entries]
     totals = [find_timing(entry, batch, "total") for entry in entries]
     lengths = sorted(
         max(sum(ms for _, ms in row), total or 0.0, p95 or 0.0) for row, (total, p95) in zip(parts, totals, strict=True)
@@ -99,19 +99,19 @@ def _time_plot(entries: list[Entry], batch: int) -> Plot:
     end = lengths[-1] or 1.0
     if len(lengths) > 1 and 0 < lengths[-2] * _CLIP < end:
         end = lengths[-2] * 1.5
-    left, width, top = 8.0 + CHARACTER * max(len(c.label) for c in entries), 800, 40.0
+    left, width, top = 8.0 + CHARACTER_WIDTH * max(len(entry.label) for entry in entries), 800, 40.0
     right, bottom = width - 140.0, top + _ROW * len(entries)
     scale = (right - left) / end
     text = format_cost([total for total, _ in totals])
-    bars, names = _name_parts([part for part in PARTS if any(dict(row)[part] for row in parts)], left)
-    captions, rules = names + _name_rows(entries, left, top), []
+    bars, names = _part_legend([part for part in TIME_PARTS if any(dict(row)[part] for row in parts)], left)
+    captions, rules = names + _row_labels(entries, left, top), []
     for row, entry in enumerate(entries):
         x, middle = left, top + _ROW * (row + 0.5)
         for number, (part, ms) in enumerate(parts[row]):
             length = max(0.0, min(ms * scale, right - x))
             if length > 0:
-                told = f"{entry.label}, {PARTS[part]}: {text(ms)} ms an image"
-                bars.append(Bar(round(x, 1), middle - _BAR / 2, round(length, 1), _BAR, f"part{number}", told))
+                tooltip = f"{entry.label}, {TIME_PARTS[part]}: {text(ms)} ms per image"
+                bars.append(Bar(round(x, 1), middle - _BAR / 2, round(length, 1), _BAR, f"part{number}", tooltip))
             x += length
         total, p95 = totals[row]
         if total is None:
@@ -123,10 +123,12 @@ def _time_plot(entries: list[Entry], batch: int) -> Plot:
         captions.append(Caption(round(at, 1), middle, f"{text(total)} ms{cut}", kind="value"))
     return Plot(
         name=f"time-batch{batch}",
-        title=f"Milliseconds an image, batch {batch}",
-        summary=f"Milliseconds an image at batch {batch}: "
+        title=f"Milliseconds per image, batch {batch}",
+        summary=f"Milliseconds per image at batch {batch}: "
         + "; ".join(
-            f"{c.label} {text(total)}" for c, (total, _) in zip(entries, totals, strict=True) if total is not None
+            f"{entry.label} {text(total)}"
+            for entry, (total, _) in zip(entries, totals, strict=True)
+            if total is not None
         ),
         width=width,
         height=round(bottom + 50),
@@ -134,7 +136,7 @@ def _time_plot(entries: list[Entry], batch: int) -> Plot:
         right=right,
         top=top,
         bottom=bottom,
-        x_label=f"milliseconds an image, batch {batch}",
+        x_label=f"milliseconds per image, batch {batch}",
         x_ticks=[Tick(round(left + ms * scale, 1), format_tick(ms)) for ms in nice_ticks(end, 7) if ms <= end],
         captions=captions,
         bars=bars,
@@ -142,17 +144,17 @@ def _time_plot(entries: list[Entry], batch: int) -> Plot:
     )
 
 
-def _name_parts(parts: list[str], left: float) -> tuple[list[Bar], list[Caption]]:
-    """A small block and the name of each part, in a row on top."""
+def _part_legend(parts: list[str], left: float) -> tuple[list[Bar], list[Caption]]:
+    """Legend: a small block and the name of each part, in one row above the bars."""
     bars, captions, x = [], [], left
     for part in parts:
-        bars.append(Bar(x, 8.0, 10.0, 10.0, f"part{list(PARTS).index(part)}", PARTS[part]))
-        captions.append(Caption(x + 16, 13.0, PARTS[part]))
-        x += 34 + 0.85 * CHARACTER * len(PARTS[part])
+        bars.append(Bar(x, 8.0, 10.0, 10.0, f"part{list(TIME_PARTS).index(part)}", TIME_PARTS[part]))
+        captions.append(Caption(x + 16, 13.0, TIME_PARTS[part]))
+        x += 34 + 0.85 * CHARACTER_WIDTH * len(TIME_PARTS[part])
     return bars, captions
 
 
-def _name_rows(entries: list[Entry], left: float, top: float) -> list[Caption]:
+def _row_labels(entries: list[Entry], left: float, top: float) -> list[Caption]:
     return [
         Caption(left - 10, top + _ROW * (row + 0.5), entry.label, "end", f"name s{row % 7}")
         for row, entry in enumerate(entries)

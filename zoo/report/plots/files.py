@@ -1,4 +1,4 @@
-"""The page's plots as files of their own, for a README, a paper or a talk."""
+"""Plots of a report as SVG files, for a README, a paper or a talk."""
 
 from zoo.report.entries import find_entries
 from zoo.report.jinja import make_environment
@@ -11,7 +11,7 @@ from zoo.report.results import Results
 
 
 def collect_plots(results: Results) -> list[Plot]:
-    """All plots that the results have figures for."""
+    """All plots that the results have values for."""
     entries = find_entries(results)
     found = [
         pareto_plot(entries),
@@ -25,6 +25,6 @@ def collect_plots(results: Results) -> list[Plot]:
 
 
 def render_plots(results: Results) -> dict[str, str]:
-    """Name of a file without `.svg` -> its text: drawn as in the page, with a title, light or dark as the viewer is."""
+    """File name without `.svg` -> SVG text: the plots of the page with a title, in the viewer's colour scheme."""
     template = make_environment().get_template("plot_file.svg.j2")
     return {plot.name: template.render(plot=plot).strip() + "\n" for plot in collect_plots(results)}

@@ -1,11 +1,11 @@
-"""Learning curves as geometry."""
+"""Learning curves: validation AP against images seen and against minutes."""
 
 from collections.abc import Callable
 
 from zoo.report.entries import Entry, run_labels
 from zoo.report.number_format import defined, format_ap
 from zoo.report.plots.axes import (
-    CHARACTER,
+    CHARACTER_WIDTH,
     Line,
     Mark,
     Plot,
@@ -13,23 +13,23 @@ from zoo.report.plots.axes import (
     format_tick,
     nice_ticks,
     spread_labels,
-    trace,
+    svg_path,
 )
 from zoo.report.results import CurvePoint, Run
 
-# Size of a panel in SVG units (pixels on a wide screen), and the room for tick and line labels around the plot.
+# Size of a panel in SVG units (pixels on a wide screen), and the margins for tick and line labels.
 WIDTH, HEIGHT = 560, 340
 LEFT, TOP, BOTTOM = 44.0, 14.0, 46.0
 
 
 def learning_curves(entries: list[Entry]) -> list[Plot]:
-    """AP on the validation images against images seen, and against minutes; a line for each seed.
+    """AP on the validation images against images seen, and against minutes; a line per seed.
 
     Args:
-        entries: all of them, in the order in which colours are given.
+        entries: all entries, in the order of their colours.
 
     Returns:
-        Two plots, or none where no run recorded a defined AP while it trained.
+        Two plots, or none if no run has a defined AP during training.
     """
     if not any(_defined_points(run) for entry in entries for run in entry.runs):
         return []
@@ -41,11 +41,11 @@ def learning_curves(entries: list[Entry]) -> list[Plot]:
 
 def _plot(name: str, x_label: str, entries: list[Entry], x_of: Callable[[CurvePoint], float]) -> Plot:
     all_points = [point for entry in entries for run in entry.runs for point in _defined_points(run)]
-    # The x axis ends with the data, not with the next round number: budgets are rarely round.
+    # The x axis ends with the data rather than at a round number, since budgets are rarely round.
     x_end = max(map(x_of, all_points)) or 1.0
     y_values = nice_ticks(max(point.AP for point in all_points), 6)
     bottom = HEIGHT - BOTTOM
-    right = max(WIDTH - 20 - CHARACTER * max(len(entry.label) for entry in entries), WIDTH / 2)
+    right = max(WIDTH - 20 - CHARACTER_WIDTH * max(len(entry.label) for entry in entries), WIDTH / 2)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return round(LEFT + (right - LEFT) * x / x_end, 1), round(bottom - (bottom - TOP) * y / y_values[-1], 1)
@@ -53,7 +53,7 @@ def _plot(name: str, x_label: str, entries: list[Entry], x_of: Callable[[CurvePo
     labels = run_labels([run for entry in entries for run in entry.runs])
     lines: list[Line] = []
     for series, entry in enumerate(entries):
-        label = entry.label  # once, however many seeds
+        label = entry.label  # one label for all seeds
         for run in entry.runs:
             marks = [
                 Mark(*place(x_of(point), point.AP), _describe(labels[run.folder], point))
@@ -62,7 +62,7 @@ def _plot(name: str, x_label: str, entries: list[Entry], x_of: Callable[[CurvePo
             if not marks:
                 continue
             marks[-1].radius = 3.2
-            path = trace([(mark.x, mark.y) for mark in marks])
+            path = svg_path([(mark.x, mark.y) for mark in marks])
             lines.append(Line(series, labels[run.folder], marks, path, "", label, right + 10, marks[-1].y))
             label = ""
     spread_labels([line for line in lines if line.label], TOP, bottom)

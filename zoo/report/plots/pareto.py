@@ -1,4 +1,4 @@
-"""Accuracy against latency: who is beaten in both by another, and who is on the front."""
+"""AP against latency, with the Pareto front."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from itertools import pairwise
 from zoo.report.entries import Entry
 from zoo.report.number_format import defined, format_ap, format_interval, format_ms, mean
 from zoo.report.plots.axes import (
-    CHARACTER,
+    CHARACTER_WIDTH,
     LABEL_HEIGHT,
     Line,
     Mark,
@@ -22,7 +22,7 @@ from zoo.report.results import Interval, Run
 
 _WIDTH, _HEIGHT = 560, 380
 _LEFT, _TOP, _BOTTOM = 44.0, 28.0, 46.0
-_LOG_RATIO = 12.0  # from here on the slow ones would press the fast ones into a corner
+_LOG_RATIO = 12.0  # slowest over fastest latency from which the axis is logarithmic
 _POINT = 5.0  # radius
 
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -30,16 +30,16 @@ Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """An entry's accuracy and latency."""
+    """AP and latency of an entry."""
 
     series: int
     label: str
-    accuracy: Interval  # AP; an interval without width where none is known
-    latency: Interval  # ms an image at batch 1: median, and up to the 95th percentile where that is known
+    accuracy: Interval  # AP; low = high = value where no interval is known
+    latency: Interval  # ms per image at batch 1: low = value = median, high = 95th percentile if known
 
 
 def find_latency(run: Run) -> Interval | None:
-    """Milliseconds an image at batch 1: the median, and how far the 95th percentile reaches above it."""
+    """Milliseconds per image at batch 1: the median as value and low, the 95th percentile, if known, as high."""
     for timing in run.cost.timings:
         if timing.batch == 1 and timing.part == "total" and defined(timing.median):
             return Interval(timing.median, timing.median, max(timing.median, defined(timing.p95) or 0.0))
@@ -48,7 +48,7 @@ def find_latency(run: Run) -> Interval | None:
 
 
 def find_pareto_points(entries: list[Entry]) -> list[ParetoPoint]:
-    """Those whose AP and latency are known, seeds averaged."""
+    """Points of the entries with known AP and latency, seeds averaged."""
     points = []
     for series, entry in enumerate(entries):
         accuracy = entry.metric("AP")
@@ -65,7 +65,7 @@ def find_pareto_points(entries: list[Entry]) -> list[ParetoPoint]:
 
 
 def pareto_front(points: list[ParetoPoint]) -> list[ParetoPoint]:
-    """Those that nobody beats in AP without being slower, or in latency without being less accurate; fastest first."""
+    """Pareto front of AP and latency, fastest first; of equal points only the first."""
     front: list[ParetoPoint] = []
     for point in sorted(points, key=lambda s: (s.latency.value, -s.accuracy.value)):
         if not front or point.accuracy.value > front[-1].accuracy.value:
@@ -74,7 +74,7 @@ def pareto_front(points: list[ParetoPoint]) -> list[ParetoPoint]:
 
 
 def pareto_plot(entries: list[Entry]) -> Plot | None:
-    """AP with its 95% interval against milliseconds an image; None where fewer than two have both."""
+    """AP with its 95% interval against latency; None where fewer than two entries have both."""
     points = find_pareto_points(entries)
     if len(points) < 2:
         return None
@@ -109,7 +109,7 @@ def pareto_plot(entries: list[Entry]) -> Plot | None:
     return Plot(
         name="pareto",
         title="Accuracy against latency",
-        summary=f"AP against milliseconds an image. On the front: {', '.join(names)}. "
+        summary=f"AP against milliseconds per image. On the front: {', '.join(names)}. "
         + "; ".join(line.marks[0].text for line in lines),
         width=_WIDTH,
         height=_HEIGHT,
@@ -117,7 +117,7 @@ def pareto_plot(entries: list[Entry]) -> Plot | None:
         right=right,
         top=_TOP,
         bottom=bottom,
-        x_label="milliseconds an image, batch 1" + (", logarithmic" if is_log else ""),
+        x_label="milliseconds per image, batch 1" + (", logarithmic" if is_log else ""),
         y_label="AP",
         x_ticks=x_ticks,
         y_ticks=[Tick(y_place(y), format_tick(y)) for y in y_values],
@@ -127,7 +127,7 @@ def pareto_plot(entries: list[Entry]) -> Plot | None:
 
 
 def _latency_axis(points: list[ParetoPoint], right: float) -> tuple[Callable[[float], float], list[Tick], bool]:
-    """Where a latency is, the ticks, and whether the axis is logarithmic; a linear one starts at 0."""
+    """Map from latency to x, the ticks, and whether the axis is logarithmic; a linear axis starts at 0."""
     fastest, slowest = min(s.latency.value for s in points), max(s.latency.high for s in points)
     if slowest <= _LOG_RATIO * fastest:
         end = slowest * 1.08
@@ -151,12 +151,12 @@ def _latency_axis(points: list[ParetoPoint], right: float) -> tuple[Callable[[fl
 
 
 def _label_points(lines: list[Line], taken: list[Rectangle], right: float) -> None:
-    """Write each name beside its point where it covers nothing that is taken, and no other name, if there is room."""
+    """Place each label beside its point, overlapping `taken` areas and other labels as little as possible."""
     taken = list(taken)
     for line in lines:
-        mark, width = line.marks[0], CHARACTER * len(line.label)
+        mark, width = line.marks[0], CHARACTER_WIDTH * len(line.label)
         away = _POINT + 5
-        places = [  # x of the anchor, y of the text's middle, anchor
+        places = [  # x of the anchor, y of the text's middle, text-anchor
             (mark.x + away, mark.y - 11, "start"),
             (mark.x + away, mark.y + 12, "start"),
             (mark.x - away, mark.y - 11, "end"),
@@ -174,7 +174,7 @@ def _label_points(lines: list[Line], taken: list[Rectangle], right: float) -> No
             outside = max(0.0, _LEFT - x1) + max(0.0, x2 - right - 20) + max(0.0, 2 - y1) + max(0.0, y2 - _HEIGHT + 40)
             return sum(_overlap(here, other) for other in taken) + 100 * outside
 
-        line.label_x, line.label_y, line.anchor = min(places, key=badness)  # the first of those that are level
+        line.label_x, line.label_y, line.anchor = min(places, key=badness)  # ties: the first
         taken.append(cover(line.label_x, line.label_y, line.anchor))
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// The page says everything without this file; it adds sorting, choosing, pointing, copying, and the picture browser.
+// Optional: all content is visible without it. Adds sorting, selects, tooltips, copying and the picture browser.
 document.documentElement.classList.add("js");
 
 function make(tag, attributes = {}, ...children) {
@@ -9,7 +9,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Tables: a click on a column's head sorts by it, best or first on top, a second click turns the order round.
+// Tables: a click on a column header sorts by it, best or first on top; a second click reverses the order.
 function sortValue(row, column) {
   const text = row.cells[column].innerText.trim().replace(/,/g, "").replace(/^\u2212/, "-");
   const number = parseFloat(text.replace(/^[^-.\d]+/, ""));
@@ -17,7 +17,7 @@ function sortValue(row, column) {
 }
 
 function compareRows(a, b, numeric, sign) {
-  if (a.known !== b.known) return a.known ? -1 : 1; // what is unknown stays at the end
+  if (a.known !== b.known) return a.known ? -1 : 1; // unknown values stay at the end
   return sign * (numeric ? a.number - b.number : a.text.localeCompare(b.text));
 }
 
@@ -33,8 +33,8 @@ function makeSortable(table) {
       const known = rows.filter(({ value }) => value.known);
       const numeric = column > 0 && known.length > 0 && known.every(({ value }) => !Number.isNaN(value.number));
       const firstOrder = numeric && !head.hasAttribute("data-least") ? "descending" : "ascending";
-      const turned = { ascending: "descending", descending: "ascending" }[head.getAttribute("aria-sort")];
-      const order = turned ?? firstOrder;
+      const reversed = { ascending: "descending", descending: "ascending" }[head.getAttribute("aria-sort")];
+      const order = reversed ?? firstOrder;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
@@ -44,7 +44,7 @@ function makeSortable(table) {
   });
 }
 
-// Choices: of several figures of one kind, the chosen one is shown.
+// Choices: a select shows one of several figures.
 function makeChoices(group) {
   const figures = [...group.children].filter((child) => child.classList.contains("choice"));
   const select = make("select", {}, ...figures.map((figure, at) => make("option", { value: at }, figure.dataset.name)));
@@ -53,7 +53,7 @@ function makeChoices(group) {
   group.prepend(label);
 }
 
-// Plots: pointing, or arrow keys, tell the nearest mark, or the values of all lines where a plot has a probe.
+// Plots: a tooltip, by pointer or arrow keys, of the nearest mark, or of all lines at one x where a plot has a probe.
 function formatShare(value) {
   return value.toFixed(2).replace(/^0\./, ".");
 }
@@ -79,8 +79,8 @@ function probeStops(svg) {
   return Array.from({ length: 101 }, (_, at) => {
     const x = left + ((right - left) * at) / 100;
     const value = (line) => (bottom - valueAt(line.points, x)) / (bottom - top);
-    const told = lines.map((line) => `${line.name} ${formatShare(value(line))}`);
-    return { x, y: top, text: [`at recall ${formatShare(from + ((to - from) * at) / 100)}`, ...told].join("\n"), line: [top, bottom] };
+    const values = lines.map((line) => `${line.name} ${formatShare(value(line))}`);
+    return { x, y: top, text: [`at recall ${formatShare(from + ((to - from) * at) / 100)}`, ...values].join("\n"), line: [top, bottom] };
   });
 }
 
@@ -97,13 +97,13 @@ function distance(stop, x, y) {
   return Math.hypot(Math.max(box.x - x, 0, x - box.x - box.width), Math.max(box.y - y, 0, y - box.y - box.height));
 }
 
-function makeTelling(svg) {
+function makeTooltips(svg) {
   const stops = svg.dataset.probe ? probeStops(svg) : markStops(svg);
   if (!stops.length) return;
-  svg.querySelectorAll("circle > title, rect.block > title").forEach((title) => title.remove()); // said once, by the page
+  svg.querySelectorAll("circle > title, rect.block > title").forEach((title) => title.remove()); // replaced by the tooltip of this script
   const tip = make("div", { class: "tip", role: "status", hidden: "" });
-  const name = `${svg.getAttribute("aria-label").split(/[;.]/)[0]}: arrow keys tell the values`;
-  const holder = make("div", { class: "telling", role: "group", tabindex: "0", "aria-label": name });
+  const name = `${svg.getAttribute("aria-label").split(/[;.]/)[0]}: arrow keys show the values`;
+  const holder = make("div", { class: "tooltips", role: "group", tabindex: "0", "aria-label": name });
   svg.replaceWith(holder);
   holder.append(svg, tip);
   const hair = document.createElementNS("http://www.w3.org/2000/svg", "path");
@@ -120,9 +120,9 @@ function makeTelling(svg) {
     if (stop.line) hair.setAttribute("d", `M${stop.x} ${stop.line[0]}V${stop.line[1]}`);
     tip.textContent = stop.text;
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-    const room = holder.clientWidth - tip.offsetWidth;
+    const available = holder.clientWidth - tip.offsetWidth;
     const right = stop.x * scale + 14;
-    tip.style.left = `${Math.max(0, right <= room ? right : Math.min(room, stop.x * scale - 14 - tip.offsetWidth))}px`;
+    tip.style.left = `${Math.max(0, right <= available ? right : Math.min(available, stop.x * scale - 14 - tip.offsetWidth))}px`;
     tip.style.top = `${Math.max(0, stop.y * scale - (stop.line ? 0 : tip.offsetHeight + 8))}px`;
   }
   svg.addEventListener("pointermove", (event) => {
@@ -142,8 +142,8 @@ function makeTelling(svg) {
   });
 }
 
-// Text to take along.
-function makeCopied(block) {
+// Buttons that copy a block of text.
+function makeCopyButton(block) {
   const button = make("button", { type: "button", class: "copy" }, `Copy ${block.dataset.copy}`);
   const status = make("span", { role: "status", class: "copied" });
   const code = block.querySelector("code");
@@ -152,14 +152,14 @@ function makeCopied(block) {
       await navigator.clipboard.writeText(code.textContent);
       status.textContent = "copied";
     } catch {
-      getSelection().selectAllChildren(code); // where the browser does not let a page write: one key is left to press
+      getSelection().selectAllChildren(code); // without access to the clipboard, select the text for copying by key
       status.textContent = "selected";
     }
   });
   block.before(make("p", { class: "copying" }, button, " ", status));
 }
 
-// Pictures: one at a time, two views beside each other, switched by a click or the arrow keys.
+// Pictures: one at a time, two views side by side, switched by click or arrow keys.
 function makeBrowser(browser) {
   const figures = [...browser.querySelectorAll(".picture")];
   const select = browser.querySelector("select.category");
@@ -264,7 +264,7 @@ function makeBrowser(browser) {
   });
 
   const controls = browser.querySelector(".controls");
-  controls.append(make("label", {}, "Beside it ", beside), status);
+  controls.append(make("label", {}, "Compare with ", beside), status);
   controls.hidden = false;
   const stage = make("div", { class: "stage", role: "group", tabindex: "0", "aria-label": "Picture: arrow keys left and right switch pictures, up and down switch detectors" });
   stage.append(...figures);
@@ -273,7 +273,7 @@ function makeBrowser(browser) {
 }
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
-document.querySelectorAll("[data-copy]").forEach(makeCopied);
+document.querySelectorAll("[data-copy]").forEach(makeCopyButton);
 document.querySelectorAll(".choices").forEach(makeChoices);
-document.querySelectorAll("svg.plot").forEach(makeTelling);
+document.querySelectorAll("svg.plot").forEach(makeTooltips);
 document.querySelectorAll(".browser").forEach(makeBrowser);

@@ -5,13 +5,13 @@ import pytest
 import yaml
 from made_up import make_results
 
-from zoo.report.breakdown import ceiling_rows, confusions, slice_groups, threshold_tables
 from zoo.report.entries import find_entries, run_labels
 from zoo.report.results import Slice
-from zoo.report.tables import cost_table, entry_table, time_table
+from zoo.report.tables.breakdown import ceiling_rows, confusions, slice_groups, threshold_tables
+from zoo.report.tables.runs import cost_table, entry_table, time_table
 
 
-def test_confusions_of_several_seeds_are_added():
+def test_confusions_are_summed_over_seeds():
     results = make_results(1, seeds=(0, 1))
     for run in results.runs:
         run.analysis.confusion = [[6, 1, 1], [0, 4, 0], [2, 0, 0]]
@@ -23,12 +23,16 @@ def test_confusions_of_several_seeds_are_added():
         ["4", "0", "\u2013"],
     ]
     assert confusion.rows[0][0].share == pytest.approx(0.75)
-    assert [confusion.rows[at][said].kind for at, said in ((0, 0), (0, 1), (2, 2))] == ["right", "wrong", "none"]
+    assert [confusion.rows[true][predicted].kind for true, predicted in ((0, 0), (0, 1), (2, 2))] == [
+        "right",
+        "wrong",
+        "none",
+    ]
     assert confusion.rows[0][2].sentence == "disc missed: 2 of 16"
-    assert confusion.rows[2][0].sentence == "disc said where nothing is: 4 of 4"
+    assert confusion.rows[2][0].sentence == "disc predicted on background: 4 of 4"
 
 
-def test_of_many_classes_only_the_largest_confusions_are_listed():
+def test_only_the_largest_confusions_of_many_classes_are_listed():
     names = tuple(f"c{at}" for at in range(30))
     results = make_results(1, classes=names)
     matrix = [[0] * 31 for _ in range(31)]
@@ -39,13 +43,13 @@ def test_of_many_classes_only_the_largest_confusions_are_listed():
     assert confusion.rows == []
 
 
-def test_a_matrix_of_another_size_is_left_out():
+def test_confusion_matrix_of_wrong_size_is_left_out():
     results = make_results(1)
     results.runs[0].analysis.confusion = [[1, 2], [3, 4]]
     assert confusions(find_entries(results), results.classes) == []
 
 
-def test_slices_in_groups_sizes_with_intervals_first():
+def test_slice_groups_start_with_sizes_with_intervals():
     results = make_results(2)
     sizes, aspect, crowding = slice_groups(find_entries(results))
     assert [row.name.split(":")[0] for row in sizes] == ["small", "medium", "large"]
@@ -55,7 +59,7 @@ def test_slices_in_groups_sizes_with_intervals_first():
     assert [cell.best for cell in aspect[0].cells] == [True, False]
 
 
-def test_sizes_without_intervals_are_the_runs_own():
+def test_sizes_without_intervals_are_slices_of_the_runs():
     results = make_results(1)
     results.runs[0].analysis.intervals = {}
     results.runs[0].analysis.slices = {"size": [Slice("tiny", 3, math.nan, 0.1)], "aspect": []}
@@ -63,8 +67,8 @@ def test_sizes_without_intervals_are_the_runs_own():
     assert [(row.name, row.objects, row.cells[0].text) for row in sizes] == [("tiny", "3", "\u2013")]
 
 
-def test_thresholds_can_be_pasted():
-    results = make_results(1, classes=("a: b", "no"))  # names that YAML would read otherwise
+def test_thresholds_as_yaml_and_json():
+    results = make_results(1, classes=("a: b", "no"))  # names that need quotes in YAML
     (table,) = threshold_tables(find_entries(results), run_labels(results.runs), results.classes)
     assert yaml.safe_load(table.yaml) == json.loads(table.json) == {"a: b": 0.422, "no": 0.422}
     results.runs[0].analysis.thresholds["no"].score = math.nan
@@ -72,13 +76,13 @@ def test_thresholds_can_be_pasted():
     assert json.loads(table.json) == {"a: b": 0.422}
 
 
-def test_ceilings_stand_beside_results_once_for_all_seeds():
+def test_one_ceiling_row_for_all_seeds():
     (row,) = ceiling_rows(find_entries(make_results(1, seeds=(0, 1))))
     assert (row.share, row.objects, row.ap50.text, row.recall.text) == ("1.2%", 5, ".884", ".690")
     assert row.reach == pytest.approx(0.988)
 
 
-def test_costs_that_nobody_measured_have_no_column():
+def test_unmeasured_costs_have_no_column():
     results = make_results(2)
     for run in results.runs:
         run.cost.joules_per_image = None
@@ -91,7 +95,7 @@ def test_costs_that_nobody_measured_have_no_column():
     assert cost_table([]) == ([], [])
 
 
-def test_times_of_seeds_are_averaged():
+def test_times_are_averaged_over_seeds():
     results = make_results(1, seeds=(0, 1))
     for run, ms in zip(results.runs, (10.0, 20.0), strict=True):
         for timing in run.cost.timings:
@@ -101,7 +105,7 @@ def test_times_of_seeds_are_averaged():
     ]
 
 
-def test_spread_over_seeds_stands_beside_the_mean():
+def test_entry_table_has_mean_and_spread_over_seeds():
     (row,) = entry_table(find_entries(make_results(1, seeds=(0, 1))))
     assert (row[0].text, row[0].spread) == (".610", ".605\u2013.615")
     assert row[8].spread == "", "all seeds have the same number of parameters"

@@ -1,4 +1,4 @@
-"""Entries held against each other, two at a time, measure by measure."""
+"""Differences between every two entries, for each metric and class."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ MEASURES = {
     "APl": "AP of large objects",
 }
 
-_CLASS = "class "  # before the name of a class, where a measure is looked up
+_CLASS = "class "  # prefix of a measure that is the AP of a class
 
 _REVERSED: dict[str, Literal["better", "worse", "tie"]] = {"better": "worse", "worse": "better", "tie": "tie"}
-_SIGNS = {"better": "\u25b2", "worse": "\u25bc", "tie": "="}  # told apart without colour
+_SIGNS = {"better": "\u25b2", "worse": "\u25bc", "tie": "="}  # distinguishable without colour
 
 
 @dataclass(frozen=True)
 class PairCell:
-    """One entry against another in one measure."""
+    """Difference of one entry from another in one measure, as text."""
 
-    verdict: str  # of the row's entry
+    verdict: str  # of the row's entry: "better" "worse" "tie"
     sign: str
     difference: str
     interval: str
@@ -36,7 +36,7 @@ class PairCell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """All pairs in one measure: the row's entry against the column's; None on the diagonal and where unknown."""
+    """All pairs in one measure, row minus column; None on the diagonal and where unknown."""
 
     name: str
     is_class: bool
@@ -45,18 +45,18 @@ class Matrix:
 
 @dataclass(frozen=True)
 class HeadToHeadRow:
-    """Two entries in one measure, as a place on an axis from -`reach` to `reach`."""
+    """Difference of two entries in one measure, as positions on an axis that is symmetric around zero."""
 
     name: str
     is_class: bool
     cell: PairCell
-    at: float  # 0..1 along the axis
+    at: float  # 0..1 along the axis, as are low and high
     low: float
     high: float
 
 
 def find_difference(pairs: Iterable[Pair], first: Entry, second: Entry, measure: str) -> Difference | None:
-    """The first less the second in a measure or class, whichever way round the file has the pair; None if undefined."""
+    """First minus second in a measure, in whichever order `pairs` has the two; None if undefined or unknown."""
     for pair in pairs:
         is_reversed = (pair.first, pair.second) == (second.config, first.config)
         if not is_reversed and (pair.first, pair.second) != (first.config, second.config):
@@ -64,7 +64,7 @@ def find_difference(pairs: Iterable[Pair], first: Entry, second: Entry, measure:
         is_class = measure.startswith(_CLASS)
         known = pair.class_differences if is_class else pair.differences
         found = known.get(measure.removeprefix(_CLASS))
-        # A comparison with NaN is false: such differences are undefined.
+        # Comparisons with NaN are false, so undefined differences are skipped here.
         if found is None or not found.low <= found.value <= found.high:
             continue
         if not is_reversed:
@@ -74,7 +74,7 @@ def find_difference(pairs: Iterable[Pair], first: Entry, second: Entry, measure:
 
 
 def pair_matrices(pairs: list[Pair], entries: list[Entry], classes: list[str]) -> list[Matrix]:
-    """A matrix for each measure and then for each class in which any pair has a difference."""
+    """A matrix per measure, then per class, in which any pair has a difference."""
     matrices = []
     for measure, name, is_class in _list_measures(classes):
         cells = [[compare(pairs, first, second, measure, name) for second in entries] for first in entries]
@@ -84,9 +84,9 @@ def pair_matrices(pairs: list[Pair], entries: list[Entry], classes: list[str]) -
 
 
 def head_to_head(pairs: list[Pair], entries: list[Entry], classes: list[str]) -> list[HeadToHeadRow]:
-    """The better of two entries against the other, a row for each measure and class; none where there are not two.
+    """First minus second of exactly two entries, a row per measure and class; empty for any other number.
 
-    All rows share one axis, which has nothing in its middle and holds every interval.
+    All rows share one axis, with zero in its middle and wide enough for every interval.
     """
     if len(entries) != 2:
         return []
@@ -105,7 +105,7 @@ def head_to_head(pairs: list[Pair], entries: list[Entry], classes: list[str]) ->
 
 
 def compare(pairs: list[Pair], first: Entry, second: Entry, measure: str, name: str) -> PairCell | None:
-    """The first against the second in one measure, in words; None where that is unknown."""
+    """Difference of the first from the second in one measure, as text; None where unknown."""
     difference = None if first is second else find_difference(pairs, first, second, measure)
     if difference is None:
         return None

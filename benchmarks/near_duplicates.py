@@ -1,9 +1,10 @@
-"""How far apart fingerprints of pictures are: of one picture, resized and encoded anew, and of two different ones.
+"""Distances between image fingerprints: of an image and its resized or re-encoded copies, and of different images.
 
-    python benchmarks/twins.py FOLDER... [--out FILE]
+    python benchmarks/near_duplicates.py FOLDER... [--out FILE]
 
-False alarms are counted over all pairs of images in all folders; pairs of the same scene are listed by name, to be
-looked at. Without any false alarm among n pairs, the rate is below 3 / n with 95% confidence (the rule of three).
+Pairs of different images are all pairs of images in all folders. Those within the limit for near-duplicates are listed
+by name, to be inspected by hand. Without a false positive among n pairs, the rate of false positives is below 3 / n
+with 95% confidence (the rule of three).
 """
 
 import argparse
@@ -17,7 +18,7 @@ from _common import Report
 from PIL import Image as PILImage
 
 from zoo.data.images import list_images
-from zoo.data.quality.image_files import MOST_DIFFERENT, bit_distances, fingerprint
+from zoo.data.quality.image_files import MAX_DIFFERING_BITS, bit_distances, fingerprint
 
 QUANTILES = (0.5, 0.99, 1.0)
 
@@ -59,34 +60,35 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if not arguments.folders:  # as `make benchmarks` calls it
-        print("no folders of photographs given: nothing measured")
+    if not arguments.folders:  # as in `make benchmarks`
+        print("no image folders given, so nothing is measured: benchmarks/near_duplicates.py FOLDER...")
         return
     paths = [path for folder in arguments.folders for path in list_images(folder)]
     images = [PILImage.open(path).convert("RGB") for path in paths]
     prints = np.array([fingerprint(np.array(image)) for image in images], np.uint64)
-    command = f"python benchmarks/twins.py {' '.join(sys.argv[1 : 1 + len(arguments.folders)])}"
-    columns = ("change", "median", "99%", "most", f"above {MOST_DIFFERENT}")
-    report = Report("Bits of 255 in which fingerprints of one picture differ", command, columns)
+    command = f"python benchmarks/near_duplicates.py {' '.join(sys.argv[1 : 1 + len(arguments.folders)])}"
+    columns = ("change", "median", "99%", "max", f"above {MAX_DIFFERING_BITS}")
+    report = Report("Differing bits, of 255, between fingerprints of an image and a changed copy", command, columns)
     for name, change in CHANGES.items():
         changed = [fingerprint(np.array(change(image))) for image in images]
         distances = np.array([int(np.bitwise_count(a ^ b).sum()) for a, b in zip(prints, changed, strict=True)])
         quantiles = [f"{value:.0f}" for value in np.quantile(distances, QUANTILES)]
-        report.row([name, *quantiles, f"{(distances > MOST_DIFFERENT).mean():.1%}"])
+        report.row([name, *quantiles, f"{(distances > MAX_DIFFERING_BITS).mean():.1%}"])
 
-    report.say("\n# Of two different images\n")
+    report.say("\n# Between fingerprints of two different images\n")
     between = bit_distances(prints, prints).astype(np.int64)
     rows, columns_ = np.triu_indices(len(prints), 1)
-    near = between[rows, columns_] <= MOST_DIFFERENT
+    near = between[rows, columns_] <= MAX_DIFFERING_BITS
     far = between[rows, columns_][~near]
     report.say(
-        f"{len(images)} images, {len(rows)} pairs: {int(near.sum())} differ in {MOST_DIFFERENT} bits or fewer, "
-        f"the next in {far.min()}, half of all in {np.median(far):.0f} or more.\n"
+        f"{len(images)} images, {len(rows)} pairs: {int(near.sum())} differ in {MAX_DIFFERING_BITS} bits or fewer; "
+        f"of the others, the smallest distance is {far.min()} and the median {np.median(far):.0f}.\n"
     )
     for row, column in zip(rows[near], columns_[near], strict=True):
         report.say(f"- {paths[row].name} and {paths[column].name}: {between[row, column]}")
     nearest = float(far.min())
-    report.case("twins/nearest_other_picture", nearest, MOST_DIFFERENT, "limit", "bits", nearest / MOST_DIFFERENT)
+    ratio = nearest / MAX_DIFFERING_BITS
+    report.case("near_duplicates/nearest_different_image", nearest, MAX_DIFFERING_BITS, "limit", "bits", ratio)
     report.finish(arguments.out)
 
 

@@ -1,4 +1,4 @@
-"""What each entry gets wrong and cannot get right, as tables: confusions, slices, thresholds, ceilings."""
+"""Tables of confusions, AP by slice, score thresholds and ceilings of each entry."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ import yaml
 from zoo.report.entries import Entry
 from zoo.report.number_format import MISSING, Value, defined, format_ap, format_or_missing, format_share
 from zoo.report.results import Ceiling, Threshold
-from zoo.report.tables import Cell, mark_best
+from zoo.report.tables.runs import Cell, mark_best
 
 BACKGROUND = "background"
 SIZES = (  # COCO's, by area in pixels
@@ -17,13 +17,13 @@ SIZES = (  # COCO's, by area in pixels
     ("APm", "medium", "32² to 96² pixels"),
     ("APl", "large", "above 96² pixels"),
 )
-_MAX_MATRIX = 12  # classes; a larger matrix is not read but searched: its largest entries are listed
+_MAX_MATRIX = 12  # classes; of a larger matrix, only the largest entries are listed
 _MAX_CONFUSIONS = 15
 
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """How often a true class was said to be another."""
+    """Count of one true class predicted as one class."""
 
     text: str
     share: float  # of its row
@@ -38,12 +38,12 @@ class Confusion:
     label: str
     names: list[str]  # of rows and columns; empty where only the largest entries are given
     rows: list[list[ConfusionCell]]
-    largest: list[tuple[str, str, int, str]]  # true, said, number, share of the true
+    largest: list[tuple[str, str, int, str]]  # true class, predicted class, count, share of the true class
 
 
 @dataclass(frozen=True)
 class SliceRow:
-    """One part of the objects, a cell for each entry."""
+    """AP on one slice of the objects, a cell per entry."""
 
     name: str
     objects: str
@@ -52,7 +52,7 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Scores of best F1 by class of one run, and the same to paste."""
+    """Score thresholds of one run by class, also as YAML and JSON text."""
 
     label: str
     rows: list[tuple[str, Threshold]]
@@ -62,20 +62,20 @@ class ThresholdTable:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """What an entry cannot give, beside what it gives."""
+    """A ceiling of an entry beside the recall and AP50 that it reaches."""
 
     label: str
     limit: str
     meaning: str
     share: str
     objects: int
-    reach: float  # 0..1, what is left
+    reach: float  # 0..1, share of all other objects
     recall: Cell
     ap50: Cell
 
 
 def confusions(entries: list[Entry], classes: list[str]) -> list[Confusion]:
-    """Confusion matrices at IoU .50, counts of all seeds together; entries without one are left out."""
+    """Confusion matrices at IoU .50, counts summed over seeds; entries without one are left out."""
     names = [*classes, BACKGROUND]
     found = []
     for entry in entries:
@@ -96,15 +96,15 @@ def confusions(entries: list[Entry], classes: list[str]) -> list[Confusion]:
 
 
 def slice_groups(entries: list[Entry]) -> list[list[SliceRow]]:
-    """AP by size, aspect and crowding: groups of rows, one for each part that any run has, its best entry marked.
+    """AP by size, aspect and crowding: a group of rows each, a row per slice of any run, the best entry marked.
 
-    Sizes are COCO's, from the metrics, where these have intervals; a run's own slices by size where not.
+    Sizes are COCO's APs, APm and APl where these have intervals, otherwise the runs' own slices by size.
     """
-    groups: dict[str, dict[str, int]] = {}  # group -> part -> objects, in the order of the first run that has it
+    groups: dict[str, dict[str, int]] = {}  # group -> slice -> objects, in order of first appearance
     for run in (run for entry in entries for run in entry.runs):
-        for group, parts in run.analysis.slices.items():
-            for part in parts:
-                groups.setdefault(group, {}).setdefault(part.name, part.objects)
+        for group, slices in run.analysis.slices.items():
+            for item in slices:
+                groups.setdefault(group, {}).setdefault(item.name, item.objects)
     sizes = _size_rows(entries, list(groups.get("size", {}).items()))
     found = [sizes] if sizes else []
     for group, names in groups.items():
@@ -112,19 +112,19 @@ def slice_groups(entries: list[Entry]) -> list[list[SliceRow]]:
             continue
         found.append(
             [
-                SliceRow(name, f"{objects:,}", mark_best([_slice_ap(c, group, name) for c in entries], format_ap))
+                SliceRow(name, f"{objects:,}", mark_best([_slice_ap(e, group, name) for e in entries], format_ap))
                 for name, objects in names.items()
             ]
         )
     return found
 
 
-def _size_rows(entries: list[Entry], parts: list[tuple[str, int]]) -> list[SliceRow]:
+def _size_rows(entries: list[Entry], objects_per_size: list[tuple[str, int]]) -> list[SliceRow]:
     rows = []
     for metric, size, meaning in SIZES:
         intervals = [entry.interval(metric) for entry in entries]
         if any(intervals):
-            objects = next((f"{count:,}" for name, count in parts if name.startswith(size)), MISSING)
+            objects = next((f"{count:,}" for name, count in objects_per_size if name.startswith(size)), MISSING)
             cells = mark_best([entry.metric(metric) for entry in entries], format_ap, intervals=intervals)
             rows.append(SliceRow(f"{size}: {meaning}", objects, cells))
     return rows
@@ -132,12 +132,12 @@ def _size_rows(entries: list[Entry], parts: list[tuple[str, int]]) -> list[Slice
 
 def _slice_ap(entry: Entry, group: str, name: str) -> Value:
     return entry.mean(
-        lambda run: next((defined(part.AP) for part in run.analysis.slices.get(group, []) if part.name == name), None)
+        lambda run: next((defined(item.AP) for item in run.analysis.slices.get(group, []) if item.name == name), None)
     )
 
 
 def threshold_tables(entries: list[Entry], labels: dict[str, str], classes: list[str]) -> list[ThresholdTable]:
-    """A table for each run, for weights of another seed have other scores; `labels` are those of the runs' folders."""
+    """A threshold table per run, since scores differ between seeds; `labels` maps `Run.folder` to a label."""
     tables = []
     for run in (run for entry in entries for run in entry.runs):
         known = run.analysis.thresholds
@@ -150,7 +150,7 @@ def threshold_tables(entries: list[Entry], labels: dict[str, str], classes: list
 
 
 def ceiling_rows(entries: list[Entry]) -> list[CeilingRow]:
-    """What each representation cannot give on this data, beside the recall and AP50 that its detector reaches."""
+    """Ceilings of each entry on this data, beside the recall and AP50 that it reaches."""
     rows = []
     for entry in entries:
         seen: dict[str, Ceiling] = {}
@@ -179,34 +179,34 @@ def ceiling_rows(entries: list[Entry]) -> list[CeilingRow]:
 
 
 def format_threshold(threshold: Threshold) -> list[str]:
-    """Score, F1, precision and recall."""
-    figures = (threshold.score, threshold.f1, threshold.precision, threshold.recall)
-    return [format_or_missing(value, 2) for value in figures]
+    """Score, F1, precision and recall as text."""
+    values = (threshold.score, threshold.f1, threshold.precision, threshold.recall)
+    return [format_or_missing(value, 2) for value in values]
 
 
 def _confusion_row(row: list[int], true: int, names: list[str]) -> list[ConfusionCell]:
     total = sum(row)
     cells = []
-    for said, count in enumerate(row):
-        is_nothing = names[true] == names[said] == BACKGROUND and true == said == len(names) - 1
-        if is_nothing:
-            cells.append(ConfusionCell(MISSING, 0.0, "none", "nothing there and nothing said: not counted"))
+    for predicted, count in enumerate(row):
+        is_background = names[true] == names[predicted] == BACKGROUND and true == predicted == len(names) - 1
+        if is_background:
+            cells.append(ConfusionCell(MISSING, 0.0, "none", "background predicted as background: not counted"))
             continue
         share = count / total if total else 0.0
-        if said == len(names) - 1:
+        if predicted == len(names) - 1:
             sentence = f"{names[true]} missed: {count:,} of {total:,}"
         elif true == len(names) - 1:
-            sentence = f"{names[said]} said where nothing is: {count:,} of {total:,}"
+            sentence = f"{names[predicted]} predicted on background: {count:,} of {total:,}"
         else:
-            sentence = f"{names[true]} said to be {names[said]}: {count:,} of {total:,}"
-        cells.append(ConfusionCell(f"{count:,}", share, "right" if true == said else "wrong", sentence))
+            sentence = f"{names[true]} predicted as {names[predicted]}: {count:,} of {total:,}"
+        cells.append(ConfusionCell(f"{count:,}", share, "right" if true == predicted else "wrong", sentence))
     return cells
 
 
 def _largest_confusions(counts: list[list[int]], names: list[str]) -> list[tuple[str, str, int, str]]:
-    last = len(names) - 1  # misses and inventions are TIDE's to tell
-    wrong = Counter({(t, s): counts[t][s] for t in range(last) for s in range(last) if t != s and counts[t][s]})
+    last = len(names) - 1  # background: misses and false positives are part of the TIDE errors
+    wrong = Counter({(t, p): counts[t][p] for t in range(last) for p in range(last) if t != p and counts[t][p]})
     return [
-        (names[true], names[said], count, format_share(count / sum(counts[true])))
-        for (true, said), count in wrong.most_common(_MAX_CONFUSIONS)
+        (names[true], names[predicted], count, format_share(count / sum(counts[true])))
+        for (true, predicted), count in wrong.most_common(_MAX_CONFUSIONS)
     ]

@@ -1,4 +1,4 @@
-"""What the report says in tables, before they become HTML or Markdown: one source for both."""
+"""Metrics and costs of runs, entries and classes, as formatted cells shared by HTML and Markdown."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from zoo.report.results import Interval, Run
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the main table."""
+    """One column of the metrics table."""
 
     group: str
     name: str
@@ -24,14 +24,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as it is shown."""
+    """A formatted value of a table."""
 
     text: str
     best: bool = False
-    share: float = 0.0  # length of the bar behind it, 0..1
-    low: float | None = None  # 95% interval, where there is one
+    share: float = 0.0  # length of its bar, 0..1
+    low: float | None = None  # 95% interval, if known
     high: float | None = None
-    spread: str = ""  # over seeds, where there are several
+    spread: str = ""  # minimum and maximum over seeds; "" for one seed
 
 
 def _metric_column(group: str, name: str, legend: str) -> Column:
@@ -44,18 +44,18 @@ def _scaled(value: int | float | None, scale: float) -> Value:
 
 COLUMNS = (
     _metric_column("COCO", "AP", "average precision over IoU .50 to .95 in steps of .05, mean over classes"),
-    _metric_column("COCO", "AP50", "the same at IoU .50 alone"),
-    _metric_column("COCO", "AP75", "the same at IoU .75 alone"),
+    _metric_column("COCO", "AP50", "AP at IoU .50 alone"),
+    _metric_column("COCO", "AP75", "AP at IoU .75 alone"),
     _metric_column("COCO by size", "APs", "AP of small objects: area below 32² pixels"),
     _metric_column("COCO by size", "APm", "AP of medium objects: 32² to 96² pixels"),
     _metric_column("COCO by size", "APl", "AP of large objects: above 96² pixels"),
     _metric_column("VOC", "VOC07", "PASCAL VOC 2007: IoU .50, interpolated at 11 points of recall"),
-    _metric_column("VOC", "VOC10", "PASCAL VOC 2010: IoU .50, area under the whole curve"),
+    _metric_column("VOC", "VOC10", "PASCAL VOC 2010: IoU .50, area under the full precision-recall curve"),
     Column(
         "Cost",
         "Parameters",
         "M",
-        "millions of trained and frozen weights",
+        "millions of weights, trained and frozen",
         lambda run: _scaled(run.cost.parameters, 1e-6),
         lower_is_better=True,
     ),
@@ -63,7 +63,7 @@ COLUMNS = (
         "Cost",
         "FLOPs",
         "G",
-        "billions of floating-point operations for one image, a multiply-add counted as two",
+        "billions of floating-point operations per image; a multiply-add counts as two",
         lambda run: _scaled(run.cost.flops, 1e-9),
         lower_is_better=True,
     ),
@@ -71,14 +71,14 @@ COLUMNS = (
         "Cost",
         "Training",
         "images/s",
-        "images seen in a second of training",
+        "training images per second",
         lambda run: defined(run.cost.train_images_per_s),
     ),
     Column(
         "Cost",
         "Training",
         "min",
-        "minutes of training, without the validations between",
+        "minutes of training, validation excluded",
         lambda run: defined(run.cost.train_minutes),
         lower_is_better=True,
     ),
@@ -86,7 +86,7 @@ COLUMNS = (
         "Cost",
         "Inference",
         "ms/image",
-        "milliseconds an image at batch 1: from its file to its boxes, region proposals included, median",
+        "median milliseconds per image at batch 1, from file to boxes, region proposals included",
         lambda run: None if (latency := find_latency(run)) is None else latency.value,
         lower_is_better=True,
     ),
@@ -95,25 +95,25 @@ COLUMNS = (
 
 _COSTS: tuple[tuple[str, str, Callable[[Run], Value]], ...] = (
     ("Parameters", "M", lambda run: _scaled(run.cost.parameters, 1e-6)),
-    ("FLOPs", "G an image", lambda run: _scaled(run.cost.flops, 1e-9)),
+    ("FLOPs", "G/image", lambda run: _scaled(run.cost.flops, 1e-9)),
     ("Proposals", "in these FLOPs", lambda run: _scaled(run.cost.proposals, 1.0)),
     ("Peak memory", "MB", lambda run: defined(run.cost.peak_memory_mb)),
-    ("Energy", "J an image", lambda run: defined(run.cost.joules_per_image)),
+    ("Energy", "J/image", lambda run: defined(run.cost.joules_per_image)),
 )
 
 
-def main_table(runs: Sequence[Run]) -> list[list[Cell]]:
-    """Cells of the main table, a row for each run, a column for each of `COLUMNS`; the best of a column is marked."""
+def run_table(runs: Sequence[Run]) -> list[list[Cell]]:
+    """Metrics table: a row per run, a column for each of `COLUMNS`; the best of a column is marked."""
     return _table([[run] for run in runs])
 
 
 def entry_table(entries: Sequence[Entry]) -> list[list[Cell]]:
-    """The same with a row for each entry, seeds averaged."""
+    """Metrics table with a row per entry, seeds averaged."""
     return _table([entry.runs for entry in entries])
 
 
 def class_table(entries: Sequence[Entry], classes: list[str]) -> list[list[Cell]]:
-    """AP by class, a row for each class, a column for each entry; the best of a row is marked."""
+    """AP by class: a row per class, a column per entry; the best of a row is marked."""
     return [
         mark_best(
             [mean(class_metric(run, name, "AP") for run in entry.runs) for entry in entries],
@@ -131,7 +131,7 @@ def mark_best(
     intervals: Sequence[Interval | None] = (),
     spreads: Sequence[str] = (),
 ) -> list[Cell]:
-    """Cells of figures that compete; those shown as the best one is shown are marked, unless there is only one."""
+    """Format values as cells; all that look the same as the best are marked, unless only one value is known."""
     known = [value for value in values if value is not None]
     best = text(min(known) if lower_is_better else max(known)) if len(known) > 1 else None
     cells = []
@@ -147,13 +147,13 @@ def mark_best(
 
 
 def cost_table(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
-    """Costs beside time: (name, unit) of each column that anything is known of, and a row for each entry."""
+    """Costs other than time: (name, unit) of each column with a known value, and a row per entry."""
     columns, heads = [], []
     for name, unit, value in _COSTS:
         values = [entry.mean(value) for entry in entries]
         if any(v is not None for v in values):
             heads.append((name, unit))
-            if name == "Proposals":  # more or fewer are no merit
+            if name == "Proposals":  # neither more nor fewer is better
                 columns.append([Cell(MISSING if v is None else f"{v:,.0f}") for v in values])
             else:
                 columns.append(mark_best(values, format_cost(values), lower_is_better=True))
@@ -161,7 +161,7 @@ def cost_table(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], list[li
 
 
 def time_table(entries: Sequence[Entry], batch: int, parts: Sequence[str]) -> list[list[str]]:
-    """`median (95th percentile)` in milliseconds an image, a row for each entry, a column for each part."""
+    """`median (95th percentile)` in milliseconds per image: a row per entry, a column per part."""
     columns = []
     for part in parts:
         timings = [find_timing(entry, batch, part) for entry in entries]
@@ -176,7 +176,7 @@ def time_table(entries: Sequence[Entry], batch: int, parts: Sequence[str]) -> li
 
 
 def legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What each column of the main table means: (name, meaning)."""
+    """(name, meaning) of each column of the metrics table."""
     lines = [(f"{column.name}, {column.unit}" if column.unit else column.name, column.legend) for column in COLUMNS]
     inputs = sorted({run.cost.flops_input for run in runs if run.cost.flops_input})
     if inputs:
@@ -195,7 +195,7 @@ def _table(groups: Sequence[Sequence[Run]]) -> list[list[Cell]]:
 
 
 def _spread(values: Sequence[Value], text: Callable[[float], str]) -> str:
-    """`.512–.530`: least and greatest over seeds; "" where they are one."""
+    """Minimum and maximum over seeds as `.512–.530`; "" where they are equal."""
     known = [value for value in values if value is not None]
     ends = [text(end(known)) for end in (min, max)] if known else []
     return MISSING.join(ends) if len(set(ends)) > 1 else ""

@@ -1,40 +1,40 @@
-"""The first table of the report: who stands where, and whether that is certain."""
+"""Ranking table: entries by AP, with intervals and the difference to the first."""
 
 from dataclasses import dataclass
 
 from zoo.report.entries import Entry
 from zoo.report.number_format import MISSING, format_ap, format_cost, format_interval
-from zoo.report.pairwise import PairCell, compare
 from zoo.report.plots.axes import nice_range
 from zoo.report.plots.pareto import find_latency
 from zoo.report.results import Pair
+from zoo.report.tables.pairwise import PairCell, compare
 
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One entry, best first."""
+    """One entry of the ranking."""
 
     label: str
     detail: str
     ap: str
-    interval: str  # "" where none is known
-    at: float  # 0..1, places of AP and of its interval along one scale for all
+    interval: str  # "" if unknown
+    at: float  # 0..1, position of AP on an axis shared by all rows; so are low and high
     low: float
     high: float
-    spread: str  # over seeds, "" for one
-    against: PairCell | None  # the leader, seen from here; None for the leader and where it is unknown
+    spread: str  # minimum and maximum over seeds; "" for one seed
+    against: PairCell | None  # this entry compared with the first; None for the first and where unknown
     ap50: str
     latency: str
     parameters: str
 
 
 def ranking_table(pairs: list[Pair], entries: list[Entry]) -> list[RankingRow]:
-    """A row for each entry, in their order."""
+    """A row per entry, in the given order."""
     intervals = [entry.interval("AP") for entry in entries]
     scores = [entry.metric("AP") for entry in entries]
     known = [score for score in scores if score is not None]
     ends = [end for interval in intervals if interval for end in (interval.low, interval.high)] + known
-    # Dots and their intervals need no common zero, as bars would: the scale shows what there is.
+    # Dots and intervals, unlike bars, need no axis from zero: the axis covers the range of the values.
     start, *_, end = nice_range(min(ends, default=0.0), max(ends, default=1.0), 8)
     latencies = [entry.mean(lambda run: latency.value if (latency := find_latency(run)) else None) for entry in entries]
     sizes = [
@@ -49,7 +49,7 @@ def ranking_table(pairs: list[Pair], entries: list[Entry]) -> list[RankingRow]:
         rows.append(
             RankingRow(
                 label=entry.label,
-                detail=entry.config,  # its seeds stand in the next table
+                detail=entry.config,  # the metrics table lists its seeds
                 ap=MISSING if score is None else format_ap(score),
                 interval=format_interval(interval) if interval else "",
                 at=(middle - start) / (end - start),

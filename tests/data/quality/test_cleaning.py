@@ -1,0 +1,236 @@
+"""Cleaned copies of tiny data sets in three formats."""
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_data import (
+    HEIGHT,
+    WIDTH,
+    check_copy,
+    counts,
+    edit_json,
+    image_path,
+    json_path,
+    make,
+    picture,
+    replace_in,
+    table_of,
+    voc_xml,
+)
+from PIL import Image as PILImage
+
+from zoo.cli.main import main
+from zoo.data.formats.coco import Coco
+from zoo.data.formats.recognise import recognise
+from zoo.data.formats.shapes import Shapes
+from zoo.data.formats.voc import Voc, write_voc
+from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.doctor import examine
+from zoo.data.quality.findings import count_kinds
+from zoo.errors import InputError
+
+
+def test_reversed_box_that_is_a_duplicate_is_left_out(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    x, y, w, h = json.loads(json_path(root).read_text())["annotations"][0]["bbox"]
+    edit_json(root, lambda c: c["annotations"].append(c["annotations"][0] | {"id": 9, "bbox": [x + w, y, -w, h]}))
+    inspection = examine(recognise(root))
+    assert count_kinds(inspection.findings) == {"box_reversed": 1}
+    check_copy(inspection, root, tmp_path / "copy")
+    assert len(examine(recognise(tmp_path / "copy")).raws["train"].labels) == 6
+
+
+def test_exif_rotation_is_applied_in_the_copy(tmp_path):
+    root = make(tmp_path / "a", "voc")
+    exif = PILImage.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
+    picture(1).rotate(90, expand=True).save(image_path(root, "voc", 1), exif=exif)
+    inspection = examine(recognise(root))
+    assert count_kinds(inspection.findings) == {"rotated_image": 1}
+    write_cleaned(inspection, tmp_path / "copy")
+    with PILImage.open(tmp_path / "copy/JPEGImages/1.png") as image:
+        assert image.size == (WIDTH, HEIGHT)
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(picture(1)))
+
+
+def exif_orientation(kind, count, value):
+    """Bytes of EXIF data with one tag, the orientation; `kind` is 2 for text, 3 for 16-bit integers."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, kind, count, value, 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_orientation(3, 1, b"\0\0\0\0"),
+        exif_orientation(3, 1, b"\x09\0\0\0"),
+        exif_orientation(2, 2, b"x\0\0\0"),
+    ],
+    ids=["0", "9", "text"],
+)
+def test_invalid_exif_orientation_is_upright(tmp_path, exif):
+    root = make(tmp_path / "a", "coco")
+    picture(1).save(image_path(root, "coco", 1), exif=exif)
+    with PILImage.open(image_path(root, "coco", 1)) as image:
+        assert image.getexif()[0x0112] not in range(1, 9)
+    inspection = examine(recognise(root))
+    assert inspection.findings == []
+    write_cleaned(inspection, tmp_path / "copy")
+    copied = image_path(tmp_path / "copy", "coco", 1)
+    assert copied.read_bytes() == image_path(root, "coco", 1).read_bytes()
+
+
+def test_similar_classes_are_merged_under_the_most_frequent_name(tmp_path):
+    root = make(tmp_path / "a", "voc")
+    replace_in(voc_xml(root), "<name>bolt</name>", "<name>Bolt</name>")
+    write_cleaned(examine(recognise(root)), tmp_path / "copy")
+    raw = examine(recognise(tmp_path / "copy")).raws["train"]
+    assert raw.classes == ("bolt", "nut")
+    assert np.bincount(raw.labels)[raw.classes.index("bolt")] == 3
+
+
+def test_objects_of_an_ambiguous_class_id_are_left_out_where_splits_have_different_classes(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    edit_json(
+        root, lambda c: c.update(categories=[{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))])
+    )
+    inspection = examine(recognise(root))
+    assert {finding.kind for finding in inspection.findings} >= {"class_id_twice", "classes_differ"}
+    changes = write_cleaned(inspection, tmp_path / "copy")
+    assert any("boxes of that id left out" in change.what for change in changes)
+    raws = examine(recognise(tmp_path / "copy")).raws
+    labels = {split: [raw.classes[label] for label in raw.labels] for split, raw in raws.items()}
+    assert labels == {"train": ["bolt"] * 3, "val": ["nut", "bolt"] * 3}
+
+
+def test_splits_with_files_and_splits_in_memory_can_be_mixed(tmp_path):
+    files = recognise(make(tmp_path / "a", "coco"))["val"]
+    image_path(tmp_path / "a", "coco", 4).unlink()
+    for sources in ({"train": Shapes(2, 0), "val": files}, {"train": files, "val": Shapes(2, 0)}):
+        found = count_kinds(examine(sources).findings)
+        assert found["missing_image"] == 1
+        assert not {"unlisted_image", "in_two_splits", "broken_image"} & found.keys()
+
+
+def test_invalid_destinations_and_sources_of_a_copy(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    inspection = examine(recognise(root))
+    with pytest.raises(InputError, match="exists and is not an empty folder"):
+        write_cleaned(inspection, root)
+    (tmp_path / "empty").mkdir()
+    write_cleaned(inspection, tmp_path / "empty")
+    assert counts(tmp_path / "empty") == {}
+    with pytest.raises(InputError, match="it has no files to clean"):
+        write_cleaned(examine({"train": Shapes(2, 0)}), tmp_path / "b")
+    with pytest.raises(InputError, match="folder of 3 images is missing"):
+        write_cleaned(examine({"train": Coco(str(json_path(root)), str(tmp_path / "nowhere"))}), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def make_voc_root(root, **splits):
+    """VOC folder; `splits` maps each split to the numbers of its images."""
+    for split, numbers in splits.items():
+        table = table_of("train").select(np.arange(len(numbers)))
+        names = [f"{number % 10}.png" for number in numbers]
+        encoded = [name.encode() for name in names]
+        offsets = np.cumsum([0, *map(len, encoded)])
+        write_voc(replace(table, name_bytes=b"".join(encoded), name_offsets=offsets), root, split)
+        (root / "JPEGImages").mkdir(exist_ok=True)
+        for number, name in zip(numbers, names, strict=True):
+            picture(number).save(root / "JPEGImages" / name)
+    return str(root)
+
+
+def pixels_of(inspection):
+    """Pixels of the images of each split, in order."""
+    shown = {}
+    for split, raw in inspection.raws.items():
+        shown[split] = [np.asarray(PILImage.open(path).convert("RGB")).tolist() for path in raw.paths()]
+    return shown
+
+
+VOC_ROOTS = {
+    "one root per split, with the same file names": (
+        {"a": {"train": [1, 2]}, "b": {"test": [11, 12]}},
+        {"train": ["a"], "test": ["b"]},
+        ["a", "b"],
+    ),
+    "one split in two roots, one split in one root": (
+        {"VOC2007": {"train": [1, 2], "test": [3]}, "VOC2012": {"train": [11, 12]}},
+        {"train": ["VOC2007", "VOC2012"], "test": ["VOC2007"]},
+        ["VOC2007", "VOC2012"],
+    ),
+    "roots with the same name": (
+        {"x/VOC": {"train": [1]}, "y/VOC": {"train": [11], "test": [12]}, "z/VOC_2": {"test": [21]}},
+        {"train": ["x/VOC", "y/VOC"], "test": ["y/VOC", "z/VOC_2"]},
+        ["VOC", "VOC_2", "VOC_2_2"],
+    ),
+    "one root with different paths": (
+        {"a": {"train": [1], "test": [2]}},
+        {"train": ["a"], "test": ["a/../a"]},
+        ["Annotations", "ImageSets", "JPEGImages"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", VOC_ROOTS)
+def test_copy_of_several_voc_folders_has_every_image_of_every_split(tmp_path, layout):
+    roots, splits, folders = VOC_ROOTS[layout]
+    for name, images in roots.items():
+        make_voc_root(tmp_path / name, **images)
+    inspection = examine(
+        {split: Voc([str(tmp_path / name) for name in names], split) for split, names in splits.items()}
+    )
+    write_cleaned(inspection, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir() if path.is_dir()) == folders
+    copy = examine(recognise(tmp_path / "copy"))
+    assert pixels_of(copy) == pixels_of(inspection)
+    for split, raw in inspection.raws.items():
+        assert np.array_equal(copy.raws[split].boxes, raw.boxes)
+
+
+def test_images_with_the_same_stem_get_different_label_files_in_the_copy(tmp_path):
+    root = tmp_path / "a"
+    for folder, label in (("x", 0), ("y", 1)):
+        (root / "train" / folder).mkdir(parents=True)
+        for name in ("1.png", "1_2.png") if folder == "x" else ("1.png",):
+            picture(ord(folder) + len(name)).save(root / "train" / folder / name)
+            (root / "train" / folder / name).with_suffix(".txt").write_text(f"{label} .5 .5 .{len(name)} .5\n")
+    picture(7).save(root / "train/x/1.bmp")
+    (root / "list.txt").write_text(
+        "\n".join(f"train/{name}" for name in ("x/1.png", "x/1.bmp", "x/1_2.png", "y/1.png"))
+    )
+    (root / "data.yaml").write_text("train: list.txt\nnames: [nut, bolt]\n")
+    inspection = examine(recognise(root))
+    changes = write_cleaned(inspection, tmp_path / "copy")
+    renamed = [Path(change.file).relative_to(root).as_posix() for change in changes if "has its name" in change.what]
+    assert renamed == ["train/x/1.bmp", "train/x/1_2.png", "train/y/1.png"]
+    copy = examine(recognise(tmp_path / "copy"))
+
+    def content(inspection):
+        raw = inspection.raws["train"]
+        boxes = zip(raw.image_index.tolist(), raw.labels.tolist(), raw.boxes.round(6).tolist(), strict=True)
+        of_image = {image: (label, box) for image, label, box in boxes}
+        return sorted((shown, *of_image[image]) for image, shown in enumerate(pixels_of(inspection)["train"]))
+
+    assert content(copy) == content(inspection)
+
+
+def test_copy_into_the_current_working_directory(tmp_path, monkeypatch):
+    root = make(tmp_path / "a", "coco")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["doctor", "../a", "--fix", "."]) == 0
+    assert len(recognise(Path())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]
+    assert counts(root) == {}
+
+
+def test_file_names_with_parent_folders_stay_inside_the_copy(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    edit_json(root, lambda c: c["images"][0].update(file_name="../train/1.png"))
+    write_cleaned(examine({"train": Coco(str(json_path(root)), str(root / "train"))}), tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy/train").iterdir()) == ["1.png", "2.png", "3.png"]

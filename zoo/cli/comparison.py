@@ -1,0 +1,141 @@
+"""`zoo compare` and `zoo report`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from zoo.cli.exit_codes import FAILED, OK
+from zoo.cli.parsers import make_parser
+from zoo.errors import InputError
+
+_OVERRIDES = ("--data.", "--model.", "--trainer.")
+
+
+def compare(args: list[str]) -> int:
+    """`zoo compare`: train and test several detectors, and write a report."""
+    options, overrides = _parse_compare(args)
+
+    from zoo.cli.comparison_tables import print_runs
+    from zoo.experiment.comparison import DEFAULT_BUDGET, Budget, plan_runs, run_comparison
+    from zoo.experiment.slurm import collect_runs, count_configured_processes, write_job_array
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    configs = find_configs()
+    limits = {"epochs": options.epochs, "images": options.images, "minutes": options.minutes}
+    budget: Budget | None = None  # None: that of the trainer file
+    if any(limit is not None for limit in limits.values()):
+        budget = Budget(**limits)
+    elif options.models is None and options.trainer is None:
+        budget = DEFAULT_BUDGET
+    data = options.data or configs / "data" / "shapes.yaml"
+    out = options.out or Path("runs", data.stem)
+    plan = (
+        options.models or sorted((configs / "models").glob("*_tiny.yaml")),
+        data,
+        options.trainer or configs / "trainers" / "cpu.yaml",
+        out,
+        budget,
+        options.seeds,
+        options.names,
+        overrides,
+    )
+    command = ["zoo", "compare", *args]
+    if not (options.slurm or options.collect):
+        results = run_comparison(*plan, command=shlex.join(command))
+    else:
+        runs, module = plan_runs(*plan, count=count_configured_processes)
+        if options.slurm:
+            collect = shlex.join("--collect" if argument == "--slurm" else argument for argument in command)
+            script, count = write_job_array(runs, module, out, collect)
+            print(script, end="")
+            print(f"{count} unfinished run{'s' if count != 1 else ''}; after the jobs: {collect}", file=sys.stderr)
+            return OK
+        results = collect_runs(runs, module, shlex.join(command), data, out)
+    print_runs(results)
+    print(f"report: {out / 'report.html'}")
+    return FAILED if any(run.status == "failed" for run in results.runs) else OK
+
+
+def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of `zoo compare`, and the remaining arguments, which override single values of all configurations."""
+    parser = make_parser("compare", "Single values of all runs can be set as in `zoo fit`: --data.batch_size 4")
+    parser.add_argument("--models", type=Path, nargs="+", metavar="FILE", help="model files (all *_tiny.yaml)")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
+    parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (cpu.yaml)")
+    text = "folder; finished runs in it are kept, stopped ones resumed (runs/<data>)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each model and seed (0)")
+    parser.add_argument("--names", nargs="+", help="names of the models (their file names)")
+    parser.add_argument("--epochs", type=int, help="budget of each run in epochs (that of the trainer file)")
+    parser.add_argument("--images", type=int, help="budget of each run in training images")
+    parser.add_argument("--minutes", type=float, help="budget of each run in minutes")
+    modes = parser.add_mutually_exclusive_group()
+    text = "do not train; print an sbatch script, a job array with one task per run"
+    modes.add_argument("--slurm", action="store_true", help=text)
+    text = "do not train; write the report of the runs that the job array finished in --out"
+    modes.add_argument("--collect", action="store_true", help=text)
+    options, overrides = parser.parse_known_args(args)
+    unknown = [flag for flag in overrides if flag.startswith("-") and not flag.startswith(_OVERRIDES)]
+    if unknown or (overrides and not overrides[0].startswith("-")):
+        raise InputError(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+    return options, overrides
+
+
+def report(args: list[str]) -> int:
+    """`zoo report`: make or verify a report of finished runs."""
+    parser = make_parser("report")
+    text = "folders of comparisons or of runs; COCO-results json files of other frameworks, or folders of them"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help=text)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (the comparison, if it is one)")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (that of the runs)")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples; 0: no intervals (1000)")
+    parser.add_argument("--verify", action="store_true", help="only check the report's values against its predictions")
+    options = parser.parse_args(args)
+    if options.resamples < 0:
+        raise InputError(f"--resamples is {options.resamples}; give 0 or more (0: no intervals)")
+    if options.verify:
+        return _verify(options.runs)
+    out = options.out
+    if out is None:
+        first = options.runs[0]
+        if len(options.runs) > 1 or first.is_file() or (first / "result.json").exists():
+            raise InputError("give --out DIR; only the report of a single comparison has a default folder")
+        out = first
+
+    from zoo.cli.comparison_tables import print_runs
+    from zoo.experiment.analysis import analyse_and_report
+    from zoo.experiment.gather import gather_runs
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    results, module = gather_runs(options.runs, out, options.data)
+    analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True))
+    print_runs(results)
+    print(f"report: {out / 'report.html'}")
+    return OK
+
+
+def _verify(folders: Sequence[Path]) -> int:
+    from zoo.experiment.verify import verify_report
+    from zoo.training.trainer import silence_lightning
+
+    if len(folders) > 1:
+        raise InputError("--verify accepts the folder of one report only")
+    silence_lightning()
+    verification = verify_report(folders[0], partial(print, file=sys.stderr, flush=True))
+    for difference in verification.different:
+        print(difference)
+    same = verification.compared - len(verification.different)
+    print(f"{same} of {verification.compared} values are the same as in {folders[0] / 'results.json'}")
+    return FAILED if verification.different else OK
+
+
+def find_configs() -> Path:
+    """Folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"

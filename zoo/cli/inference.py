@@ -1,0 +1,103 @@
+"""`zoo predict`, `zoo export` and `zoo benchmark`: the verbs that need a trained detector."""
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+from zoo.cli.exit_codes import OK
+from zoo.cli.parsers import make_data_parser, make_parser
+
+
+def predict(args: list[str]) -> int:
+    """`zoo predict`: detect objects in images."""
+    parser = make_parser("predict")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, and folders of them")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--score", type=float, default=0.3, help="minimum score of the detections that are kept (0.3)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (auto)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="number of devices that the images are divided among (1)"
+    )
+    parser.add_argument("--precision", default="32-true", help="Lightning's name of a precision (32-true)")
+    options = parser.parse_args(args)
+
+    from zoo.inference.predict import predict_images
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    count = predict_images(
+        options.checkpoint,
+        options.images,
+        options.out,
+        options.score,
+        options.batch_size,
+        options.accelerator,
+        options.precision,
+        options.devices,
+    )
+    if count:  # 0 on processes other than the first
+        print(f"{count} image{'s' if count != 1 else ''}: {options.out}")
+    return OK
+
+
+def export(args: list[str]) -> int:
+    """`zoo export`: export a detector to ONNX."""
+    parser = make_parser("export")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model.onnx")
+    options = parser.parse_args(args)
+
+    from zoo.export.onnx import CHECK_SIZES, export_onnx
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    check = export_onnx(options.checkpoint, options.out)
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB;"
+        f" the same {check.num_detections} detections as PyTorch on {len(CHECK_SIZES)} images,"
+        f" boxes within {check.box_difference:.1e} px, scores within {check.score_difference:.1e}"
+    )
+    return OK
+
+
+def benchmark(args: list[str]) -> int:
+    """`zoo benchmark`: measure the cost of checkpoints."""
+    from rich.console import Console
+
+    from zoo.cli.benchmark_tables import print_benchmarks
+    from zoo.data.module import DetectionDataModule
+    from zoo.experiment.benchmark import benchmark_checkpoints
+    from zoo.io.files import encode_json, write_atomically
+    from zoo.report.benchmark_results import Benchmarks
+    from zoo.training.configuration import instantiate, parse
+    from zoo.training.trainer import silence_lightning
+
+    silence_lightning()
+    parser = make_data_parser("benchmark")
+    parser.add_argument("runs", nargs="*", type=Path, default=[], help="run folders; writes cost.json into each")
+    parser.add_argument("--checkpoint", nargs="+", type=Path, default=[], help="checkpoint files, with --data")
+    parser.add_argument("--out", type=Path | None, default=None, help="write all measurements to this json file")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], help="to time (1 8 32)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each batch size (5)")
+    parser.add_argument("--accelerator", type=str | None, default=None, help="cpu, gpu, ... (that of the run, or auto)")
+    text = "Lightning's name of a precision (that of the run, or 32-true)"
+    parser.add_argument("--precision", type=str | None, default=None, help=text)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    built = instantiate(parser, parse(parser, args))
+    benchmarks = benchmark_checkpoints(
+        built.runs,
+        built.checkpoint,
+        built.data,
+        built.batch_sizes,
+        built.seconds,
+        built.accelerator,
+        built.precision,
+        log=partial(print, file=sys.stderr, flush=True),
+    )
+    print_benchmarks(benchmarks, Console())
+    if built.out is not None:
+        write_atomically(built.out, encode_json(Benchmarks(benchmarks, shlex.join(["zoo", "benchmark", *args]))))
+    return OK

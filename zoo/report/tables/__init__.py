@@ -1,0 +1,1 @@
+"""Tables of a report as formatted cells, shared by HTML and Markdown."""

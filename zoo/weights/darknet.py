@@ -1,0 +1,35 @@
+"""darknet's YOLOv1 weights files as our state dict."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from zoo.detector import Detector
+from zoo.errors import InputError
+from zoo.models.yolov1 import YOLOv1
+from zoo.nn.darknet import Darknet, read_darknet
+from zoo.weights.state import State
+
+
+def from_darknet(file: str | Path | Mapping[str, Tensor], detector: Detector) -> State:
+    """Parameters of a YOLOv1 from a darknet weights file; the head's outputs have the same order.
+
+    The form of the detector must be that of the file's cfg. Of the released files:
+
+        yolov1.weights (753 MB)         head: local, head_widths: [256], boxes_per_cell: 3, the rest as it is
+        tiny-yolov1.weights (103 MB)    trunk: darknet6, neck: [1024, 256], head: fc, head_widths: []
+
+    both for VOC's 20 classes in alphabetical order, on pixels in 0..1 (frame.mean 0, frame.std 1). Files of networks
+    without batch norm (yolo-small, the paper's own of 2015) have fewer numbers and are refused.
+
+    Raises:
+        InputError: darknet has no such detector, or the file is of another form.
+    """
+    if isinstance(file, Mapping):
+        raise InputError("layout darknet needs the name of a .weights file, not a state dict")
+    if not isinstance(detector, YOLOv1) or not isinstance(detector.trunk, Darknet):
+        raise InputError("only a YOLOv1 with trunk darknet20 or darknet6 takes darknet weights", file)
+    if detector.head.kind == "conv":
+        raise InputError("darknet's YOLOv1 has no convolutional head; set head to fc or local", file)
+    return read_darknet(file, detector)

@@ -1,0 +1,118 @@
+"""torchvision's RetinaNet and Faster R-CNN state dicts as ours."""
+
+import re
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from zoo.detector import Detector
+from zoo.errors import InputError
+from zoo.models.faster_rcnn import FasterRCNN
+from zoo.models.retinanet import RetinaNet
+from zoo.nn.trunk import FrozenBatchNorm
+from zoo.weights.state import Rules, State, rename
+
+COCO_IDS_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = tuple(number for number in range(1, 91) if number not in COCO_IDS_UNUSED)
+"""COCO's 80 category ids; a detector trained on COCO here has them as labels 0..79 in this order."""
+
+TORCHVISION_SLOTS = 91
+"""torchvision's COCO detectors have a slot for each id 0..90: 0 is background (unused by RetinaNet)."""
+
+
+def _tower(layers_each: int) -> Callable[[re.Match[str]], str]:
+    """Convolution i, part j of a torchvision tower is our layer i * layers_each + j."""
+    return lambda match: f"{match[1]}.{int(match[2]) * layers_each + int(match[3])}."
+
+
+def from_torchvision(state: State, detector: Detector, file: str | None = None) -> State:
+    """Parameters of a torchvision RetinaNet or Faster R-CNN under our names, shapes and class slots.
+
+    Raises:
+        InputError: the detector has no torchvision counterpart, or its number of classes does not fit the file's.
+    """
+    if isinstance(detector, RetinaNet):
+        return _retinanet_from_torchvision(state, detector, file)
+    if isinstance(detector, FasterRCNN):
+        return _faster_rcnn_from_torchvision(state, detector, file)
+    raise InputError(f"torchvision has no weights for a {type(detector).__name__}", file)
+
+
+TRUNK_RULES: Rules = [
+    (r"^backbone\.body\.", "trunk.network."),
+    (r"^backbone\.fpn\.", "pyramid.fpn."),
+]
+
+
+def _retinanet_from_torchvision(state: State, detector: RetinaNet, file: str | None) -> State:
+    group_norm = "head.classification_head.conv.0.1.weight" in state
+    state = rename(
+        state,
+        [
+            *TRUNK_RULES,
+            (r"^head\.classification_head\.cls_logits\.", "classification.output."),
+            (r"^head\.regression_head\.bbox_reg\.", "regression.output."),
+            (r"^head\.(classification|regression)_head\.conv\.", r"\1.tower."),
+            (r"^(\w+\.tower)\.(\d+)\.(\d)\.", _tower(3 if group_norm else 2)),
+        ],
+    )
+    num_anchors = detector.regression.output.out_channels // 4
+    for part in ("weight", "bias"):
+        name = f"classification.output.{part}"
+        if name in state:
+            by_class = state[name].unflatten(0, (num_anchors, -1))
+            slots = _class_slots(by_class.shape[1], detector.num_classes, 0, file)
+            state[name] = by_class[:, slots].flatten(0, 1)
+    return state
+
+
+def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str | None) -> State:
+    state = rename(
+        state,
+        [
+            *TRUNK_RULES,
+            (r"^rpn\.head\.cls_logits\.", "rpn.objectness."),
+            (r"^rpn\.head\.bbox_pred\.", "rpn.deltas."),
+            (r"^(rpn)\.head\.conv\.(\d+)\.(\d)\.", lambda match: f"rpn.tower.{int(match[2]) * 2}."),
+            (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.class_logits."),
+            (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.box_deltas."),
+            (r"^roi_heads\.box_head\.fc6\.", "roi_head.fcs.0."),
+            (r"^roi_heads\.box_head\.fc7\.", "roi_head.fcs.2."),
+            (r"^(roi_heads\.box_head)\.(\d+)\.(\d)\.", lambda m: f"roi_head.convs.{int(m[2]) * 3 + int(m[3])}."),
+            (r"^roi_heads\.box_head\.\d+\.(weight|bias)$", r"roi_head.fcs.0.\1"),
+        ],
+    )
+    first = "roi_head.fcs.0.weight"
+    if first in state:
+        # torchvision flattens pooled regions channel by channel, we cell by cell.
+        cells = detector.roi_pooling.side**2
+        state[first] = state[first].unflatten(1, (-1, cells)).transpose(1, 2).flatten(1)
+    for part in ("weight", "bias"):
+        name = f"roi_head.class_logits.{part}"
+        if name in state:
+            slots = _class_slots(len(state[name]), detector.num_classes, 1, file)
+            state[name] = state[name][[0, *slots]]
+        name = f"roi_head.box_deltas.{part}"
+        if name in state:
+            slots = _class_slots(len(state[name]) // 4, detector.num_classes, 1, file)
+            state[name] = state[name].unflatten(0, (-1, 4))[slots].flatten(0, 1)
+    return state
+
+
+def _class_slots(num_slots: int, num_classes: int, first: int, file: str | None) -> list[int]:
+    """Slots of a file's class axis that a detector's labels 0..C-1 take; `first` is 1 where slot 0 is background."""
+    if num_slots - first == num_classes:
+        return list(range(first, num_slots))
+    if num_slots == TORCHVISION_SLOTS and num_classes == len(COCO_IDS):
+        return list(COCO_IDS)
+    raise InputError(f"has {num_slots - first} classes, the detector {num_classes}", file)
+
+
+def match_norm_eps(detector: Detector, norm_eps: float) -> None:
+    """Shift the trunk's running variances so that variance + our eps equals the file's variance + its eps."""
+    trunk = getattr(detector, "trunk", None)
+    if not isinstance(trunk, nn.Module):
+        return
+    for layer in trunk.modules():
+        if isinstance(layer, (nn.BatchNorm2d, FrozenBatchNorm)) and isinstance(layer.running_var, Tensor):
+            layer.running_var.add_(norm_eps - layer.eps)
