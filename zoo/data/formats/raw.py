@@ -8,7 +8,8 @@ same parsers, which pass every error to a function `on_error`: `raise_error` sto
 collects the error, and parsing continues without the record.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -16,7 +17,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from zoo.data.source import describe_bad_box, find_bad_boxes, report_bad_boxes
+from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 
@@ -62,6 +63,7 @@ class RawSplit:
         annotated_class: row -> id or name of the class, as written in the object's annotation.
         has_ids: whether image and annotation ids are those of the data set.
         relative: whether boxes are relative to the image size.
+        notes: how annotations that are not in the standard form of their format were interpreted, a sentence each.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +88,7 @@ class RawSplit:
     annotated_class: Callable[[int], str]
     has_ids: bool = False
     relative: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of images listed, including duplicates."""
@@ -176,6 +179,25 @@ def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
 
     report_bad_boxes(bad, describe, strict)
     return ~bad
+
+
+def warn_of_notes(raw: RawSplit, file: str | Path) -> None:
+    """Warns once about each note of a split that was read from `file`."""
+    for note in raw.notes:
+        warnings.warn(f"{file}: {note}", DataWarning, stacklevel=3)
+
+
+def split_paths(paths: Sequence[Path], folder: str | Path) -> tuple[list[str], tuple[str, ...], Int64[np.ndarray, "N"]]:
+    """(file names, folders, folder ids) of image paths: relative to `folder` below it, else base names."""
+    places = [
+        (str(folder), path.relative_to(folder).as_posix())
+        if path.is_relative_to(folder)
+        else (str(path.parent), path.name)
+        for path in paths
+    ]
+    folders = tuple(dict.fromkeys([str(folder), *(place for place, _ in places)]))
+    numbers = {place: number for number, place in enumerate(folders)}
+    return [name for _, name in places], folders, np.array([numbers[place] for place, _ in places], np.int64)
 
 
 def raw_from_table(table: AnnotationTable) -> RawSplit:

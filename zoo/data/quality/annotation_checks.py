@@ -42,6 +42,12 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
             yield Finding("broken_annotation", split, file, error.place, message, image)
 
 
+def note_findings(split: str, raw: RawSplit, file: str) -> Iterator[Finding]:
+    """Interpretations of annotations that are not in the standard form of their format."""
+    for note in raw.notes:
+        yield Finding("interpreted", split, file, None, note)
+
+
 def id_findings(split: str, raw: RawSplit) -> Iterator[Finding]:
     """Duplicate ids of images and annotations, and objects of unknown images or classes."""
     if raw.has_ids:

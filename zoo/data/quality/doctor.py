@@ -17,6 +17,7 @@ from zoo.data.quality.annotation_checks import (
     box_findings,
     class_findings,
     id_findings,
+    note_findings,
     parse_findings,
 )
 from zoo.data.quality.findings import KINDS, Finding
@@ -77,7 +78,8 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     files = _inspect(raws, progress)
     raws = {split: _fill_sizes(raw, files) for split, raw in raws.items()}
     for split, raw in raws.items():
-        found = [*parse_findings(split, errors[split], raw), *id_findings(split, raw), *box_findings(split, raw)]
+        found = [*parse_findings(split, errors[split], raw), *note_findings(split, raw, origin(sources[split]))]
+        found += [*id_findings(split, raw), *box_findings(split, raw)]
         found += image_findings(split, raw, files) if raw.folders else []
         broken = {finding.image for finding in found if finding.severity == "error"}
         findings += [*found, *object_findings(split, raw, broken)]

@@ -37,6 +37,9 @@ KINDS: dict[str, Kind] = {
     "unlisted_image": Kind(
         "warning", "Images that are in no split", "add it to a split, or remove the file", "not copied"
     ),
+    "interpreted": Kind(
+        "warning", "Annotations in an unusual form", "check that they were read as intended, or correct the files"
+    ),
     "image_listed_twice": Kind("error", "Images listed twice", "list it once", "listed once"),
     # Image files
     "missing_image": Kind(

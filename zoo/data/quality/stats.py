@@ -145,6 +145,7 @@ def compute_statistics(data: str, sources: Mapping[str, Source], progress: Progr
         notes.append(f"{len(errors)} records cannot be read and are left out, the first: {errors[0]}")
     splits = {}
     for split, raw in raws.items():
+        notes += [f"{split}: {note}" for note in raw.notes]
         missing = find_missing(raw.paths()) if raw.folders else []
         if missing:
             notes.append(
