@@ -9,11 +9,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
 from zoo.data.images import SUFFIXES
 from zoo.data.source import find_missing
+from zoo.io.paths import best_matches
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
     found: dict[int, Path] = {}
     ambiguous: dict[int, list[Path]] = {}
     for place in missing:
-        candidates = _best_matches(names[place], index)
+        candidates = best_matches(names[place], index)
         if len(candidates) == 1:
             found[place] = candidates[0]
         elif candidates:
@@ -67,34 +67,6 @@ def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
         f"{len(found)} of {len(names)} images are not in {folder} under their listed names and were found by base name"
         f" below {root}, the first {names[first]} as {os.path.relpath(found[first], root)}",
     )
-
-
-def name_variants(name: str) -> list[PurePosixPath]:
-    """A listed name, with separators of POSIX, as it is and decoded from a URL; without drive, host and query."""
-    variants = [name.replace("\\", "/")]
-    if "%" in name or "://" in name:
-        parts = urlsplit(variants[0])
-        variants.append(unquote(parts.path if parts.scheme in ("http", "https", "file", "s3", "gs") else variants[0]))
-    return [PurePosixPath(variant) for variant in dict.fromkeys(variants)]
-
-
-def _best_matches(name: str, index: dict[str, list[Path]]) -> list[Path]:
-    """Files with the base name of a listed name whose paths have the longest common end with it."""
-    for variant in name_variants(name):
-        candidates = index.get(variant.name, [])
-        if candidates:
-            lengths = [_common_end(variant.parts, path.parts) for path in candidates]
-            return [path for path, length in zip(candidates, lengths, strict=True) if length == max(lengths)]
-    return []
-
-
-def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
-    length = 0
-    for ours, theirs in zip(reversed(one), reversed(other), strict=False):
-        if ours != theirs:
-            break
-        length += 1
-    return length
 
 
 def _index_images(root: Path) -> dict[str, list[Path]]:
