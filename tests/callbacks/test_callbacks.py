@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from zoo.callbacks import LearningCurve, MeanAveragePrecision, StopOnNonFiniteLoss
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
-from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, read_coco_results
+from zoo.evaluation import GroundTruth, Predictions, evaluate, read_coco_results, read_predictions
 from zoo.evaluation.coco import KEYS
 from zoo.types import Prediction, RawBatch, Sample, Target
 
@@ -285,7 +285,10 @@ class TestWithTable:
         map_callback = MeanAveragePrecision(results_file=tmp_path / "p.json")
         trainer(tmp_path, [map_callback]).test(model, datamodule=data, verbose=False)
         assert {entry["category_id"] for entry in json.loads((tmp_path / "p.json").read_text())} == {4, 9}
-        assert map_callback.scores("test") == evaluate_file(tmp_path / "p.json", data.table("test"))
+        assert map_callback.scores("test") == evaluate(
+            GroundTruth.from_table(data.table("test")),
+            read_predictions(tmp_path / "p.json", data.table("test")).predictions,
+        )
         assert map_callback.scores("test") != expected_scores(1.0)  # whose ground truth are the targets
 
     def test_nan_error_names_the_files(self, tmp_path):

@@ -83,7 +83,7 @@ def test_metrics_of_a_file_equal_those_of_the_predictions(case, tmp_path):
     [
         pytest.param("[\n{", "line 2 column 2: is not json", id="truncated"),
         pytest.param('[{"x": ' + "[" * 100_000, "is nested too deeply", id="nested"),
-        pytest.param("{}", "expected `array`, got `object`", id="not a list"),
+        pytest.param("{}", "object missing required field `annotations`", id="not a list"),
         pytest.param([GOOD, GOOD | {"image_id": 8}], "entry 1: image_id 8 is not in the data set", id="image"),
         pytest.param([GOOD, GOOD | {"category_id": 2}], "entry 1: category_id 2 is not in the data set", id="category"),
         pytest.param([GOOD, {**GOOD, "score": float("nan")}], "entry 1: score is not a finite number", id="NaN score"),

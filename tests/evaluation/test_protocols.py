@@ -13,7 +13,7 @@ from paths import COCOAPI
 
 from zoo.data.formats.coco import read_coco
 from zoo.errors import InputError
-from zoo.evaluation import GroundTruth, Predictions, evaluate, evaluate_file, format_scores
+from zoo.evaluation import GroundTruth, Predictions, evaluate, format_scores, read_predictions
 from zoo.evaluation.coco import KEYS
 from zoo.evaluation.scores import check_protocols
 from zoo.evaluation.voc import average_precisions
@@ -109,7 +109,8 @@ def test_published_result_of_cocoapi(engine):
     if not COCOAPI.exists():
         pytest.skip("cocoapi's example files are missing: ../shared/data/cocoapi")
     table = read_coco(COCOAPI / "instances_val2014_100.json")
-    scores = evaluate_file(COCOAPI / "instances_val2014_fakebbox100_results.json", table, ["coco"], engine)
+    found = read_predictions(COCOAPI / "instances_val2014_fakebbox100_results.json", table).predictions
+    scores = evaluate(GroundTruth.from_table(table), found, ["coco"], engine)
     published = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
     assert [round(scores.metrics[key], 3) for key in KEYS] == published
 

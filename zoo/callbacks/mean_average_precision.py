@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from zoo.errors import InputError
 from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.metric import DetectionMAP
 from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, check_protocols
@@ -99,12 +100,13 @@ class MeanAveragePrecision(Callback):
         self._finish("test", pl_module)
         predictions = self.predictions("test")
         if self.results_file is not None and predictions is not None:
-            class_ids = getattr(getattr(trainer, "datamodule", None), "class_ids", None)
-            if class_ids is None:
+            datamodule = getattr(trainer, "datamodule", None)
+            if callable(table := getattr(datamodule, "table", None)):
+                write_predictions(predictions, self.results_file, table("test"))
+            else:
                 scores = self.scores("test")
                 class_ids = range(1, len(scores.per_class) + 1) if scores is not None else ()
-            Path(self.results_file).parent.mkdir(parents=True, exist_ok=True)
-            write_coco_results(predictions, self.results_file, list(class_ids))
+                write_coco_results(predictions, self.results_file, list(class_ids))
 
     def _start(
         self, stage: Stage, trainer: Trainer, pl_module: LightningModule, num_batches: list[int | float]

@@ -20,7 +20,7 @@ from zoo.cli.exit_codes import OK
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
-from zoo.evaluation.predictions import write_coco_results
+from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.scores import scores_table
 from zoo.io.files import write_atomically
 from zoo.models import load, read_checkpoint
@@ -225,7 +225,7 @@ class TrainingCLI(LightningCLI):
         file = self.config[self.subcommand].predictions
         predictions = find_callback(self.trainer, MeanAveragePrecision).predictions(split)
         if file is not None and predictions is not None:  # None on all processes but the first
-            write_coco_results(predictions, file, self.datamodule.class_ids)
+            write_predictions(predictions, file, self.datamodule.table(split))
         self._print_scores(split)
 
     def _print_scores(self, split: Literal["val", "test"]) -> None:

@@ -6,7 +6,7 @@ Legend:
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -83,26 +83,76 @@ class Predictions:
         )
 
 
-class _Result(msgspec.Struct, gc=False):
+class _Result(msgspec.Struct, gc=False, omit_defaults=True):
     """One entry of a COCO-results json; other keys are ignored."""
 
-    image_id: _Int64
-    category_id: _Int64
+    image_id: _Int64 | float | str
+    category_id: _Int64 | float | str
     bbox: tuple[float, float, float, float]  # x, y, width, height
     score: float
+    file_name: str | None = None
+    category_name: str | None = None
+
+
+class _ListedImage(msgspec.Struct, gc=False):
+    id: _Int64 | float | str
+    file_name: str
+
+
+class _ListedCategory(msgspec.Struct, gc=False):
+    id: _Int64 | float | str
+    name: str
+
+
+class _Document(msgspec.Struct, gc=False):
+    annotations: list[_Result]
+    images: list[_ListedImage] | None = None
+    categories: list[_ListedCategory] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ResultsFile:
+    """Content of a predictions file, with images and classes as the file has them.
+
+    Args:
+        boxes: xyxy, pixels of the image.
+        scores: as in the file.
+        image_keys: `image_id` of each detection, a number or text.
+        class_keys: `category_id` of each detection, a number or text.
+        file_names: of each detection, "" where an entry has none; None if no entry has one.
+        class_names: of each detection, "" where an entry has none; None if no entry has one.
+        listed_images: file names by `image_id`, of files with a list `images`.
+        listed_classes: class names by `category_id`, of files with a list `categories`.
+    """
+
+    boxes: Float[np.ndarray, "D 4"]
+    scores: Float[np.ndarray, "D"]
+    image_keys: list[int | str]
+    class_keys: list[int | str]
+    file_names: list[str] | None = None
+    class_names: list[str] | None = None
+    listed_images: dict[int | str, str] | None = None
+    listed_classes: dict[int | str, str] | None = None
 
 
 def write_coco_results(
-    predictions: Predictions, path: str | Path, class_ids: Sequence[int] | Int64[np.ndarray, "C"]
+    predictions: Predictions,
+    path: str | Path,
+    class_ids: Sequence[int] | Int64[np.ndarray, "C"],
+    file_names: Mapping[int, str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Write detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h] and score.
 
-    Widths are differences in f64, so that `read_coco_results` restores each f32 edge exactly.
+    With the names of files and classes, entries have `file_name` and `category_name`, too: unlike ids, names mean the
+    same to other programs. Widths are differences in f64, so that `read_coco_results` restores each f32 edge exactly.
 
     Args:
         predictions: detections to write.
         path: the file, written atomically; its folder is created if it does not exist.
         class_ids: the data set's category id for each label.
+        file_names: of the images, by image id.
+        class_names: in the order of the labels.
 
     Raises:
         InputError: a label has no category id, or the file cannot be written.
@@ -122,11 +172,14 @@ def write_coco_results(
             for start in range(0, len(predictions), _CHUNK):
                 rows = slice(start, start + _CHUNK)
                 bbox = to_xywh(predictions.boxes[rows])
+                image_ids, labels = predictions.image_ids[rows].tolist(), predictions.labels[rows].tolist()
                 columns = (
-                    predictions.image_ids[rows].tolist(),
+                    image_ids,
                     ids[predictions.labels[rows]].tolist(),
                     map(tuple, bbox.tolist()),
                     predictions.scores[rows].tolist(),
+                    [None if file_names is None else file_names[image_id] for image_id in image_ids],
+                    [None if class_names is None else class_names[label] for label in labels],
                 )
                 entries = encoder.encode([_Result(*row) for row in zip(*columns, strict=True)])
                 stream.write(b",\n" if start else b"\n")
@@ -153,12 +206,35 @@ def read_coco_results(
         InputError: the file is missing or is not such a list, or an entry (named by its index in the list) has an
             unknown image or category, a missing key, a score or a box that is not a finite number, or a negative size.
     """
+    results = read_results_file(path)
+    ids, categories = _int_ids(results.image_keys), _int_ids(results.class_keys)
+    _check(np.isin(ids, image_ids), path, lambda i: f"image_id {results.image_keys[i]} is not in the data set")
+    _check(
+        np.isin(categories, class_ids), path, lambda i: f"category_id {results.class_keys[i]} is not in the data set"
+    )
+    known = np.asarray(class_ids, dtype=np.int64)
+    order = np.argsort(known)
+    return Predictions(
+        image_ids=ids,
+        boxes=results.boxes,
+        scores=results.scores,
+        labels=order[np.searchsorted(known, categories, sorter=order)],
+    )
+
+
+def read_results_file(path: str | Path) -> ResultsFile:
+    """Content of a predictions file: a COCO-results list, or an object with this list as `annotations`.
+
+    Raises:
+        InputError: the file is missing or is neither, or an entry (named by its index in the list) has a missing key, a
+            score or a box that is not a finite number, or a negative size.
+    """
     try:
         text = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     try:
-        entries = msgspec.json.decode(text, type=list[_Result])
+        content = msgspec.json.decode(text, type=list[_Result] | _Document)
     except msgspec.ValidationError as error:
         problem, _, json_path = str(error).partition(" - at ")
         place = re.search(r"\[(\d+)\]", json_path)
@@ -170,25 +246,40 @@ def read_coco_results(
         ) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise _explain_malformed(text, path) from error
-
-    ids = np.fromiter((entry.image_id for entry in entries), np.int64, len(entries))
-    categories = np.fromiter((entry.category_id for entry in entries), np.int64, len(entries))
+    document = content if isinstance(content, _Document) else _Document(content)
+    entries = document.annotations
     bbox = np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4)
-    scores = np.fromiter((entry.score for entry in entries), np.float64, len(entries))
-
-    _check(np.isin(ids, image_ids), path, lambda i: f"image_id {ids[i]} is not in the data set")
-    _check(np.isin(categories, class_ids), path, lambda i: f"category_id {categories[i]} is not in the data set")
     # a bound far above the size of any image, so that later products stay finite
     _check(np.all(np.abs(bbox) < 1e9, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
     _check(np.all(bbox[:, 2:] >= 0, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
-    known = np.asarray(class_ids, dtype=np.int64)
-    order = np.argsort(known)
-    return Predictions(
-        image_ids=ids,
+    return ResultsFile(
         boxes=_to_xyxy(bbox),
-        scores=scores,
-        labels=order[np.searchsorted(known, categories, sorter=order)],
+        scores=np.fromiter((entry.score for entry in entries), np.float64, len(entries)),
+        image_keys=[_plain_key(entry.image_id) for entry in entries],
+        class_keys=[_plain_key(entry.category_id) for entry in entries],
+        file_names=_names([entry.file_name for entry in entries]),
+        class_names=_names([entry.category_name for entry in entries]),
+        listed_images=_by_key([(image.id, image.file_name) for image in document.images or []]),
+        listed_classes=_by_key([(category.id, category.name) for category in document.categories or []]),
     )
+
+
+def _plain_key(key: int | float | str) -> int | str:
+    """A whole number in any notation as int, other keys as text."""
+    return int(key) if isinstance(key, float) and key.is_integer() else key if isinstance(key, int) else str(key)
+
+
+def _by_key(pairs: list[tuple[int | float | str, str]]) -> dict[int | str, str] | None:
+    return {_plain_key(key): name for key, name in pairs} or None
+
+
+def _names(names: list[str | None]) -> list[str] | None:
+    return [name or "" for name in names] if any(names) else None
+
+
+def _int_ids(keys: Sequence[int | str]) -> Int64[np.ndarray, "D"]:
+    """Keys as ids; -2^63, which no data set has, for text."""
+    return np.fromiter((key if isinstance(key, int) else -(2**63) for key in keys), np.int64, len(keys))
 
 
 def to_xywh(boxes: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:

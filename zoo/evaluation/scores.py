@@ -10,8 +10,7 @@ then ranked identically for any order of images and any number of processes.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -22,11 +21,8 @@ from rich.text import Text
 from zoo.errors import InputError
 from zoo.evaluation.coco import Engine, evaluate_coco, mean_defined
 from zoo.evaluation.ground_truth import GroundTruth, check_labels
-from zoo.evaluation.predictions import Predictions, read_coco_results
+from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.voc import evaluate_voc
-
-if TYPE_CHECKING:
-    from zoo.data.table import AnnotationTable
 
 Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
@@ -116,21 +112,6 @@ def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Det
         order = np.argsort(index, kind="stable")
         index, boxes, scores, labels = index[order], boxes[order], scores[order], labels[order]
     return index, boxes, scores, labels
-
-
-def evaluate_file(
-    path: str | Path,
-    table: "AnnotationTable",
-    protocols: Sequence[Protocol] = PROTOCOLS,
-    engine: Engine = "hotcoco",
-) -> Scores:
-    """Metrics of a COCO-results json file written by any tool, for a data set in any format.
-
-    Raises:
-        InputError: see `read_coco_results` and `evaluate`.
-    """
-    predictions = read_coco_results(path, table.image_ids, table.class_ids)
-    return evaluate(GroundTruth.from_table(table), predictions, protocols, engine)
 
 
 def scores_table(scores: Scores) -> Group:

@@ -4,6 +4,7 @@
 """
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,8 +20,9 @@ from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap
 from zoo.evaluation.curves import best_thresholds, calibration, confusion_matrix, precision_recall
 from zoo.evaluation.errors import tide_errors
 from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.identity import read_predictions
 from zoo.evaluation.matches import collect_matches
-from zoo.evaluation.predictions import Predictions, read_coco_results
+from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import evaluate
 from zoo.evaluation.slices import evaluate_slices
 from zoo.experiment.run import final_split
@@ -52,14 +54,17 @@ RESAMPLES = 1000
 Progress = Callable[[str], None]
 
 
-def read_predictions(results: Results, table: AnnotationTable, out: Path) -> dict[str, Predictions]:
-    """Predictions of each finished run, keyed by `Run.folder`."""
+def read_run_predictions(results: Results, table: AnnotationTable, out: Path) -> dict[str, Predictions]:
+    """Predictions of each finished run, keyed by `Run.folder`; warns of how those of other programs were matched."""
     predictions = {}
     for run in results.runs:
         if run.status == "done":
             path = Path(os.path.normpath(out / run.folder))  # normalised, since `..` fails while `out` does not exist
             file = path / "predictions.json" if path.is_dir() else path
-            predictions[run.folder] = read_coco_results(file, table.image_ids, table.class_ids)
+            matched = read_predictions(file, table)
+            predictions[run.folder] = matched.predictions
+            for note in (*matched.notes, *matched.warnings) if path.is_file() else matched.warnings:
+                warnings.warn(f"{file}: {note}", UserWarning, stacklevel=2)
     return predictions
 
 
@@ -156,7 +161,7 @@ def analyse_and_report(
 ) -> None:
     """Analyse runs, choose example pictures, and write the report into the folder `out`."""
     table = module.table(final_split(module))
-    predictions = read_predictions(results, table, out)
+    predictions = read_run_predictions(results, table, out)
     analyse(results, predictions, table, resamples, progress)
     progress("pictures and report")
     write_report(results, out, pick_examples(results, predictions, module))

@@ -24,7 +24,7 @@ from zoo.callbacks import LearningCurve, MeanAveragePrecision
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
-from zoo.evaluation.predictions import write_coco_results
+from zoo.evaluation.identity import write_predictions
 from zoo.experiment.ceilings import compute_ceilings
 from zoo.io.files import atomic_path
 from zoo.profiling.energy import find_energy_meter
@@ -119,7 +119,7 @@ def train_and_test(folder: Path) -> Run:
         hardware=_hardware(trainer),
     )
     if trainer.is_global_zero and scores is not None and predictions is not None:
-        write_coco_results(predictions, folder / "predictions.json", module.class_ids)
+        write_predictions(predictions, folder / "predictions.json", module.table(split))
         run.metrics, run.per_class = scores.metrics, scores.per_class
         run.analysis.ceilings = compute_ceilings(detector, module.table(split), module.sources[split])
         run.cost = measure_cost(detector, trainer, module, split, cost)

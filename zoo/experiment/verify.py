@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from zoo.errors import InputError
-from zoo.experiment.analysis import Progress, analyse, read_predictions
+from zoo.experiment.analysis import Progress, analyse, read_run_predictions
 from zoo.experiment.run import final_split
 from zoo.report.results import (
     Analysis,
@@ -57,7 +57,7 @@ def verify_report(folder: Path, progress: Progress = lambda text: None) -> Verif
         run.metrics, run.per_class, run.shown_score = {}, {}, None
         run.analysis = Analysis(ceilings=run.analysis.ceilings)
     again.pairs = []
-    analyse(again, read_predictions(again, table, folder), table, results.resamples, progress)
+    analyse(again, read_run_predictions(again, table, folder), table, results.resamples, progress)
     recorded, now = _collect_values(results), _collect_values(again)
     different = [
         f"{place}: {recorded.get(place)} in results.json, {now.get(place)} now"

@@ -76,7 +76,8 @@ def predict_images(
     packed = Predictions.from_lists(table.image_ids.tolist(), predictions)
     category_ids = list(range(1, detector.num_classes + 1))
     write_atomically(out / "images.json", _images_json(table, detector.class_names))
-    write_coco_results(packed, out / "predictions.json", category_ids)
+    file_names = {image_id: str(table.path(index)) for index, image_id in enumerate(table.image_ids.tolist())}
+    write_coco_results(packed, out / "predictions.json", category_ids, file_names, detector.class_names)
     return len(table)
 
 

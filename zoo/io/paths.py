@@ -1,5 +1,6 @@
 """Matching of file names that other computers wrote: backslashes, URLs, folders of another machine."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import TypeVar
@@ -7,14 +8,22 @@ from urllib.parse import unquote, urlsplit
 
 Item = TypeVar("Item", bound=PurePath)
 
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the name of an uploaded file
+
 
 def name_variants(name: str) -> list[PurePosixPath]:
-    """A listed name, with separators of POSIX, as it is and decoded from a URL; without drive, host and query."""
+    """A listed name with separators of POSIX: as it is, decoded from a URL, and without the prefix of an upload.
+
+    URLs lose host and query.
+    """
     variants = [name.replace("\\", "/")]
     if "%" in name or "://" in name:
-        parts = urlsplit(variants[0])
-        variants.append(unquote(parts.path if parts.scheme in ("http", "https", "file", "s3", "gs") else variants[0]))
-    return [PurePosixPath(variant) for variant in dict.fromkeys(variants)]
+        is_url = variants[0].startswith(("http://", "https://", "file://", "s3://", "gs://"))
+        path = urlsplit(variants[0]).path if is_url else variants[0]
+        variants.append(unquote(path).replace("\\", "/"))
+    paths = [PurePosixPath(variant) for variant in dict.fromkeys(variants)]
+    prefix = _UPLOAD_PREFIX.match(paths[-1].name)
+    return [*paths, paths[-1].with_name(paths[-1].name[prefix.end() :])] if prefix else paths
 
 
 def best_matches(name: str, by_base_name: Mapping[str, Sequence[Item]]) -> list[Item]:
