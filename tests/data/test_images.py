@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from paths import SHARED_DATA
+from paths import SHARED_CASES, SHARED_DATA
 from PIL import Image as PILImage
 
-from zoo.data.images import ImageFolder, load_image, upright_size
+from zoo.data.images import SUFFIXES, ImageFolder, list_images, load_image, upright_size
 from zoo.errors import InputError
 
 
@@ -159,3 +159,49 @@ def test_image_folder(tmp_path):
         ImageFolder([str(tmp_path / "notes.txt")]).read()
     with pytest.raises(InputError, match=r"gone.png: image file is missing"):
         ImageFolder([str(tmp_path / "gone.png")]).read()
+
+
+def test_suffixes_are_those_of_images_that_pillow_opens(tmp_path):
+    assert {".jpg", ".jfif", ".jpe", ".png", ".tif", ".webp", ".avif", ".jp2", ".bmp", ".tga"} <= SUFFIXES
+    assert not {".pdf", ".mpg", ".eps", ".ps", ".h5", ".hdf", ".fits", ".wmf", ".emf", ".fli", ".txt"} & SUFFIXES
+    names = ["a.jfif", "b.JPE", "c.AVIF", "d.qoi", "e.TGA", "f.jp2", "g.Webp", "h.pbm"]
+    for name in names:
+        image = photo().convert("1") if name.endswith("pbm") else photo()
+        image.save(tmp_path / name)
+    (tmp_path / "i.pdf").touch()
+    assert [path.name for path in list_images(tmp_path)] == names
+    assert len(ImageFolder([str(tmp_path)]).read()) == 8
+
+
+def test_folders_behind_symbolic_links_are_entered_once(tmp_path):
+    photo().save(tmp_path / "pool.png")
+    (tmp_path / "data/b/deep").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    photo().save(tmp_path / "data/b/deep/1.png")
+    photo().save(tmp_path / "far/2.png")
+    links = {
+        "data/a": "data/b",
+        "data/far": "far",
+        "far/back": "data",
+        "data/b/deep/loop": "data",
+        "data/3.png": "pool.png",
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "data/gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "data/gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = [path.relative_to(tmp_path / "data").as_posix() for path in list_images(tmp_path / "data")]
+    assert found == ["3.png", "b/deep/1.png", "far/2.png"]
+    assert len(ImageFolder([str(tmp_path / "data")]).read()) == 3
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    assert [path.name for path in list_images(tmp_path / "link")] == ["2.png", "3.png", "1.png"]
+
+
+def test_shared_case_of_suffixes():
+    folder = SHARED_CASES / "c14_extensions" / "images"
+    if not folder.exists():
+        pytest.skip("../shared/cases/c14_extensions is absent")
+    source = ImageFolder([str(folder)])
+    table = source.read()
+    assert len(table) == 12
+    assert all(source.load_image(table, index).shape[0] == 3 for index in range(12))

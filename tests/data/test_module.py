@@ -218,8 +218,12 @@ def test_class_lists_of_splits(tmp_path):
     with pytest.raises(InputError, match=r"only in val: cross, disc, .*only in train: a, b"):
         DetectionDataModule(train=train, val=VAL).setup("fit")
     unknown = make_voc(tmp_path, "test", Shapes(9, seed=5), "abcdeX")
+    # without a list of classes, they are those of all splits
+    data = DetectionDataModule(train=train, test=unknown)
+    assert data.class_names == data.table("test").classes == ("X", *"abcdef")
+    listed = replace(train, classes=list("abcdef"))
     with pytest.raises(InputError, match=r"class 'X' is not one of a, b"):
-        DetectionDataModule(train=train, test=unknown).setup("test")
+        DetectionDataModule(train=listed, test=unknown).setup("test")
 
 
 def test_errors_in_workers_keep_their_type_and_message(tmp_path):

@@ -5,4 +5,5 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HELPERS = Path(__file__).parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SHARED_CASES = ROOT.parent / "shared" / "cases"
 COCOAPI = SHARED_DATA / "cocoapi"

@@ -1,7 +1,8 @@
-"""`zoo stats`, `zoo doctor`, `zoo proposals` and `zoo evaluate`: the verbs that need a data set and no training."""
+"""`zoo stats`, `doctor`, `split`, `proposals` and `evaluate`: the verbs that need a data set and no training."""
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from zoo.cli.data_tables import findings_document, print_findings, print_statist
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_data_parser, make_parser
 from zoo.data.formats.recognise import recognise
-from zoo.data.formats.yolo import read_data_file
+from zoo.data.formats.yolo_data import read_data_file
 from zoo.data.quality.cleaning import Change, write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.image_files import Item
@@ -72,11 +73,40 @@ def doctor(args: list[str]) -> int:
     return FAILED if inspection.num_errors else OK
 
 
+def split(args: list[str]) -> int:
+    """`zoo split`: divide a data set into train, val and test."""
+    from zoo.data.split import check_fractions, divide, write_division
+
+    parser = make_parser("split", "Images stay where they are.", epilog="Train on the result by --data OUT/data.yaml.")
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"{_DATA_HELP}; its splits are joined")
+    parser.add_argument("--out", type=Path, metavar="OUT", required=True, help="new or empty folder")
+    text = "of the images, for train, val and test; test may be left out (default: .7 .15 .15)"
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.7, 0.15, 0.15], metavar="F", help=text)
+    text = (
+        "regular expression; images whose file names have the same text in its first parentheses stay together "
+        "(default: frames of one video, and Roboflow's copies of one image)"
+    )
+    parser.add_argument("--group", metavar="REGEX", help=text)
+    parser.add_argument("--seed", type=int, default=0, help="of the division (default: 0)")
+    options = parser.parse_args(args)
+    data: Path = options.data
+    check_fractions(options.fractions)
+    division = divide(find_sources(data), options.fractions, options.group, options.seed)
+    config = write_division(division, options.out, data.absolute().stem)
+    for name, table in division.tables.items():
+        print(f"{name}: {len(table)} images, {table.num_objects} objects")
+    print(f"{division.num_groups} groups of images; data configuration: {config}")
+    return OK
+
+
 def evaluate(args: list[str]) -> int:
     """`zoo evaluate`: evaluate a predictions file."""
     from zoo.data.module import DetectionDataModule
     from zoo.evaluation.coco import Engine
-    from zoo.evaluation.scores import evaluate_file, scores_table
+    from zoo.evaluation.ground_truth import GroundTruth
+    from zoo.evaluation.identity import read_predictions
+    from zoo.evaluation.scores import evaluate as compute_scores
+    from zoo.evaluation.scores import scores_table
     from zoo.training.configuration import instantiate, parse
 
     parser = make_data_parser("evaluate")
@@ -85,7 +115,11 @@ def evaluate(args: list[str]) -> int:
     parser.add_argument("--engine", type=Engine, default="hotcoco", help="package that computes COCO's metrics")
     parser.add_lightning_class_args(DetectionDataModule, "data")
     built = instantiate(parser, parse(parser, args))
-    scores = evaluate_file(built.predictions, built.data.table(built.split), engine=built.engine)
+    table = built.data.table(built.split)
+    matched = read_predictions(built.predictions, table)
+    for note in (*matched.notes, *(f"warning: {warning}" for warning in matched.warnings)):
+        print(note, file=sys.stderr)
+    scores = compute_scores(GroundTruth.from_table(table), matched.predictions, engine=built.engine)
     Console().print(scores_table(scores))
     return OK
 

@@ -18,6 +18,7 @@ from zoo.callbacks import MeanAveragePrecision
 from zoo.callbacks.preemption import LAST
 from zoo.cli.exit_codes import OK
 from zoo.data.module import DetectionDataModule
+from zoo.data.summary import describe_split
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
@@ -156,6 +157,10 @@ class TrainingCLI(LightningCLI):
         built = self.config_init[self.subcommand]
         self.datamodule = built.data
         self.datamodule.setup(self.subcommand)  # raises errors in the data before a run folder is created
+        if self.subcommand == "fit" and process_rank() == 0:
+            for split in ("train", "val"):
+                if split in self.datamodule.sources:
+                    print(describe_split(split, self.datamodule.table(split)), flush=True)
         if self.subcommand == "validate":
             self.datamodule.table("val")  # `setup` accepts data without a val split
         if built.get("model") is None:

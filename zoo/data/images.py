@@ -6,7 +6,8 @@ about. Tensors have shape [3, H, W] and are channels-last in memory.
 """
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,15 @@ from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.types import Image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
-"""Suffixes of image files, in lower case."""
+# Formats that Pillow can open but that hold documents, films or measurements.
+_OTHER_FORMATS = frozenset({"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"})
+
+SUFFIXES = frozenset(
+    suffix
+    for suffix, form in PILImage.registered_extensions().items()
+    if form in PILImage.OPEN and form not in _OTHER_FORMATS
+)
+"""Suffixes of image files that Pillow can open, in lower case."""
 
 # EXIF orientations that swap width and height
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
@@ -164,19 +172,41 @@ def require_utf8_name(name: Path, listed_in: str | Path | None = None) -> None:
         raise InputError(f"image name {shown} is not UTF-8; rename the file", listed_in and printable(listed_in))
 
 
+def walk_files(root: Path) -> Iterator[Path]:
+    """Files below a folder, sorted within each folder; follows symbolic links, and enters each real folder once.
+
+    Links are followed after all folders that are reached without them, so that a file that can be reached both ways is
+    listed under its real path.
+    """
+    seen: set[str] = set()
+    waiting = [Path(root)]
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            waiting += [Path(folder, name) for name in folders if os.path.islink(Path(folder, name))]
+            yield from (Path(folder, name) for name in sorted(files))
+
+
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files below a folder, at any depth, sorted by path.
+    """Image files below a folder, at any depth and behind symbolic links, sorted by path.
 
     Raises:
         InputError: the folder does not exist or has no images, or a file name is not UTF-8.
     """
     if not Path(folder).is_dir():
         raise InputError("no such folder", file=folder)
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in walk_files(Path(folder)) if path.suffix.lower() in SUFFIXES and path.is_file())
     for path in found:
         require_utf8_name(path.relative_to(folder), folder)
     if not found:
-        raise InputError(f"no image in this folder (looked for {' '.join(sorted(SUFFIXES))})", file=folder)
+        raise InputError(
+            "no image in this folder (looked for all suffixes that Pillow reads, such as .jpg)", file=folder
+        )
     return found
 
 

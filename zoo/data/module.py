@@ -18,6 +18,7 @@ from zoo.data.dataset import DetectionDataset, ImageCache, collate
 from zoo.data.images import ImageFolder
 from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
+from zoo.data.summary import check_objects
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError, SharedInputError
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
@@ -123,12 +124,26 @@ class DetectionDataModule(LightningDataModule):
             if split not in self.sources:
                 raise InputError(f"no {split} images are given; set `data.{split}`")
             first = self._class_split()
+            if first is not None and first not in self._tables and not self.sources[first].has_classes:
+                self._read_together(type(self.sources[first]))
+                if split in self._tables:
+                    return self._tables[split]
             classes = None if first in (split, None) else self.table(first).classes
             table = self.sources[split].read(self.strict, classes)
             if first not in (split, None):
                 self._check_classes(split, table, self.table(first), first)
             self._tables[split] = table
         return self._tables[split]
+
+    def _read_together(self, kind: type[Source]) -> None:
+        """Reads all annotated splits without a list of classes, so that their classes are those of all of them."""
+        missing = [
+            split
+            for split in ANNOTATED
+            if split in self.sources and type(self.sources[split]) is kind and not self.sources[split].has_classes
+        ]
+        tables = kind.read_together([self.sources[split] for split in missing], self.strict)
+        self._tables.update(zip(missing, tables, strict=True))
 
     def _class_split(self) -> Split | None:
         """First annotated split; its classes are those of all splits."""
@@ -199,7 +214,9 @@ class DetectionDataModule(LightningDataModule):
         }
         for split in needed[stage] if stage else self.sources:
             if split in self.sources:
-                self.table(split)
+                table = self.table(split)
+                if stage in ("fit", "validate", "test"):
+                    check_objects(split, table)
 
     def state_dict(self) -> dict[str, int]:
         """Position of the training for a checkpoint: finished epochs, and images seen in the current epoch."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,20 @@ class Source(ABC):
         Raises:
             InputError: something cannot be used; names file and place.
         """
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the source defines the names of its classes; else `read_together` infers them."""
+        return True
+
+    @classmethod
+    def read_together(cls, sources: Sequence[Self], strict: bool = False) -> list[AnnotationTable]:
+        """Reads the splits of a data set that do not define their classes, with one list for all, inferred from all.
+
+        Raises:
+            InputError: see `read`.
+        """
+        raise NotImplementedError(f"{cls.__name__} defines its classes")
 
     @abstractmethod
     def load_image(self, table: AnnotationTable, index: int) -> Image:
@@ -141,7 +156,7 @@ def check_files(paths: Sequence[Path], annotations: str | Path) -> None:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Reads a UTF-8 text file.
+    """Reads a UTF-8 text file, without its byte-order mark if there is one.
 
     Args:
         path: the file.
@@ -151,7 +166,7 @@ def read_text(path: str | Path, what: str) -> str:
         InputError: the file is missing, unreadable, or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{what} is missing", file=path) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -37,6 +37,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from zoo.data.module import ANNOTATED, DetectionDataModule
+from zoo.data.summary import check_objects, describe_split
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.experiment.analysis import analyse_and_report
@@ -143,6 +144,9 @@ def run_comparison(
     if launch is None:
         warm_up()
     specs, module = plan_runs(models, data, trainer, out, budget, seeds, names, overrides)
+    for split in ANNOTATED:
+        if split in module.sources:
+            print(describe_split(split, module.table(split)), flush=True)
     runs: list[Run] = []
     start = time.monotonic()
     with _interruptible():
@@ -246,11 +250,12 @@ def check_measurable(module: DetectionDataModule, trainer: Namespace) -> None:
     """Check that a run can train, and test its best or last checkpoint.
 
     Raises:
-        InputError: the data has no training split, or none to evaluate on, or the Trainer's arguments replace the
+        InputError: the data has no training split, or none to evaluate on, or no objects in one of these, or the Trainer's arguments replace the
             checkpoints of a comparison.
     """
-    module.table("train")
-    final_split(module)
+    measured = final_split(module)
+    for split in ("train", measured):
+        check_objects(split, module.table(split))
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     if trainer.enable_checkpointing is False or any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
         raise InputError(

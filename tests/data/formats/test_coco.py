@@ -63,7 +63,7 @@ def test_null_area_and_iscrowd_are_read_as_missing(tmp_path):
         ({"annotations": [annotation(category_id=1)]}, r"annotation id 1: category 1 is not among"),
         ({"annotations": [annotation(), annotation()]}, r"annotation id 1 occurs 2 times"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, r"category id 1 occurs 2 times"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, r"category name 'a' occurs 2 times"),
+        ({"categories": [{"id": 90, "name": "a"}, {"id": 2, "name": "a"}]}, r"category name 'a' occurs 2 times"),
         ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"annotations\[0\] \(id 1\): .*length 4"),
         ({"annotations": [annotation(bbox="x")]}, r"annotations\[0\] \(id 1\): "),
         ({"annotations": [{"id": 5}]}, r"annotations\[0\] \(id 5\): .*image_id"),
@@ -167,6 +167,7 @@ def test_missing_images_are_an_error(tmp_path):
     (tmp_path / "seven.jpg").touch()
     with pytest.raises(InputError, match=r"three.jpg: image file is missing \(1 of 2"):
         Coco(str(file), str(tmp_path)).read()
+    (tmp_path / "seven.jpg").unlink()
     with pytest.raises(InputError, match=r"seven.jpg: image file is missing \(2 of 2"):
         Coco(str(file), str(tmp_path / "nowhere")).read()
 

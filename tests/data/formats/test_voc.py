@@ -16,7 +16,7 @@ from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 
 PERSON = """<object><name>person</name><difficult>1</difficult>
- <bndbox><xmax>349</xmax><xmin>174</xmin><ymin>101</ymin><ymax>351.5</ymax></bndbox>
+ <bndbox><xmax>349</xmax><xmin>174</xmin><ymin>101</ymin><ymax>351</ymax></bndbox>
  <part><name>head</name><bndbox><xmin>180</xmin><ymin>110</ymin><xmax>200</xmax><ymax>130</ymax></bndbox></part></object>"""
 
 
@@ -40,10 +40,95 @@ def make_root(root, images, split="train"):
 def test_inclusive_pixels_become_edges_and_parts_are_ignored(tmp_path):
     table = Voc([make_root(tmp_path, {"a": PERSON, "b": ""})], "train").read()
     assert table.classes == VOC_CLASSES
-    assert table.boxes.tolist() == [[173, 100, 349, 351.5]]
+    assert table.boxes.tolist() == [[173, 100, 349, 351]]
     assert table.difficult.tolist() == [True]
     assert table.offsets.tolist() == [0, 1, 1]
     assert VOC_CLASSES[table.labels[0]] == "person"
+
+
+@pytest.mark.parametrize(
+    ("item", "box", "difficult"),
+    [
+        ("<difficult/>", (0, 0, 20, 10), False),
+        ("<difficult> 1 </difficult>", (0, 0, 20, 10), True),
+        ("<difficult>True</difficult>", (0, 0, 20, 10), True),
+        ("<difficult>false</difficult>", (0, 0, 20, 10), False),
+        ("<difficult>Unspecified</difficult>", (0, 0, 20, 10), False),
+        ("<part><name>x</name><bndbox><xmin>5.5</xmin><ymin>5</ymin></bndbox></part>", (0, 0, 20, 10), False),
+        (
+            "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax> 20 </xmax><ymax>\n10.0</ymax></bndbox>",
+            (0, 0, 20, 10),
+            False,
+        ),
+    ],
+)
+def test_unusual_objects(tmp_path, item, box, difficult):
+    root = make_root(tmp_path, {"a": thing("person").replace("<object>", f"<object>{item}")})
+    table = Voc([root], "train").read()
+    assert table.boxes.tolist() == [list(box)]
+    assert table.difficult.tolist() == [difficult]
+    assert examine({"train": Voc([root], "train")}).num_errors == 1  # the image file is empty
+
+
+def test_object_with_two_different_boxes_is_an_error(tmp_path):
+    other = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    root = make_root(tmp_path, {"a": thing().replace("</object>", other)})
+    with pytest.raises(InputError, match=r"a.xml: object 1 \(dog\): object has 2 different <bndbox>"):
+        Voc([root], "train").read()
+
+
+def test_coordinates_with_decimals_are_edges(tmp_path):
+    boxes = thing("cat", (10.5, 20, 30, 40)) + thing("dog", (1, 1, 5, 6))
+    root = make_root(
+        tmp_path, {"a": boxes, "b": thing("dog", ("2.0", "3.00", 30, 40)), "c": thing("cat", (0, 0, 8.25, 9))}
+    )
+    message = r"train.txt: 2 of 3 xml files have coordinates with decimals, which are read as edges .*a.xml"
+    with pytest.warns(DataWarning, match=message) as warned:
+        table = Voc([root], "train").read()
+    assert len(warned) == 1
+    assert table.boxes.tolist() == [[10.5, 20, 30, 40], [1, 1, 5, 6], [1, 2, 30, 40], [0, 0, 8.25, 9]]
+    findings = examine({"train": Voc([root], "train")}).findings
+    assert [finding.kind for finding in findings].count("interpreted") == 1
+
+
+def test_names_with_blanks_in_split_files(tmp_path):
+    names = ["pic 04", "my photo 1", "plain", "pic (2)", "x.y.z 9", "copy 1", "quoted name", "with suffix"]
+    root = make_root(tmp_path, dict.fromkeys(names, ""))
+    lines = [
+        "pic 04",
+        "my photo 1  -1",
+        "plain 1",
+        "pic (2)   0",
+        "x.y.z 9",
+        "copy 1",
+        '"quoted name"',
+        "with suffix.jpg",
+    ]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    table = Voc([root], "train").read()
+    assert [table.file_name(index) for index in range(len(table))] == [f"{name}.jpg" for name in names]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("not there 1\n")
+    with pytest.raises(InputError, match=r"Annotations/not there.xml: annotation file is missing"):
+        Voc([root], "train").read()
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size/>", "<size><width/><height> </height></size>", "<size><width>0</width></size>"]
+)
+def test_sizes_that_are_missing_are_those_of_the_image(tmp_path, size):
+    root = make_root(tmp_path, {"a": thing()})
+    (tmp_path / "Annotations/a.xml").write_text(f"<annotation>{size}{thing()}</annotation>")
+    PILImage.new("RGB", (37, 21)).save(tmp_path / "JPEGImages/a.jpg")
+    table = Voc([root], "train").read()
+    assert (table.widths[0], table.heights[0]) == (37, 21)
+
+
+def test_size_with_blanks(tmp_path):
+    root = make_root(tmp_path, {"a": thing()})
+    size = "<size><width> 400\n</width><height>\t360.0</height></size>"
+    (tmp_path / "Annotations/a.xml").write_text(f"<annotation>{size}{thing()}</annotation>")
+    table = Voc([root], "train").read()
+    assert (table.widths[0], table.heights[0]) == (400, 360)
 
 
 def test_union_of_roots_and_split_files_of_one_class(tmp_path):
@@ -232,3 +317,22 @@ def test_real_voc():
     assert set(np.concatenate([train.labels, val.labels])) == set(range(20))
     for index in range(5):
         assert Voc([str(root)], "val").load_image(val, index).shape == (3, val.heights[index], val.widths[index])
+
+
+def test_images_of_one_name_in_one_folder_cannot_be_written(tmp_path):
+    def table(*names):
+        return AnnotationTable.from_rows(
+            classes=["nut"],
+            image_ids=np.array([1, 2]),
+            widths=np.array([9, 9]),
+            heights=np.array([9, 9]),
+            file_names=names,
+            image_index=np.zeros(0, np.int64),
+            boxes=np.zeros((0, 4)),
+            labels=np.zeros(0, np.int64),
+        )
+
+    with pytest.raises(InputError, match="two images have the same name without suffix"):
+        write_voc(table("x/a.jpg", "x/a.png"), tmp_path, "train")
+    write_voc(table("x/a.jpg", "y/a.jpg"), tmp_path, "train")
+    assert (tmp_path / "ImageSets/Main/train.txt").read_text() == "x/a\ny/a\n"

@@ -1,6 +1,7 @@
 """Cleaned copies of tiny data sets in three formats."""
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,7 @@ def test_invalid_destinations_and_sources_of_a_copy(tmp_path):
     assert counts(tmp_path / "empty") == {}
     with pytest.raises(InputError, match="it has no files to clean"):
         write_cleaned(examine({"train": Shapes(2, 0)}), tmp_path / "b")
+    shutil.rmtree(root / "train")
     with pytest.raises(InputError, match="folder of 3 images is missing"):
         write_cleaned(examine({"train": Coco(str(json_path(root)), str(tmp_path / "nowhere"))}), tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -199,15 +201,17 @@ def test_images_with_the_same_stem_get_different_label_files_in_the_copy(tmp_pat
         for name in ("1.png", "1_2.png") if folder == "x" else ("1.png",):
             picture(ord(folder) + len(name)).save(root / "train" / folder / name)
             (root / "train" / folder / name).with_suffix(".txt").write_text(f"{label} .5 .5 .{len(name)} .5\n")
-    picture(7).save(root / "train/x/1.bmp")
+    (root / "train/z").mkdir()
+    picture(7).save(root / "train/z/1.bmp")
+    (root / "train/z/1.txt").write_text("0 .5 .5 .4 .5\n")
     (root / "list.txt").write_text(
-        "\n".join(f"train/{name}" for name in ("x/1.png", "x/1.bmp", "x/1_2.png", "y/1.png"))
+        "\n".join(f"train/{name}" for name in ("x/1.png", "z/1.bmp", "x/1_2.png", "y/1.png"))
     )
     (root / "data.yaml").write_text("train: list.txt\nnames: [nut, bolt]\n")
     inspection = examine(recognise(root))
     changes = write_cleaned(inspection, tmp_path / "copy")
     renamed = [Path(change.file).relative_to(root).as_posix() for change in changes if "has its name" in change.what]
-    assert renamed == ["train/x/1.bmp", "train/x/1_2.png", "train/y/1.png"]
+    assert renamed == ["train/z/1.bmp", "train/x/1_2.png", "train/y/1.png"]
     copy = examine(recognise(tmp_path / "copy"))
 
     def content(inspection):

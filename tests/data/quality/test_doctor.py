@@ -269,6 +269,8 @@ YOLO_FAULTS = {
     "annotation_without_image": lambda root: label_path(root, 9).write_text(""),
     "image_listed_twice": list_twice,
     "missing_image": list_missing,
+    "interpreted": add_line("0 .1 .2 .5 .2 .5 .6"),  # a polygon
+    "coordinates_above_1": add_line("0 50 30 10 10"),
 }
 
 
@@ -282,7 +284,8 @@ def test_each_yolo_error_is_the_only_finding_and_is_corrected(tmp_path, kind):
 
 
 def test_every_kind_of_finding_is_tested():
-    tested = {*COCO_FAULTS, *IMAGE_FAULTS, *VOC_FAULTS, *YOLO_FAULTS, "unlisted_image"}
+    tested = {*COCO_FAULTS, *IMAGE_FAULTS, *VOC_FAULTS, *YOLO_FAULTS, "unlisted_image", "annotation_shared"}
+    tested |= {"boxes_are_corners", "box_unlike_polygon"}  # in test_coco_boxes.py
     assert tested == set(KINDS)
 
 

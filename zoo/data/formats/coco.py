@@ -1,10 +1,10 @@
 """Read and write detection annotations in COCO's json format.
 
-Only the fields for detection are decoded: msgspec skips polygons without creating Python objects, and its typed records
-are converted to columns.
+The typed records of `coco_records` are converted to columns. What users' tools write differently is read where its
+meaning is plain, and noted.
 """
 
-import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,52 +12,40 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.raw import OnError, Place, RawSplit, raise_error, same_record, select_valid_boxes
-from zoo.data.images import load_image
+from zoo.data.formats.coco_boxes import (
+    BoxesAreCornersError,
+    look_like_corners,
+    polygon_extents,
+    rotated_extents,
+    rotations,
+    unlike_polygons,
+)
+from zoo.data.formats.coco_categories import drop_unused
+from zoo.data.formats.coco_images import image_sizes, locate_listed
+from zoo.data.formats.coco_records import Annotation, decode
+from zoo.data.formats.raw import (
+    OnError,
+    Place,
+    RawSplit,
+    raise_error,
+    same_record,
+    select_valid_boxes,
+    warn_of_notes,
+)
+from zoo.data.images import load_image, upright_size
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.io.files import write_atomically
 from zoo.types import Image
 
-Record = TypeVar("Record", bound=msgspec.Struct)
-# ranges of the integer columns of a table
-_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: _Int64
-    name: str
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: _Int64
-    file_name: str
-    width: _Int32
-    height: _Int32
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    id: _Int64
-    image_id: _Int64
-    category_id: _Int64
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: int | bool | None = None
-    difficult: int | bool | None = None  # not in COCO; `write_coco` stores VOC's flag here
-
-
-class _File(msgspec.Struct, gc=False):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
+# Size of files up to which the reader, too, compares boxes with polygons, which takes a few milliseconds.
+_SMALL_FILE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -65,16 +53,17 @@ class Coco(Source):
     """One split in COCO format.
 
     Args:
-        annotations: json file, such as `annotations/instances_train2017.json`.
-        images: folder that the file names are relative to.
+        annotations: json file, such as `annotations/instances_train2017.json`, or a gzip file of one.
+        images: folder that the file names are relative to. Images that are not there are searched for below the folder
+            of the data set, by their base names.
     """
 
     annotations: str
     images: str
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """See `Source.read`; the classes are always those of the file."""
-        table = read_coco(self.annotations, self.images, strict=strict)
+        """See `Source.read`; the classes are those of the file, without roots that `classes` does not have."""
+        table = read_coco(self.annotations, self.images, strict=strict, classes=classes)
         check_files(table.paths(), self.annotations)
         return table
 
@@ -83,52 +72,61 @@ class Coco(Source):
         return load_image(table.path(index), (int(table.widths[index]), int(table.heights[index])))
 
 
-def read_coco(annotations: str | Path, images: str | Path = "", *, strict: bool = False) -> AnnotationTable:
+def read_coco(
+    annotations: str | Path, images: str | Path = "", *, strict: bool = False, classes: tuple[str, ...] | None = None
+) -> AnnotationTable:
     """Reads a COCO json file without checking that the images exist.
 
     Categories become labels 0..C-1 in the order of their ids, which `class_ids` keeps. `area` defaults to the area of
-    the box, `iscrowd` to 0; `info` and `licenses` are ignored.
+    the box, `iscrowd` to 0; `info` and `licenses` are ignored. Unusual annotations are interpreted with a warning.
 
     Args:
         annotations: json file.
-        images: folder that the file names are relative to.
+        images: folder that the file names are relative to; "" to take them as they are.
         strict: raise an error for bad boxes (no area, reversed, NaN, outside the image) instead of a warning.
+        classes: class names of another split of the data set.
 
     Raises:
         InputError: the file is missing or not valid json; a required key is missing or of a wrong type; ids or category
-            names are not unique; an annotation has an unknown image or category; a box is bad, with `strict`.
+            names are not unique; an annotation has an unknown image or category; an image has no size and no file;
+            boxes are corners; a box is bad, with `strict`.
     """
-    raw = parse_coco(annotations, images, raise_error)
+    raw = parse_coco(annotations, images, raise_error, classes)
+    warn_of_notes(raw, annotations)
     _require_unique(raw.class_ids, "category id", annotations)
     _require_unique(raw.classes, "category name", annotations)
     unique = _unique_images(raw, annotations, strict)
-    without_size = np.flatnonzero((raw.widths <= 0) | (raw.heights <= 0))
-    if len(without_size):
-        raise InputError("width and height must be positive", annotations, f"image id {raw.image_ids[without_size[0]]}")
+    _require_sizes(raw, annotations)
     _require_unique(raw.annotation_ids, "annotation id", annotations)
     _require_known(raw.image_index, raw.annotated_image, raw.object_place, "image", annotations)
     _require_known(raw.labels, raw.annotated_class, raw.object_place, "category", annotations)
+    if os.path.getsize(annotations) <= _SMALL_FILE:
+        _warn_of_polygons(raw, annotations)
     return raw.table(unique, select_valid_boxes(raw, strict))
 
 
-def parse_coco(annotations: str | Path, images: str | Path, on_error: OnError) -> RawSplit:
+def parse_coco(
+    annotations: str | Path, images: str | Path, on_error: OnError, classes: tuple[str, ...] | None = None
+) -> RawSplit:
     """Parses a COCO json file without validation; classes are in the order of their ids.
 
     Args:
         annotations: json file.
-        images: folder that the file names are relative to.
-        on_error: called with the error for each record with missing or invalid fields; the record is then skipped.
+        images: folder that the file names are relative to; "" to take them as they are.
+        on_error: called with the error for each record with missing or invalid fields; the record is then skipped. Also
+            called with an error if the boxes of the file are corners.
+        classes: class names of another split; an unused root category of this name is kept.
 
     Raises:
         InputError: the file is missing, not valid json, or without the lists `images`, `annotations`, `categories`.
     """
-    content = _decode(annotations, on_error)
-    categories = sorted(content.categories, key=attrgetter("id"))
+    content, notes = decode(annotations, on_error, Annotation)
+    rows = content.annotations
+    object_image_ids, object_class_ids = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
+    categories, root_notes = drop_unused(content.categories, object_class_ids, classes or ())
     class_ids = _column(categories, "id", np.int64)
     image_ids = _column(content.images, "id", np.int64)
-    rows = content.annotations
     ids = _column(rows, "id", np.int64)
-    object_image_ids, object_class_ids = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
     flat = chain.from_iterable(map(attrgetter("bbox"), rows))
     boxes = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)  # x, y, width, height
     with np.errstate(invalid="ignore"):  # 0 * inf
@@ -136,17 +134,28 @@ def parse_coco(annotations: str | Path, images: str | Path, on_error: OnError) -
         boxes[:, 2:] += boxes[:, :2]  # in place: 28 MB for a split of the size of COCO
     areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
     file = str(annotations)
+    names, folders, folder_ids, name_notes = locate_listed(content.images, annotations, images)
+    sizes, size_notes = image_sizes(content.images, lambda index: Path(folders[folder_ids[index]], names[index]))
+    image_index = _positions(object_image_ids, image_ids)
+    listed = image_index >= 0
+    if len(image_ids) and look_like_corners(boxes[listed], sizes[image_index[listed]]):
+        on_error(
+            BoxesAreCornersError(
+                "boxes fit their images only as x1 y1 x2 y2; write each `bbox` as x, y, width, height", file, "bbox"
+            )
+        )
+    rotation_notes = _rotate(boxes, rows, annotations)
     return RawSplit(
         classes=tuple(category.name for category in categories),
         class_ids=class_ids,
         image_ids=image_ids,
-        widths=_column(content.images, "width", np.int32),
-        heights=_column(content.images, "height", np.int32),
-        file_names=[image.file_name for image in content.images],
-        folders=(str(images),),
-        folder_ids=np.zeros(len(image_ids), np.int64),
+        widths=sizes[:, 0],
+        heights=sizes[:, 1],
+        file_names=names,
+        folders=folders,
+        folder_ids=folder_ids,
         annotation_files=(),
-        image_index=_positions(object_image_ids, image_ids),
+        image_index=image_index,
         labels=_positions(object_class_ids, class_ids),
         boxes=boxes,
         areas=np.where(np.isnan(areas), own_areas, areas),
@@ -158,7 +167,58 @@ def parse_coco(annotations: str | Path, images: str | Path, on_error: OnError) -
         annotated_image=lambda row: str(object_image_ids[row]),
         annotated_class=lambda row: str(object_class_ids[row]),
         has_ids=True,
+        notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes),
     )
+
+
+def rows_unlike_polygons(raw: RawSplit, annotations: str | Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(rows of boxes that contradict their polygons [K], extents of all polygons [T, 4], NaN without polygon)."""
+    extents = polygon_extents(annotations)
+    return np.flatnonzero(unlike_polygons(raw.boxes, extents) & ~raw.iscrowd), extents
+
+
+def _rotate(boxes: NDArray[np.float64], rows: Sequence[Annotation], annotations: str | Path) -> list[str]:
+    """Replaces boxes [T, 4] with a rotation by their extents, in place, and returns notes.
+
+    Boxes that are the extent of a polygon already are not changed.
+    """
+    degrees = rotations(rows)
+    turned = np.flatnonzero(degrees % 180)
+    if not len(turned):
+        return []
+    extents = polygon_extents(annotations)[turned]
+    close = np.abs(extents - boxes[turned]) <= 1.0  # false for NaN
+    turned = turned[~close.all(1)]
+    if not len(turned):
+        return []
+    boxes[turned] = rotated_extents(boxes[turned], degrees[turned])
+    first = int(turned[0])
+    return [
+        f"{len(turned)} boxes have `attributes.rotation` and were replaced by the extents of the rotated boxes, the"
+        f" first in annotation id {rows[first].id} ({degrees[first]:g} degrees)"
+    ]
+
+
+def _require_sizes(raw: RawSplit, path: str | Path) -> None:
+    without = np.flatnonzero((raw.widths <= 0) | (raw.heights <= 0))
+    if not len(without):
+        return
+    absent = without[(raw.widths[without] == 0) & (raw.heights[without] == 0)].tolist()
+    if absent and absent[0] == without[0]:
+        check_files([raw.path(index) for index in absent], path)
+        upright_size(raw.path(absent[0]))  # raises an error, since the size could not be read
+    raise InputError("width and height must be positive", path, f"image id {raw.image_ids[without[0]]}")
+
+
+def _warn_of_polygons(raw: RawSplit, path: str | Path) -> None:
+    rows, _ = rows_unlike_polygons(raw, path)
+    if len(rows):
+        warnings.warn(
+            f"{path}: {len(rows)} of {len(raw.labels)} boxes contradict their polygons, the first in"
+            f" {raw.object_place(int(rows[0]))[1]}; the boxes are used, and `zoo doctor` lists them",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def write_coco(table: AnnotationTable, path: str | Path) -> None:
@@ -210,60 +270,6 @@ def _exact_sizes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         neighbour = np.nextafter(sizes, towards)
         sizes = np.where((near + sizes != far) & (near + neighbour == far), neighbour, sizes)
     return sizes
-
-
-def _decode(path: str | Path, on_error: OnError) -> _File:
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError("annotation file is missing", file=path) from None
-    except OSError as error:
-        raise InputError(f"annotation file cannot be read: {error.strerror or error}", file=path) from error
-    try:
-        return msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # Slower, but reports the line, and accepts NaN, which json.dump writes although it is not valid json.
-        return _decode_slowly(data, path, on_error)
-
-
-def _decode_slowly(data: bytes, path: str | Path, on_error: OnError) -> _File:
-    try:
-        content = json.loads(data)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"json does not parse: {error.msg}; is the file complete?", path, place) from None
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start}"
-        raise InputError(f"json does not parse: {error.reason}; write it as UTF-8", path, place) from None
-    except ValueError as error:  # an integer with thousands of digits
-        raise InputError(f"json does not parse: {error}", path) from None
-    except RecursionError:
-        raise InputError("json does not parse: lists are nested too deeply", path) from None
-    if not isinstance(content, dict):
-        raise InputError("expected an object with `images`, `annotations` and `categories`", path)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise InputError(f"expected a list `{key}`; give a file of detection annotations", path)
-    return _File(
-        images=_convert(content["images"], _Image, "images", path, on_error),
-        annotations=_convert(content["annotations"], _Annotation, "annotations", path, on_error),
-        categories=_convert(content["categories"], _Category, "categories", path, on_error),
-    )
-
-
-def _convert(values: list[object], record: type[Record], key: str, path: str | Path, on_error: OnError) -> list[Record]:
-    records = []
-    for number, value in enumerate(values):
-        try:
-            converted = msgspec.convert(value, record)
-            msgspec.json.encode(converted)  # json.loads accepts lone surrogates ("\ud800"), msgspec does not
-        except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
-            reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
-            known = f" (id {value['id']!a})" if isinstance(value, dict) and "id" in value else ""
-            on_error(InputError(reason, path, f"{key}[{number}]{known}"))
-            continue
-        records.append(converted)
-    return records
 
 
 def _unique_images(raw: RawSplit, path: str | Path, strict: bool) -> NDArray[np.bool_]:

@@ -7,11 +7,11 @@ base name, and among several files of that name by the longest common end of bot
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.images import SUFFIXES
+from zoo.data.images import SUFFIXES, walk_files
 from zoo.data.source import find_missing
 from zoo.io.paths import best_matches
 
@@ -44,13 +44,18 @@ def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
     index = _index_images(root)
     found: dict[int, Path] = {}
     ambiguous: dict[int, list[Path]] = {}
+    absent = set(missing)
+    used_folders = {path.parent for place, path in enumerate(paths) if place not in absent}
     for place in missing:
         candidates = best_matches(names[place], index)
+        if paths[place].parent in used_folders:
+            # The folder is right, so the file is missing, and one of its name elsewhere is another image.
+            candidates = [path for path in candidates if path.parent == paths[place].parent]
         if len(candidates) == 1:
             found[place] = candidates[0]
         elif candidates:
             ambiguous[place] = candidates
-    used = Counter(path.parent for place, path in enumerate(paths) if place not in set(missing))
+    used = Counter(path.parent for place, path in enumerate(paths) if place not in absent)
     used.update(path.parent for path in found.values())
     for place, candidates in ambiguous.items():
         most = max(used[path.parent] for path in candidates)
@@ -69,22 +74,14 @@ def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
     )
 
 
+def find_images(name: str, root: Path) -> list[Path]:
+    """Image files below `root` that a listed name may mean; see `best_matches`."""
+    return best_matches(name, _index_images(root))
+
+
 def _index_images(root: Path) -> dict[str, list[Path]]:
     index: dict[str, list[Path]] = defaultdict(list)
     for path in walk_files(root):
         if path.suffix.lower() in SUFFIXES:
             index[path.name].append(path)
     return dict(index)
-
-
-def walk_files(root: Path) -> Iterable[Path]:
-    """Files below a folder, sorted within each folder; follows symbolic links, and enters each real folder once."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (Path(folder, name) for name in sorted(files))

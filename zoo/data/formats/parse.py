@@ -1,12 +1,13 @@
 """Parse the splits of a data set in any format, and give them a common list of classes."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from zoo.data.formats.coco import Coco, parse_coco
 from zoo.data.formats.raw import OnError, RawSplit, raw_from_table
-from zoo.data.formats.voc import Voc, infer_classes, parse_voc
+from zoo.data.formats.voc import Voc, infer_classes
 from zoo.data.formats.yolo import Yolo, parse_yolo
 from zoo.data.source import Source
 
@@ -43,10 +44,9 @@ def parse_source(source: Source, on_error: OnError, classes: tuple[str, ...] | N
     """
     match source:
         case Coco():
-            return parse_coco(source.annotations, source.images, on_error)
+            return parse_coco(source.annotations, source.images, on_error, classes)
         case Voc():
-            names = classes if source.classes is None else tuple(source.classes)
-            return parse_voc(source.roots, source.split, names, on_error)
+            return source.parse(classes, on_error)
         case Yolo():
             return parse_yolo(source.data, source.split, on_error)
         case _:
@@ -59,7 +59,8 @@ def origin(source: Source) -> str:
         case Coco():
             return source.annotations
         case Voc():
-            return ", ".join(map(str, source.roots))
+            where = source.roots if source.split is not None else [Path(r, source.annotations) for r in source.roots]
+            return ", ".join(map(str, where))
         case Yolo():
             return source.data
         case _:

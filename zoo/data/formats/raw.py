@@ -26,6 +26,14 @@ class ListedTwiceError(InputError):
     """A split lists an image more than once."""
 
 
+class CoordinatesAboveOneError(InputError):
+    """A label file has coordinates above 1 where they are fractions of the image's size."""
+
+
+class SharedAnnotationError(InputError):
+    """Several images of a split share an annotation file, which can be right for one of them only."""
+
+
 OnError: TypeAlias = Callable[[InputError], None]
 Place: TypeAlias = tuple[str, str | None]  # (file, place in the file)
 

@@ -1,19 +1,27 @@
 """Recognise the format of a data set and return its splits as sources."""
 
+import gzip
 import os
 import re
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Any
+import shlex
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 
 from zoo.data.formats.coco import Coco
-from zoo.data.formats.voc import Voc, split_file
-from zoo.data.formats.yolo import Yolo, read_data_file
+from zoo.data.formats.coco_images import root_folder
+from zoo.data.formats.locate import find_images
+from zoo.data.formats.recognise_yolo import yolo_file, yolo_folder
+from zoo.data.formats.voc_layouts import find_voc, find_xml_folders
+from zoo.data.formats.yolo_data import DATA_SUFFIXES, SPLITS, read_data_file
 from zoo.data.images import SUFFIXES
-from zoo.data.source import Source
+from zoo.data.source import DataWarning, Source
 from zoo.errors import InputError
+from zoo.io.paths import name_variants
 
 EXPECTED = (
     "expected a COCO json, a VOC folder (JPEGImages, Annotations, ImageSets/Main), a YOLO data.yaml, or a folder with "
@@ -21,17 +29,20 @@ EXPECTED = (
 )
 # Bytes at the start of a json file that are searched to recognise its format.
 _BEGINNING = 1 << 20
+_BLANK = b" \t\r\n\xef\xbb\xbf"  # blanks and the byte-order mark
 # later keys take precedence
 _USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
-_ORDER = ("train", "trainval", "val", "valid", "test", "all")
 
 
 def recognise(data: str | Path) -> dict[str, Source]:
     """Recognises the format of a data set and returns its splits.
 
-    COCO: a json file, or a folder with `annotations/*.json`, with json files, or with a json file in each sub-folder.
+    COCO: a json file, or a folder with `annotations/*.json`, with json files, or with a json file in each sub-folder;
+    also gzip files of these. Files of images without annotations are left out with a warning.
     VOC: a folder with JPEGImages, Annotations and ImageSets/Main, or a devkit of such folders (a split is the union of
-    the folders that have it). YOLO: a data yaml, a folder that contains one, or a folder with `images` and `labels`.
+    the folders that have it), or xml files beside their images or in a folder beside that of the images (see
+    `find_xml_folders`). YOLO: a data yaml, Darknet's obj.data, a folder that contains one, or a folder with images and
+    label files (see `find_layout`).
 
     Returns:
         Sources by split, train first and test last; without `trainval` where there are `train` and `val`.
@@ -42,8 +53,8 @@ def recognise(data: str | Path) -> dict[str, Source]:
     path = Path(data)
     if not path.exists():
         raise InputError("no such file or folder; " + EXPECTED, path)
-    recognisers: tuple[Callable[[Path], dict[str, Source]], ...] = (
-        (_coco_folder, _voc_folder, _voc_devkit, _yolo_folder) if path.is_dir() else (_coco_file, _yolo_file)
+    recognisers: tuple[Callable[[Path], Mapping[str, Source]], ...] = (
+        (_coco_folder, find_voc, find_xml_folders, yolo_folder) if path.is_dir() else (_coco_file, yolo_file)
     )
     for recogniser in recognisers:
         found = recogniser(path)
@@ -57,7 +68,9 @@ def is_data_set(data: str | Path) -> bool:
     path = Path(data)
     if not os.path.isfile(path):  # unlike Path.is_file, returns False for names that are too long
         return os.path.isdir(path)
-    return path.suffix == ".json" or (path.suffix in (".yaml", ".yml") and "names" in read_data_file(path)[0])
+    return path.name.endswith((".json", ".json.gz")) or (
+        path.suffix in DATA_SUFFIXES and "names" in read_data_file(path)[0]
+    )
 
 
 def data_arguments(data: str | Path) -> dict[str, Any]:
@@ -72,7 +85,8 @@ def data_arguments(data: str | Path) -> dict[str, Any]:
     used = {split: sources[name] for name, split in _USES.items() if name in sources}
     if not used:
         raise InputError(
-            f"the splits are {', '.join(sources)}; write a data configuration that sets `train`, `val` and `test`",
+            f"the splits are {', '.join(sources)}; write a data configuration that sets `train`, `val` and `test`, or "
+            f"divide the images: zoo split {shlex.quote(str(data))} --out DIR",
             data,
         )
     arguments = {
@@ -89,32 +103,72 @@ def split_name(stem: str) -> str:
     return {"valid": "val"}.get(words[-1], words[-1]) if words else stem.removeprefix("instances_")
 
 
-def _in_order(found: dict[str, Source]) -> dict[str, Source]:
+def _in_order(found: Mapping[str, Source]) -> dict[str, Source]:
     if {"train", "val"} <= found.keys():
         found = {split: source for split, source in found.items() if split != "trainval"}
-    ranks = {split: rank for rank, split in enumerate(_ORDER)}
+    ranks = {split: rank for rank, split in enumerate(SPLITS)}
     return dict(sorted(found.items(), key=lambda item: (ranks.get(item[0], len(ranks)), item[0])))
 
 
 def _coco_file(path: Path) -> dict[str, Source]:
-    return {split_name(path.stem): Coco(str(path), str(_image_folder(path)))} if _is_coco(path, 1) else {}
+    return {split_name(_stem(path)): Coco(str(path), str(_image_folder(path)))} if _is_coco(path, 1) else {}
 
 
 def _coco_folder(path: Path) -> dict[str, Source]:
-    for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", "*/*.json"):
-        found: dict[str, Source] = {}
+    unusable: list[Path] = []
+    for pattern in ("annotations/instances_*", "annotations/*", "*", "*/*"):
         # outside of `annotations`, json files of other kinds are more likely
         needed = 1 if pattern.startswith("annotations") else 2
-        for file in sorted(file for file in path.glob(pattern) if _is_coco(file, needed)):
-            inside = file.parent.name if file.parent not in (path, path / "annotations") else ""
-            split = split_name(inside or file.stem)
-            # several files of one split, such as train2014 and train2017, get different names
-            unique = file.relative_to(path).with_suffix("").as_posix()
-            name = next(name for name in (split, file.stem, inside, unique) if name and name not in found)
-            found[name] = Coco(str(file), str(_image_folder(file)))
-        if found:
-            return found
-    return {}
+        files = _json_files(path, pattern)
+        without = [file for file in files if _is_without_annotations(file)]
+        usable = [file for file in files if file not in without and _is_coco(file, needed)]
+        if usable:
+            for file in without:
+                warnings.warn(f"{file}: has images without a list `annotations`; left out", DataWarning, stacklevel=4)
+            return _coco_sources(path, usable)
+        unusable += [file for file in without if file not in unusable and _is_coco(file, needed)]
+    return _coco_sources(path, unusable)  # the reader reports the error
+
+
+def _coco_sources(path: Path, files: list[Path]) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for file in files:
+        inside = file.parent.name if file.parent not in (path, path / "annotations") else ""
+        split = split_name(inside or _stem(file))
+        # several files of one split, such as train2014 and train2017, get different names
+        unique = (file.parent / _stem(file)).relative_to(path).as_posix()
+        name = next(name for name in (split, _stem(file), inside, unique) if name and name not in found)
+        found[name] = Coco(str(file), str(_image_folder(file)))
+    return found
+
+
+def _json_files(folder: Path, pattern: str) -> list[Path]:
+    """Json files, and gzip files of json files that are not there, sorted by path."""
+    files = sorted([*folder.glob(f"{pattern}.json"), *folder.glob(f"{pattern}.json.gz")])
+    return [file for file in files if file.suffix == ".json" or file.with_suffix("") not in files]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json")
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """Opens a json file or a gzip file of one."""
+    file = path.open("rb")
+    start = file.read(2)
+    file.seek(0)
+    if start != b"\x1f\x8b":
+        return file
+    file.close()
+    return gzip.open(path)
+
+
+def _read_beginning(path: Path) -> bytes:
+    try:
+        with _open(path) as file:
+            return file.read(_BEGINNING)
+    except (EOFError, OSError, zlib.error):  # a damaged gzip file, which the reader reports
+        return b'{"images" "annotations"'
 
 
 def _is_coco(path: Path, needed: int) -> bool:
@@ -128,84 +182,77 @@ def _is_coco(path: Path, needed: int) -> bool:
         needed: how many of the keys `images` and `annotations` must be present; one is enough in files of which only
             the beginning is searched.
     """
-    if path.suffix != ".json":
+    if not path.name.endswith((".json", ".json.gz")):
         return False
-    with path.open("rb") as file:
-        start = file.read(_BEGINNING)
+    start = _read_beginning(path)
     found = sum(key in start for key in (b'"images"', b'"annotations"'))
-    return start.lstrip()[:1] == b"{" and found >= (1 if len(start) == _BEGINNING else needed)
+    return start.lstrip(_BLANK)[:1] == b"{" and found >= (1 if len(start) == _BEGINNING else needed)
+
+
+def _is_without_annotations(path: Path) -> bool:
+    """Whether a json file lists images and is complete, but has no list of annotations, as for a test split.
+
+    The file is read up to the key `annotations`.
+    """
+    start = _read_beginning(path)
+    if not all(key in start for key in (b'"images"', b'"file_name"')) or start.lstrip(_BLANK)[:1] != b"{":
+        return False
+    end = b""
+    try:
+        with _open(path) as file:
+            while block := file.read(_BEGINNING):
+                if re.search(rb'"annotations"\s*:', end + block):
+                    return False
+                end = (end + block)[-64:]
+    except (EOFError, OSError, zlib.error):
+        return False
+    return end.rstrip().endswith(b"}")
 
 
 def _image_folder(annotations: Path) -> Path:
-    """Image folder of a COCO json: the usual folder with the first image of the file, else the most likely folder."""
-    stem = annotations.stem.removeprefix("instances_")
+    """Image folder of a COCO json: the folder with the first image of the file, else the most likely folder."""
+    stem = _stem(annotations).removeprefix("instances_")
     here, above = annotations.parent, annotations.parent.parent
     split = split_name(stem)
     candidates = [above / stem, above / "images" / stem, above / split, above / "images" / split, above / "images"]
     candidates += [here / stem, here / split, here / "images" / stem, here / "images", here, above]
     name = _first_image(annotations)
-    for folder in candidates:
-        if name and (folder / name).is_file():
-            return folder
+    if name:
+        for variant in [name, *map(str, name_variants(name))]:
+            for folder in candidates:
+                if os.path.isfile(folder / variant):
+                    return folder
+        elsewhere = _folder_with(name, root_folder(annotations), split)
+        if elsewhere is not None:
+            return elsewhere
     for folder in candidates[:-2]:  # the first image may be missing
         if folder.is_dir() and any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()):
             return folder
     return here if here.name != "annotations" else above / stem
 
 
+def _folder_with(name: str, root: Path, split: str) -> Path | None:
+    """Folder below `root` that a listed name is relative to; among several the only one that is named like the split.
+
+    For a file that is found by its base name only, the folder that it is in.
+    """
+    paths = find_images(name, root)
+    if len(paths) > 1:
+        paths = [path for path in paths if split in map(split_name, path.relative_to(root).parts[:-1])]
+    if len(paths) != 1:
+        return None
+    for variant in name_variants(name):
+        length = len(variant.parts)
+        if paths[0].parts[-length:] == variant.parts:
+            return Path(*paths[0].parts[:-length])
+    return paths[0].parent
+
+
 def _first_image(annotations: Path) -> str | None:
     """First file name in a COCO json; only the beginning of the file is searched."""
-    with annotations.open("rb") as file:
-        found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(_BEGINNING))
+    found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', _read_beginning(annotations))
     try:
-        return None if found is None else str(PurePosixPath(msgspec.json.decode(found[1], type=str)))
+        name = None if found is None else msgspec.json.decode(found[1], type=str)
     except (msgspec.DecodeError, UnicodeDecodeError):  # the reader reports the error
         return None
-
-
-def _voc_splits(path: Path) -> list[str]:
-    """Splits of a VOC folder: files in ImageSets/Main except those of a single class (`cat_train.txt`)."""
-    if not (path / "Annotations").is_dir() or not (path / "JPEGImages").is_dir():
-        return []
-    names = [file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")]
-    if not names:
-        raise InputError(
-            "has Annotations and JPEGImages, but no split; list its images in ImageSets/Main/train.txt", path
-        )
-    return [name for name in names if not any(name.endswith(f"_{other}") for other in names)]
-
-
-def _voc_folder(path: Path) -> dict[str, Source]:
-    return {split: Voc([str(path)], split) for split in _voc_splits(path)}
-
-
-def _voc_devkit(path: Path) -> dict[str, Source]:
-    folders = [path / "VOCdevkit", path]
-    for folder in filter(Path.is_dir, folders):
-        roots = [root for root in sorted(folder.iterdir()) if root.is_dir() and _voc_splits(root)]
-        splits = sorted({split for root in roots for split in _voc_splits(root)})
-        if splits:
-            return {
-                split: Voc([str(root) for root in roots if split_file(root, split).is_file()], split)
-                for split in splits
-            }
-    return {}
-
-
-def _yolo_file(path: Path) -> dict[str, Source]:
-    if path.suffix not in (".yaml", ".yml"):
-        return {}
-    content, _ = read_data_file(path)
-    splits = [key for key in _ORDER if isinstance(content.get(key), str | list) and content[key]]
-    return {split: Yolo(str(path), split) for split in splits} if "names" in content else {}
-
-
-def _yolo_folder(path: Path) -> dict[str, Source]:
-    for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]):
-        found = _yolo_file(file)
-        if found:
-            return found
-    if (path / "images").is_dir() and (path / "labels").is_dir():
-        content, _ = read_data_file(path)
-        return {split: Yolo(str(path), split) for split in content if split != "names"}
-    return {}
+    return name if name and "\0" not in name else None

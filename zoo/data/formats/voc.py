@@ -1,27 +1,31 @@
 """Read and write annotations in PASCAL VOC format: an xml file per image, in one or more VOC folders.
 
-VOC counts pixels from 1 and includes the last one: xmin..xmax are the edges xmin - 1 .. xmax here.
+VOC counts pixels from 1 and includes the last one: xmin..xmax are the edges xmin - 1 .. xmax here. In xml files with
+decimals, xmin..xmax are edges already.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from xml.etree import ElementTree
+from itertools import compress
+from pathlib import Path, PurePosixPath
+from typing import Self
 from xml.sax.saxutils import escape
 
 import numpy as np
 
-from zoo.data.formats.raw import ListedTwiceError, OnError, RawSplit, raise_error, select_valid_boxes
-from zoo.data.images import SUFFIXES, load_image, upright_size
-from zoo.data.source import (
-    DataWarning,
-    Source,
-    check_files,
-    read_text,
+from zoo.data.formats.raw import (
+    ListedTwiceError,
+    OnError,
+    RawSplit,
+    raise_error,
+    select_valid_boxes,
+    warn_of_notes,
 )
+from zoo.data.formats.voc_files import find_images, list_xml_files, read_split, split_file
+from zoo.data.formats.voc_xml import VocFile, VocObject, read_voc_file
+from zoo.data.images import load_image, upright_size
+from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.io.files import write_atomically
@@ -32,7 +36,6 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The twenty classes of PASCAL VOC, in the order of the devkit."""
-_MAX_PIXELS = 2**31 - 1  # sizes are stored as 32-bit integers
 
 
 @dataclass(frozen=True)
@@ -41,55 +44,77 @@ class Voc(Source):
 
     Args:
         roots: folders with `JPEGImages`, `Annotations` and `ImageSets/Main`, such as `VOCdevkit/VOC2007`.
-        split: name of the split file in each root (`trainval` reads `ImageSets/Main/trainval.txt`).
+        split: name of the split file in each root (`trainval` reads `ImageSets/Main/trainval.txt`); None reads all xml
+            files below `annotations`.
         classes: class names in the order of the labels. By default those of the other splits; else VOC's twenty classes
-            where these include every name in the annotations; else the names in the annotations, sorted.
+            where these include every name in the annotations of all splits; else these names, sorted.
+        images: folder of the images in each root, which may be in sub-folders; `.` is the root itself.
+        annotations: folder of the xml files in each root; the same as `images` where these are beside the images.
     """
 
     roots: list[str] = field(default_factory=list)
-    split: str = "trainval"
+    split: str | None = "trainval"
     classes: list[str] | None = None
+    images: str = "JPEGImages"
+    annotations: str = "Annotations"
+
+    @property
+    def has_classes(self) -> bool:
+        """See `Source.has_classes`."""
+        return self.classes is not None
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
         """See `Source.read`."""
+        return self._table(self.parse(classes, raise_error), strict)
+
+    @classmethod
+    def read_together(cls, sources: Sequence[Self], strict: bool = False) -> list[AnnotationTable]:
+        """See `Source.read_together`."""
+        raws = [source.parse(None, raise_error) for source in sources]
+        classes = infer_classes({raw.classes[label] for raw in raws for label in np.unique(raw.labels)})
+        class_ids = np.arange(1, len(classes) + 1)
+        return [
+            source._table(raw.with_classes(classes, class_ids), strict)
+            for source, raw in zip(sources, raws, strict=True)
+        ]
+
+    def parse(self, classes: tuple[str, ...] | None, on_error: OnError) -> RawSplit:
+        """See `parse_voc`; `classes` is used where the source has no list of classes."""
         names = tuple(self.classes) if self.classes is not None else classes
-        table = read_voc(self.roots, self.split, names, strict=strict)
-        check_files(table.paths(), " and ".join(str(split_file(root, self.split)) for root in self.roots))
-        return table
+        return parse_voc(self.roots, self.split, names, on_error, images=self.images, annotations=self.annotations)
+
+    def describe_lists(self) -> str:
+        """Files or folders that list the images, for messages."""
+        split = self.split
+        places = [Path(root, self.annotations) if split is None else split_file(root, split) for root in self.roots]
+        return " and ".join(map(str, places))
+
+    def _table(self, raw: RawSplit, strict: bool) -> AnnotationTable:
+        warn_of_notes(raw, self.describe_lists())
+        check_files(raw.paths(), self.describe_lists())
+        return _make_table(raw, strict)
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
         """See `Source.load_image`."""
         return load_image(table.path(index), (int(table.widths[index]), int(table.heights[index])))
 
 
-@dataclass(frozen=True)
-class _Object:
-    """One <object> of an xml file, with its box as edges."""
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    place: str
-
-
-def split_file(root: str | Path, split: str) -> Path:
-    """Path of the file that lists the images of a split."""
-    return Path(root, "ImageSets", "Main", f"{split}.txt")
-
-
 def read_voc(
     roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None = None, *, strict: bool = False
 ) -> AnnotationTable:
-    """Reads and concatenates the split of each root; see `Voc` for the arguments.
+    """Reads and concatenates the split of each VOC folder, without checking that the images exist.
 
-    Image ids are 1..N in that order. Parts of objects (<part>) are ignored. A size that is missing or 0 in the xml file
-    is read from the image.
+    See `Voc` for the arguments. Image ids are 1..N in that order. Parts of objects (<part>) are ignored. A size that is
+    missing or 0 in the xml file is read from the image.
 
     Raises:
-        InputError: there is no root; a split file, xml file or image is missing; an xml file is invalid or incomplete;
-            a split lists an image twice; a class is not in `classes`; a box is bad, with `strict`.
+        InputError: there is no root; a split file or xml file is missing; an xml file is invalid or incomplete; a split
+            lists an image twice; a class is not in `classes`; a box is bad, with `strict`.
     """
-    raw = parse_voc(roots, split, classes, raise_error)
+    return _make_table(parse_voc(roots, split, classes, raise_error), strict)
+
+
+def _make_table(raw: RawSplit, strict: bool) -> AnnotationTable:
     sizes = np.stack([raw.widths, raw.heights], axis=1)
     for index in np.flatnonzero(raw.widths == 0):
         sizes[index] = upright_size(raw.path(int(index)))
@@ -105,7 +130,38 @@ def read_voc(
     return raw.table(np.ones(len(raw), bool), select_valid_boxes(raw, strict))
 
 
-def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] | None, on_error: OnError) -> RawSplit:
+@dataclass
+class _Images:
+    """Images of a split and what is known of each, as parallel lists.
+
+    Args:
+        names: paths of the xml files relative to their folder, without suffix.
+        lists: file in which each image is listed.
+        files: xml files.
+        contents: content of each xml file.
+        paths: image files.
+        image_folders: folder in the root of each image.
+        notes: see `RawSplit`.
+    """
+
+    names: list[str] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    contents: list[VocFile] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    image_folders: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def parse_voc(
+    roots: Sequence[str | Path],
+    split: str | None,
+    classes: tuple[str, ...] | None,
+    on_error: OnError,
+    *,
+    images: str = "JPEGImages",
+    annotations: str = "Annotations",
+) -> RawSplit:
     """Parses the files of a split without validation.
 
     Args:
@@ -114,34 +170,31 @@ def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] 
         classes: class names in the order of the labels; None: see `infer_classes`.
         on_error: called with the error for each image that is listed twice, each xml file that cannot be read (its
             image then has no objects) and each object with missing or invalid fields (which is then skipped).
+        images: as for `Voc`.
+        annotations: as for `Voc`.
 
     Raises:
-        InputError: there is no root, or a split file cannot be read.
+        InputError: there is no root, a split file cannot be read, or there is no xml file to read.
     """
     if not roots:
         raise InputError("no folder given; set `roots` to at least one folder, such as VOCdevkit/VOC2007")
-    files: list[Path] = []  # xml file of each image
-    lists: list[Path] = []  # split file of each image
+    found = _Images()
+    for root in map(Path, roots):
+        _read_root(root, split, root / images, root / annotations, found, on_error)
     names: list[str] = []
+    folders: dict[str, int] = {str(Path(root, images)): number for number, root in enumerate(dict.fromkeys(roots))}
     folder_ids: list[int] = []
-    for number, root in enumerate(roots):
-        stems = _read_split(split_file(root, split), on_error)
-        names += _image_names(Path(root, "JPEGImages"), stems)
-        lists += [split_file(root, split)] * len(stems)
-        files += [Path(root, "Annotations", f"{stem}.xml") for stem in stems]
-        folder_ids += [number] * len(stems)
-
-    sizes = np.zeros((len(files), 2), np.int32)
-    objects: list[_Object] = []
-    image_index: list[int] = []
-    for index, file in enumerate(files):
-        size, objects_here = _read_xml(file, on_error)
-        sizes[index] = size or 0
-        objects += objects_here
-        image_index += [index] * len(objects_here)
+    for path, image_folder in zip(found.paths, found.image_folders, strict=True):
+        inside = path.is_relative_to(image_folder)
+        names.append(path.relative_to(image_folder).as_posix() if inside else path.name)
+        folder_ids.append(folders.setdefault(str(image_folder if inside else path.parent), len(folders)))
+    objects: list[VocObject] = [item for content in found.contents for item in content.objects]
+    image_index = np.repeat(np.arange(len(found.files)), [len(content.objects) for content in found.contents])
+    sizes = np.array([content.size or (0, 0) for content in found.contents], np.int32).reshape(-1, 2)
     classes = classes if classes is not None else infer_classes({item.name for item in objects})
     numbers = {name: number for number, name in enumerate(classes)}
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+    files, lists = found.files, found.lists
     return RawSplit(
         classes=tuple(classes),
         class_ids=np.arange(1, len(classes) + 1),
@@ -149,117 +202,75 @@ def parse_voc(roots: Sequence[str | Path], split: str, classes: tuple[str, ...] 
         widths=sizes[:, 0],
         heights=sizes[:, 1],
         file_names=names,
-        folders=tuple(str(Path(root, "JPEGImages")) for root in roots),
+        folders=tuple(folders),
         folder_ids=np.array(folder_ids, np.int64),
         annotation_files=tuple(files),
-        image_index=np.array(image_index, np.int64),
+        image_index=image_index,
         labels=np.array([numbers.get(item.name, -1) for item in objects], np.int64),
         boxes=boxes,
         areas=box_areas(boxes),
         iscrowd=np.zeros(len(objects), bool),
         difficult=np.array([item.difficult for item in objects], bool),
         annotation_ids=np.arange(1, len(objects) + 1),
-        image_place=lambda index: (str(lists[index]), Path(names[index]).stem),
+        image_place=lambda index: (str(lists[index]), found.names[index]),
         object_place=lambda row: (str(files[image_index[row]]), objects[row].place),
-        annotated_image=lambda row: Path(names[image_index[row]]).stem,
+        annotated_image=lambda row: PurePosixPath(names[image_index[row]]).stem,
         annotated_class=lambda row: objects[row].name,
+        notes=tuple(found.notes) + _decimal_notes(found),
     )
 
 
-def _read_split(path: Path, on_error: OnError) -> list[str]:
-    """Unique image stems of a split file: the first word of each line (split files of one class have a second, +-1)."""
-    stems = [line.split()[0] for line in read_text(path, "split file").splitlines() if line.strip()]
-    seen: dict[str, None] = {}
-    for number, stem in enumerate(stems, start=1):
-        if stem in seen:
-            on_error(ListedTwiceError(f"image {stem} is listed twice", path, f"entry {number}"))
-        seen[stem] = None
-    return list(seen)
-
-
-def _image_names(folder: Path, stems: list[str]) -> list[str]:
-    """File names of image stems: with the suffix of the existing file, else .jpg."""
-    try:
-        with os.scandir(folder) as entries:
-            present = sorted((Path(entry.name) for entry in entries), reverse=True)  # prefers a.jpg to a.png
-    except OSError:
-        present = []  # `check_files` reports missing images
-    by_stem = {path.stem: path.name for path in present if path.suffix.lower() in SUFFIXES}
-    return [by_stem.get(stem, f"{stem}.jpg") for stem in stems]
-
-
-def _read_xml(path: Path, on_error: OnError) -> tuple[tuple[int, int] | None, list[_Object]]:
-    """Image size in an xml file (None where it is missing or 0) and its objects."""
-    size: tuple[int, int] | None = None
-    objects: list[_Object] = []
-    try:
-        root = _parse_xml(path)
-        width, height = (_number(root, f"size/{key}", path, "size", default=Decimal(0)) for key in ("width", "height"))
-        if not (width.is_finite() and height.is_finite()):
-            raise InputError(f"size is {width} x {height}, expected numbers", path, "size")
-        size = (int(width), int(height)) if width > 0 and height > 0 else None
-    except InputError as error:
-        on_error(error)
-        return size, objects
-    for number, item in enumerate(root.findall("object"), start=1):
-        try:
-            objects.append(_read_object(item, path, number))
-        except InputError as error:
-            on_error(error)
-    return size, objects
-
-
-def _parse_xml(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.fromstring(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError("annotation file is missing", file=path) from None
-    except OSError as error:
-        raise InputError(f"annotation file cannot be read: {error.strerror or error}", file=path) from error
-    except ElementTree.ParseError as error:
-        line, column = error.position
-        reason = str(error).partition(":")[0]
-        raise InputError(f"xml does not parse: {reason}", path, f"line {line}, column {column + 1}") from None
-    except (ValueError, LookupError) as error:  # an encoding that expat does not support or know
-        raise InputError(f"xml does not parse: {error}; write it as UTF-8", path) from None
-
-
-def _read_object(item: ElementTree.Element, path: Path, number: int) -> _Object:
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise InputError("object has no name", path, f"object {number}")
-    place = f"object {number} ({name})"
-    xmin, ymin, xmax, ymax = (_number(item, f"bndbox/{key}", path, place) for key in ("xmin", "ymin", "xmax", "ymax"))
-    if xmin == xmax and ymin == ymax:
-        # VOC reads this as a box of one pixel, but it is more likely a mouse click without a drag: give it no area.
-        box = (float(xmin), float(ymin), float(xmin), float(ymin))
+def _read_root(
+    root: Path, split: str | None, images: Path, annotations: Path, found: _Images, on_error: OnError
+) -> None:
+    """Appends the images of one root to `found`."""
+    listed_in = annotations if split is None else split_file(root, split)
+    if split is None:
+        files = list_xml_files(annotations)
+        names = [path.relative_to(annotations).with_suffix("").as_posix() for path in files]
     else:
-        box = (_minus_one(xmin), _minus_one(ymin), float(xmax), float(ymax))
-    difficult = _number(item, "difficult", path, place, default=Decimal(0))
-    return _Object(name, box, bool(difficult), place)
+        names = read_split(listed_in, annotations, on_error)
+        files = [annotations / f"{name}.xml" for name in names]
+    contents = [read_voc_file(file, on_error) for file in files]
+    others = [file for file, content in zip(files, contents, strict=True) if not content.is_annotation]
+    if split is None and others:
+        found.notes.append(
+            f"{len(others)} of {len(files)} xml files are skipped, since they are not an <annotation>, the first "
+            f"{others[0]}"
+        )
+        kept = [content.is_annotation for content in contents]
+        names, files = list(compress(names, kept)), list(compress(files, kept))
+        contents = list(compress(contents, kept))
+    located = find_images(images, names, files, contents, on_error)
+    if located.renamed:
+        first = located.renamed[0]
+        found.notes.append(
+            f"{len(located.renamed)} of {len(files)} images do not have the name of their xml file and were found by "
+            f"<filename> or <path>, the first {located.paths[first]} of {files[first]}"
+        )
+    owners: dict[Path, Path] = {}  # image -> its first xml file
+    for name, file, content, path in zip(names, files, contents, located.paths, strict=True):
+        if path in owners:
+            on_error(ListedTwiceError(f"image {path} has two xml files, {owners[path]} and this one; keep one", file))
+            continue
+        owners[path] = file
+        found.names.append(name)
+        found.lists.append(listed_in)
+        found.files.append(file)
+        found.contents.append(content)
+        found.paths.append(path)
+        found.image_folders.append(images)
 
 
-def _number(item: ElementTree.Element, key: str, path: Path, place: str, default: Decimal | None = None) -> Decimal:
-    """Number in a tag, as Decimal, so that subtracting 1 and adding it again is exact.
-
-    NaN and infinity are accepted; they make a bad box.
-    """
-    tag = f"<{key.replace('/', '><')}>"
-    text = item.findtext(key)
-    if text is None and default is not None:
-        return default
-    try:
-        value = Decimal((text or "").strip())
-    except InvalidOperation:
-        problem = "is missing" if text is None else f"is {text.strip()!r}, expected a number"
-        raise InputError(f"{tag} {problem}", path, place) from None
-    if value.is_snan() or (value.is_finite() and value.copy_abs() > _MAX_PIXELS):
-        raise InputError(f"{tag} is {value}, expected a number of pixels", path, place)
-    return value
-
-
-def _minus_one(value: Decimal) -> float:
-    return float(value - 1)
+def _decimal_notes(found: _Images) -> tuple[str, ...]:
+    """Note on xml files with decimals, if there are any."""
+    files = [file for file, content in zip(found.files, found.contents, strict=True) if content.has_decimals]
+    if not files:
+        return ()
+    return (
+        f"{len(files)} of {len(found.files)} xml files have coordinates with decimals, which are read as edges (no 1 "
+        f"is subtracted from xmin and ymin), the first {files[0]}",
+    )
 
 
 def infer_classes(found: set[str]) -> tuple[str, ...]:
@@ -273,15 +284,19 @@ def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
     """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `write_images` writes the images.
 
     What VOC cannot represent is lost: ids, areas of segments, and crowds, which are written as difficult objects
-    (evaluation ignores detections of both). A box of exactly one pixel is lost, since it is read as a box without area.
+    (evaluation ignores detections of both). A box of exactly one pixel is lost where all coordinates of its image are
+    integers, since it is read as a box without area.
 
     Raises:
-        InputError: two images have the same stem.
+        InputError: two images have the same name without suffix.
     """
     root = Path(root)
-    stems = [Path(table.file_name(index)).stem for index in range(len(table))]
+    paths = [PurePosixPath(table.file_name(index)) for index in range(len(table))]
+    stems = [
+        path.stem if path.is_absolute() or ".." in path.parts else path.with_suffix("").as_posix() for path in paths
+    ]
     if len(set(stems)) != len(stems):
-        raise InputError("two images have the same name without suffix and folder; VOC needs different names", root)
+        raise InputError("two images have the same name without suffix; VOC needs different names", root)
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are written as difficult objects", DataWarning, stacklevel=2)
     for index, stem in enumerate(stems):
@@ -297,19 +312,22 @@ def _xml(table: AnnotationTable, index: int) -> str:
         "\t<segmented>0</segmented>",
     ]
     rows = table.rows(index)
+    boxes = table.boxes[rows.start : rows.stop]
+    # as the reader: with a decimal in any box, all coordinates are edges
+    first = 0 if (boxes % 1 != 0).any() else 1
     for row in range(rows.start, rows.stop):
-        x1, y1, x2, y2 = (Decimal(repr(edge)) for edge in table.boxes[row].tolist())
+        x1, y1, x2, y2 = table.boxes[row].tolist()
         lines += [
             "\t<object>",
             f"\t\t<name>{escape(table.classes[table.labels[row]])}</name>",
             f"\t\t<difficult>{int(table.difficult[row] or table.iscrowd[row])}</difficult>",
-            f"\t\t<bndbox><xmin>{_plain(x1 + 1)}</xmin><ymin>{_plain(y1 + 1)}</ymin>"
+            f"\t\t<bndbox><xmin>{_plain(x1 + first)}</xmin><ymin>{_plain(y1 + first)}</ymin>"
             f"<xmax>{_plain(x2)}</xmax><ymax>{_plain(y2)}</ymax></bndbox>",
             "\t</object>",
         ]
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _plain(value: Decimal) -> str:
+def _plain(value: float) -> str:
     """Shortest decimal notation: 349.0 -> 349, 12.25 -> 12.25."""
-    return str(int(value)) if value == value.to_integral_value() else f"{value:f}"
+    return str(int(value)) if value.is_integer() else repr(value)

@@ -10,10 +10,18 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.raw import ListedTwiceError, RawSplit, same_record
+from zoo.data.formats.coco import Coco, rows_unlike_polygons
+from zoo.data.formats.coco_boxes import BoxesAreCornersError
+from zoo.data.formats.raw import (
+    CoordinatesAboveOneError,
+    ListedTwiceError,
+    RawSplit,
+    SharedAnnotationError,
+    same_record,
+)
 from zoo.data.quality.findings import Finding
 from zoo.data.quality.neighbours import pair_iou, same_image_pairs
-from zoo.data.source import describe_bad_box
+from zoo.data.source import Source, describe_bad_box
 from zoo.errors import InputError
 
 TINY_SIDE = 2.0
@@ -36,6 +44,14 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
         image = images.get(file, -1)
         if isinstance(error, ListedTwiceError):
             yield Finding("image_listed_twice", split, file, error.place, message)
+        elif isinstance(error, CoordinatesAboveOneError):
+            yield Finding("coordinates_above_1", split, file, error.place, message, image)
+        elif isinstance(error, SharedAnnotationError):
+            for sharing, annotation in enumerate(raw.annotation_files):
+                if str(annotation) == file:
+                    yield Finding("annotation_shared", split, file, None, message, sharing)
+        elif isinstance(error, BoxesAreCornersError):
+            yield Finding("boxes_are_corners", split, file, error.place, message)
         elif image >= 0 and not raw.annotation_files[image].exists():
             yield Finding("missing_annotation", split, file, None, message, image)
         else:
@@ -118,6 +134,16 @@ def box_findings(split: str, raw: RawSplit) -> Iterator[Finding]:
         message = f"box {_format_box(raw.boxes[row])} is {sides[row, 0]:.3g} x {sides[row, 1]:.3g} pixels"
         yield _box_finding("box_tiny", split, raw, row, message)
     yield from _duplicate_box_findings(split, raw, inside & known & ~raw.iscrowd & (raw.labels >= 0))
+
+
+def polygon_findings(split: str, raw: RawSplit, source: Source) -> Iterator[Finding]:
+    """Boxes of a COCO file that contradict their polygons."""
+    if not isinstance(source, Coco):
+        return
+    rows, extents = rows_unlike_polygons(raw, source.annotations)
+    for row in rows.tolist():
+        message = f"box {_format_box(raw.boxes[row])} is not the extent {_format_box(extents[row])} of its polygon"
+        yield _box_finding("box_unlike_polygon", split, raw, row, message)
 
 
 def _duplicate_box_findings(split: str, raw: RawSplit, checked: NDArray[np.bool_]) -> Iterator[Finding]:

@@ -25,10 +25,13 @@ from zoo.data.quality.annotation_checks import EDGE_TOLERANCE, box_findings, sim
 from zoo.data.quality.doctor import Inspection
 from zoo.data.quality.findings import KINDS, Finding
 from zoo.data.quality.image_files import Progress, no_progress
+from zoo.data.quality.pixel_boxes import boxes_in_pixels
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 
 _LEFT_OUT_IMAGES = {"missing_annotation", "missing_image", "broken_image", "in_two_splits", "image_listed_twice"}
+_LEFT_OUT_IMAGES |= {"box_unlike_polygon"}  # it is unknown which of the two is right
+_LEFT_OUT_IMAGES |= {"coordinates_above_1", "annotation_shared"}
 _LEFT_OUT_BOXES = {"box_not_finite", "box_without_area", "box_outside", "box_doubled"}
 _JPEG_QUALITY = 95  # of images with an EXIF rotation
 
@@ -64,12 +67,22 @@ def clean(inspection: Inspection) -> tuple[dict[str, AnnotationTable], list[Chan
     Findings without a remedy are not changed (tiny boxes, images without objects, unbalanced classes).
 
     Raises:
-        InputError: the image folder of a split is missing.
+        InputError: the image folder of a split is missing, or its boxes are corners.
     """
+    for finding in inspection.findings:
+        if finding.kind == "boxes_are_corners":
+            raise InputError(f"{finding.message}; a cleaned copy would be a guess", finding.file, finding.place)
     tables, changes = {}, []
     for split, raw in inspection.raws.items():
         findings = [finding for finding in inspection.findings if finding.split == split]
+        in_pixels = None
+        if any(finding.kind == "coordinates_above_1" for finding in findings):
+            in_pixels = boxes_in_pixels(raw, inspection.sources[split])
+        raw = in_pixels or raw
         draft = _Draft(split, raw, np.ones(len(raw), bool), raw.image_index >= 0)
+        if in_pixels:
+            draft.changes += [_converted(finding) for finding in findings if finding.kind == "coordinates_above_1"]
+            findings = [finding for finding in findings if finding.kind != "coordinates_above_1"]
         _leave_out_images(draft, findings)
         _correct_sizes(draft, findings, inspection)
         _leave_out_objects(draft, findings, inspection.parsed[split])
@@ -80,6 +93,10 @@ def clean(inspection: Inspection) -> tuple[dict[str, AnnotationTable], list[Chan
         changes += draft.changes
     tables, merged = _merge_classes(tables, inspection)
     return tables, [*changes, *merged, *_implicit_changes(inspection)]
+
+
+def _converted(finding: Finding) -> Change:
+    return Change(finding.split, finding.file, finding.place, f"{finding.message}: converted from pixels")
 
 
 def _leave_out_images(draft: _Draft, findings: Iterable[Finding]) -> None:
@@ -284,8 +301,9 @@ def _voc_roots(tables: Mapping[str, AnnotationTable], inspection: Inspection) ->
 
 
 def _voc_root(folder: str) -> Path:
-    """VOC folder of a `JPEGImages` folder, as a normalised absolute path."""
-    return Path(os.path.abspath(folder)).parent
+    """VOC folder of a `JPEGImages` folder, else the folder of images itself, as a normalised absolute path."""
+    path = Path(os.path.abspath(folder))
+    return path.parent if path.name == "JPEGImages" else path
 
 
 def _write_split(

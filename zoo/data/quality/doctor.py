@@ -19,6 +19,7 @@ from zoo.data.quality.annotation_checks import (
     id_findings,
     note_findings,
     parse_findings,
+    polygon_findings,
 )
 from zoo.data.quality.findings import KINDS, Finding
 from zoo.data.quality.image_checks import duplicate_findings, image_findings, object_findings, stray_findings
@@ -79,7 +80,7 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     raws = {split: _fill_sizes(raw, files) for split, raw in raws.items()}
     for split, raw in raws.items():
         found = [*parse_findings(split, errors[split], raw), *note_findings(split, raw, origin(sources[split]))]
-        found += [*id_findings(split, raw), *box_findings(split, raw)]
+        found += [*id_findings(split, raw), *box_findings(split, raw), *polygon_findings(split, raw, sources[split])]
         found += image_findings(split, raw, files) if raw.folders else []
         broken = {finding.image for finding in found if finding.severity == "error"}
         findings += [*found, *object_findings(split, raw, broken)]
@@ -105,7 +106,7 @@ def _inspect(raws: Mapping[str, RawSplit], progress: Progress) -> dict[Path, Ima
 def _fill_sizes(raw: RawSplit, files: Mapping[Path, ImageFile | None]) -> RawSplit:
     """Copy with the image sizes of the files where the annotations have none."""
     sizes = np.stack([raw.widths, raw.heights], axis=1)
-    for index in np.flatnonzero((sizes <= 0).any(1)).tolist():
+    for index in np.flatnonzero((sizes == 0).all(1)).tolist():
         file = files.get(raw.path(index))
         sizes[index] = (0, 0) if file is None else (file.width, file.height)
     return raw.with_sizes(sizes)

@@ -41,6 +41,12 @@ KINDS: dict[str, Kind] = {
         "warning", "Annotations in an unusual form", "check that they were read as intended, or correct the files"
     ),
     "image_listed_twice": Kind("error", "Images listed twice", "list it once", "listed once"),
+    "annotation_shared": Kind(
+        "error", "Images that share an annotation file", "rename one of them and its annotations", "images left out"
+    ),
+    "coordinates_above_1": Kind(
+        "error", "Coordinates above 1", "divide them by the width and height of the image", "image left out"
+    ),
     # Image files
     "missing_image": Kind(
         "error", "Missing images", "add the file, or remove the image from the annotations", "image left out"
@@ -84,6 +90,12 @@ KINDS: dict[str, Kind] = {
     "box_outside": Kind("error", "Boxes outside their image", "correct or remove it", "left out"),
     "box_doubled": Kind("error", "Duplicate boxes", "remove one; a detector can find only one of them", "left out"),
     "box_sticks_out": Kind("warning", "Boxes that extend beyond their image", "clip it to the image", "clipped"),
+    "boxes_are_corners": Kind(
+        "error", "Corners where width and height are expected", "write each box as x, y, width, height"
+    ),
+    "box_unlike_polygon": Kind(
+        "error", "Boxes that contradict their polygons", "correct the box or the polygon", "image left out"
+    ),
     "box_tiny": Kind("warning", "Tiny boxes", "check whether it was drawn by mistake"),
     "box_nearly_doubled": Kind("warning", "Near-duplicate boxes", "check whether they are one object or two"),
     # Whole data set

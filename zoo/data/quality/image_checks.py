@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.formats.raw import RawSplit
-from zoo.data.images import SUFFIXES
+from zoo.data.formats.yolo_data import starts_with_a_row
+from zoo.data.images import SUFFIXES, walk_files
 from zoo.data.quality.findings import Finding
 from zoo.data.quality.image_files import ImageFile, bit_distances, find_near_duplicates
 from zoo.data.source import printable
@@ -87,13 +88,16 @@ def stray_findings(raws: Mapping[str, RawSplit]) -> Iterator[Finding]:
     suffixes = {file.parent: file.suffix for file in annotations}
     # label folders may be nested
     below = {path for folder, suffix in suffixes.items() for path in _files_below(folder) if path.suffix == suffix}
+    places = {path.parent for path in listed}
     for path in sorted(below - annotations):
+        if path.suffix == ".txt" and path.parent in places and not starts_with_a_row(path):
+            continue  # beside images there are other texts too
         if path.stem not in stems | {"classes"}:
             yield Finding("annotation_without_image", "", printable(path), None, "there is no image with this name")
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return sorted(path for path in walk_files(folder) if path.is_file()) if folder.is_dir() else []
 
 
 def duplicate_findings(raws: Mapping[str, RawSplit], files: Mapping[Path, ImageFile | None]) -> Iterator[Finding]:
