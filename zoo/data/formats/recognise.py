@@ -20,9 +20,9 @@ EXPECTED = (
     "annotations/*.json, VOC2007 and the like, data.yaml, or images and labels"
 )
 # Bytes at the start of a json file that are searched to recognise its format.
-_BEGINNING = 1 << 20
-# later keys take precedence
-_USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
+_NUM_START_BYTES = 1 << 20
+# Name of a split -> split of the DataModule; later keys take precedence.
+_USED_AS = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
 _ORDER = ("train", "trainval", "val", "valid", "test", "all")
 
 
@@ -69,7 +69,7 @@ def data_arguments(data: str | Path) -> dict[str, Any]:
         InputError: the format is not recognised, or no split is named train, val or test.
     """
     sources = recognise(data)
-    used = {split: sources[name] for name, split in _USES.items() if name in sources}
+    used = {split: sources[name] for name, split in _USED_AS.items() if name in sources}
     if not used:
         raise InputError(
             f"the splits are {', '.join(sources)}; write a data configuration that sets `train`, `val` and `test`",
@@ -85,8 +85,8 @@ def data_arguments(data: str | Path) -> dict[str, Any]:
 
 def split_name(stem: str) -> str:
     """Split name in a file stem: `instances_train2017` -> `train`, `validation` -> `val`; else the stem itself."""
-    words = re.findall(r"trainval|train|valid|val|test", stem.lower())
-    return {"valid": "val"}.get(words[-1], words[-1]) if words else stem.removeprefix("instances_")
+    found = re.findall(r"trainval|train|valid|val|test", stem.lower())
+    return {"valid": "val"}.get(found[-1], found[-1]) if found else stem.removeprefix("instances_")
 
 
 def _in_order(found: dict[str, Source]) -> dict[str, Source]:
@@ -131,9 +131,9 @@ def _is_coco(path: Path, needed: int) -> bool:
     if path.suffix != ".json":
         return False
     with path.open("rb") as file:
-        start = file.read(_BEGINNING)
+        start = file.read(_NUM_START_BYTES)
     found = sum(key in start for key in (b'"images"', b'"annotations"'))
-    return start.lstrip()[:1] == b"{" and found >= (1 if len(start) == _BEGINNING else needed)
+    return start.lstrip()[:1] == b"{" and found >= (1 if len(start) == _NUM_START_BYTES else needed)
 
 
 def _image_folder(annotations: Path) -> Path:
@@ -156,7 +156,7 @@ def _image_folder(annotations: Path) -> Path:
 def _first_image(annotations: Path) -> str | None:
     """First file name in a COCO json; only the beginning of the file is searched."""
     with annotations.open("rb") as file:
-        found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(_BEGINNING))
+        found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(_NUM_START_BYTES))
     try:
         return None if found is None else str(PurePosixPath(msgspec.json.decode(found[1], type=str)))
     except (msgspec.DecodeError, UnicodeDecodeError):  # the reader reports the error

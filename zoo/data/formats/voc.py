@@ -16,12 +16,7 @@ import numpy as np
 
 from zoo.data.formats.raw import ListedTwiceError, OnError, RawSplit, raise_error, select_valid_boxes
 from zoo.data.images import SUFFIXES, load_image, upright_size
-from zoo.data.source import (
-    DataWarning,
-    Source,
-    check_files,
-    read_text,
-)
+from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.io.files import write_atomically

@@ -13,12 +13,7 @@ import yaml
 
 from zoo.data.formats.raw import ListedTwiceError, OnError, RawSplit, raise_error, select_valid_boxes
 from zoo.data.images import SUFFIXES, image_sizes, list_images, load_image
-from zoo.data.source import (
-    DataWarning,
-    Source,
-    check_files,
-    read_text,
-)
+from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.io.files import write_atomically
@@ -187,7 +182,9 @@ def _describe_folder(root: Path) -> dict[str, object]:
     content: dict[str, object] = {split: f"images/{split}" for split in splits} or {"all": "images"}
     for file in (root / "classes.txt", root / "labels" / "classes.txt"):
         if file.exists():
-            return content | {"names": [line.strip() for line in read_text(file, "list").splitlines() if line.strip()]}
+            return content | {
+                "names": [line.strip() for line in read_text(file, "class list").splitlines() if line.strip()]
+            }
     first_words = (
         line.split()[0] for file in (root / "labels").rglob("*.txt") for line, _ in _label_lines(file, raise_error)
     )
