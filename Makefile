@@ -1,5 +1,5 @@
-# Every target does all the set-up it needs, on a machine with Python 3.11+, make and a package index.
-# The second time it starts at once: the set-up runs again only when pyproject.toml has changed.
+# Every target does the set-up that it needs, on a machine with Python 3.11+, make and a package index. The set-up is
+# repeated only when pyproject.toml has changed.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.zoo-installed
 WORKERS ?= 2
 ARGS ?=
 
-# The workers of the tests share the cores: one thread each, or they fight over them.
+# The test workers share the cores, so each uses one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: help setup compare test test-all lint format benchmarks clean
@@ -41,21 +41,22 @@ format: $(STAMP) ## format the code and fix what can be fixed
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-benchmarks: $(STAMP) ## measure against peers; takes a while and wants an idle machine
+benchmarks: $(STAMP) ## measure against peers; takes a while and needs an idle machine
 	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(RUN) "$$file" $(ARGS); done
 
 clean: ## remove the environment
 	rm -rf $(VENV)
 
-# The stamp comes last, so an interrupted set-up is taken up again. The environment is thrown away only if it is broken.
-# uv reads no pip configuration, so an index that pip was told of is handed on to it. torch and torchvision come from
-# one index in one resolution: torchvision's compiled operators load only beside the torch build they were made for.
-# Bytecode is written once for all, since many containers forbid Python to write it: each process that starts would
-# compile what it imports, for ten seconds. (Files that are no Python of this version are not, which is no matter.)
-# tidecv, which tests hold our errors against, comes without what it asks for: its OpenCV would overwrite ours.
+# The stamp is written last, so an interrupted set-up is repeated. An environment is replaced only if it is broken.
+# uv does not read pip's configuration, so pip's index is passed to it. torch and torchvision are installed from one
+# index in one resolution: torchvision's compiled operators load only with the torch build that they were compiled for.
+# Bytecode is compiled here, since many containers do not let Python write it: each new process would then compile all
+# that it imports, which takes ten seconds. Files of other Python versions fail to compile, which does not matter.
+# tidecv, which tests compare our error types with, is installed without its dependencies: its OpenCV would overwrite
+# ours.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "zoo needs Python 3.11 or newer; hand it in with: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+		{ echo "zoo needs Python 3.11 or newer; give it by: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
 	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m uv --version > /dev/null 2>&1 || $(RUN) -m pip install --quiet uv
 	index="$$($(RUN) -m pip config get global.index-url 2> /dev/null || true)"; \
@@ -66,6 +67,6 @@ $(STAMP): pyproject.toml
 	$(RUN) -m uv pip install --python $(RUN) --no-deps "tidecv==1.0.1" "appdirs>=1.4"
 	@$(RUN) -c 'import torch, torchvision as tv; tv.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)' || \
 		{ echo "torch and torchvision do not fit together: both must come from one package index;" \
-		       "set UV_DEFAULT_INDEX to an index that has both, then: make clean setup" >&2; exit 1; }
+		       "set UV_DEFAULT_INDEX to an index that has both, then run: make clean setup" >&2; exit 1; }
 	$(RUN) -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $@

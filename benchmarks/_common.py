@@ -68,30 +68,30 @@ class Report:
         versions = ", ".join(f"{name} {version}" for name, version in list_versions().items())
         self._lines: list[str] = []
         self._cases: list[str] = []
-        self.say(f"# {title}\n")
-        self.say(f"`{command}`\n")
-        self.say(f"{hardware}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
+        self.line(f"# {title}\n")
+        self.line(f"`{command}`\n")
+        self.line(f"{hardware}; {torch.get_num_threads()} threads; {platform.system()}; {versions}\n")
         self.row(columns)
-        self.say("|" + "---|" * len(columns))
+        self.line("|" + "---|" * len(columns))
 
     def row(self, cells: Sequence[str]) -> None:
         """Add a row to the table."""
-        self.say(f"| {' | '.join(cells)} |")
+        self.line(f"| {' | '.join(cells)} |")
 
     def case(self, case: str, ours: float, peer: float, peer_name: str, unit: str, ratio: float) -> None:
         """Add a json line; the ratio is above 1 where ours is better."""
         record = {"case": case, "ours": round(ours, 4), "peer": round(peer, 4), "peer_name": peer_name}
         self._cases.append(json.dumps(record | {"unit": unit, "ratio": round(ratio, 3)}))
 
-    def say(self, line: str) -> None:
+    def line(self, text: str) -> None:
         """Add a line of text."""
-        print(line, flush=True)
-        self._lines.append(line)
+        print(text, flush=True)
+        self._lines.append(text)
 
     def finish(self, out: Path | None) -> None:
         """Add the json lines, and write everything to a file."""
         for line in ("\n```json", *self._cases, "```"):
-            self.say(line)
+            self.line(line)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             temporary = out.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""A model of the cost of gradient exchange in data-parallel training; tests/test_scaling.py checks it by hand."""
+"""A model of the cost of gradient exchange in data-parallel training; tested in tests/test_scaling.py."""
 
 from dataclasses import dataclass
 
@@ -114,10 +114,10 @@ def needed_step(exchange_s: float, hidden: float, backward: float, efficiency: f
     return max((1 - hidden) * exchange_s / allowed, exchange_s / (allowed + backward))
 
 
-def first_below(work: Work, links: Links, hidden: float, efficiency: float, most: int = 4096) -> int | None:
-    """The smallest power of two of processes with an efficiency below this; None if there is none up to `most`."""
+def first_below(work: Work, links: Links, hidden: float, efficiency: float, limit: int = 4096) -> int | None:
+    """The smallest power of two of processes with an efficiency below this; None if there is none up to `limit`."""
     processes = 2
-    while processes <= most:
+    while processes <= limit:
         if predict(work, links, processes, hidden).efficiency < efficiency:
             return processes
         processes *= 2

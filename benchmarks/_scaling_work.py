@@ -81,7 +81,7 @@ class TrainingProcess:
     def sizes(self) -> dict[str, Any]:
         """Number of trained parameters, bytes of their gradients, and bytes of each all-reduce counted by the hook."""
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.trained)
-        return {"parameters": sum(map(Tensor.numel, self.trained)), "bytes": num_bytes, "seen": self.bucket_bytes}
+        return {"parameters": sum(map(Tensor.numel, self.trained)), "bytes": num_bytes, "buckets": self.bucket_bytes}
 
     def run(self, steps: int, exchange: bool) -> float:
         """Seconds per training step, with or without the exchange of gradients."""
@@ -149,7 +149,7 @@ class TrainingProcess:
 
 
 class Group:
-    """Processes that train together, or a single one. They block until `ask` is called."""
+    """Processes that train together, or a single one. They wait for calls of their methods by `call`."""
 
     def __init__(self, size: int, settings: Settings) -> None:
         context = torch.multiprocessing.get_context("spawn")
@@ -167,7 +167,7 @@ class Group:
         for _, theirs in pairs:
             theirs.close()
 
-    def ask(self, method: str, *arguments: Any) -> list[Any]:
+    def call(self, method: str, *arguments: Any) -> list[Any]:
         """Results of a TrainingProcess method in all processes; "build" makes a new object. Raises an error of any."""
         for pipe in self.pipes:
             pipe.send((method, arguments))
@@ -196,8 +196,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, settings: Settings
         backend = "nccl" if settings.device == "cuda" else "gloo"
         distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     training: TrainingProcess | None = None
-    while (order := pipe.recv()) is not None:
-        method, arguments = order
+    while (request := pipe.recv()) is not None:
+        method, arguments = request
         try:
             if method == "build":
                 training = None  # frees the memory of the previous detector first

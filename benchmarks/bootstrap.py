@@ -41,15 +41,15 @@ def make_set(num_images: int, seed: int) -> tuple[GroundTruth, Predictions]:
     return truth, Predictions.from_lists([int(target["image_id"]) for target in targets], predictions)
 
 
-def disturb(predictions: Predictions, seed: int) -> Predictions:
+def add_noise(predictions: Predictions, seed: int) -> Predictions:
     """The predictions with noise of 4% of the box size on box edges, and of 0.05 on scores (standard deviations)."""
     rng = np.random.default_rng(seed)
     boxes, scores = predictions.boxes, predictions.scores
     size = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     moved = boxes + 0.04 * size * rng.standard_normal(boxes.shape, dtype=np.float32)
     moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
-    shaken = scores + 0.05 * rng.standard_normal(len(scores), dtype=np.float32)
-    return Predictions(predictions.image_ids, moved, shaken, predictions.labels)
+    noisy_scores = scores + 0.05 * rng.standard_normal(len(scores), dtype=np.float32)
+    return Predictions(predictions.image_ids, moved, noisy_scores, predictions.labels)
 
 
 def run_ours(truth: GroundTruth, pair: list[Predictions], resamples: int) -> Difference:
@@ -80,7 +80,7 @@ def main() -> None:
         ["case", "ours, s", "hotcoco compare, s", "ratio", "goal"],
     )
     truth, first = make_set(options.images, seed=0)
-    pair = [first, disturb(first, seed=1)]
+    pair = [first, add_noise(first, seed=1)]
     results: dict = {}
 
     def ours() -> None:
@@ -97,17 +97,17 @@ def main() -> None:
 
     truth, first = make_set(300, seed=0)
     groups = {
-        f"config{c}": [collect_matches(truth, disturb(first, seed=3 * c + s)) for s in range(3)] for c in range(7)
+        f"config{c}": [collect_matches(truth, add_noise(first, seed=3 * c + s)) for s in range(3)] for c in range(7)
     }
     start = time.perf_counter()
     bootstrap(groups, options.resamples)
     took = time.perf_counter() - start
-    report.say(
+    report.line(
         f"\n7 configurations of 3 seeds on 300 images, {options.resamples} resamples: {took:.1f} s after matching.\n"
     )
     ci, mine = results["peer"]["ci"]["AP"], results["ours"]
     theirs = f"hotcoco {results['peer']['deltas']['AP']:.5f} ({ci['lower']:.5f} to {ci['upper']:.5f})"
-    report.say(f"Difference of AP: ours {mine.value:.5f} ({mine.low:.5f} to {mine.high:.5f}), {theirs}.")
+    report.line(f"Difference of AP: ours {mine.value:.5f} ({mine.low:.5f} to {mine.high:.5f}), {theirs}.")
     report.finish(options.out)
 
 

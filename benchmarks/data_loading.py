@@ -1,6 +1,7 @@
 """Data loading: our loaders and torchvision's reference pipeline; our COCO reader and pycocotools.
 
-    python benchmarks/data_loading.py [--images FOLDER --annotations FILE] [--rounds 5] [--workers 2] [--skip-json]
+    python benchmarks/data_loading.py [--images FOLDER --annotations FILE] [--rounds 5] [--workers 2] [--repeats 8]
+        [--skip-json]
 
 Both sides decode the same JPEGs with the same number of workers, flip half of them, and send batches of eight to the
 main process, in alternating order. Without --images, photo-like JPEGs of 640x480 are made. The peer is the pipeline of

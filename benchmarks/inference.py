@@ -70,7 +70,7 @@ def scale_scores(theirs: nn.Module, ours: Detector, name: str, images: list[Tens
     load_weights(ours, theirs.state_dict(), layout="torchvision")
 
 
-def make_whole(model: nn.Module, images: list[Tensor], device: str, bf16: bool) -> Callable[[], object]:
+def make_inference(model: nn.Module, images: list[Tensor], device: str, bf16: bool) -> Callable[[], object]:
     model.eval()
 
     @torch.inference_mode()
@@ -188,8 +188,8 @@ def main() -> None:
         for count in (1, 8):
             for precision, bf16, goal in (("fp32", False, 1.0), ("default", True, None)):
                 timing = time_in_turn(
-                    make_whole(ours, images[:count], device, bf16),
-                    make_whole(theirs, floats[:count], device, False),
+                    make_inference(ours, images[:count], device, bf16),
+                    make_inference(theirs, floats[:count], device, False),
                     rounds,
                     device,
                 )
@@ -214,7 +214,10 @@ def main() -> None:
     dense, crops = build_sliding_windows(device)
     image = make_images(1, 160, 213, device)
     timing = time_in_turn(
-        make_whole(dense, image, device, False), make_whole(crops, image, device, False), min(rounds, 3), device
+        make_inference(dense, image, device, False),
+        make_inference(crops, image, device, False),
+        min(rounds, 3),
+        device,
     )
     add_rates(report, "sliding_window_r18/dense vs crops/fp32/batch1", timing, 1, 20.0, peer_name="crops")
     report.finish(arguments.out)

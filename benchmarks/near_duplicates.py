@@ -1,4 +1,4 @@
-"""Distances between image fingerprints: of an image and its resized or re-encoded copies, and of different images.
+"""Distances between image fingerprints: of an image and its changed copies, and of different images.
 
     python benchmarks/near_duplicates.py FOLDER... [--out FILE]
 
@@ -65,7 +65,10 @@ def main() -> None:
         return
     paths = [path for folder in arguments.folders for path in list_images(folder)]
     images = [PILImage.open(path).convert("RGB") for path in paths]
-    prints = np.array([fingerprint(np.array(image)) for image in images], np.uint64)
+    found = [fingerprint(np.array(image)) for image in images]  # None for images of one colour
+    images = [image for image, bits in zip(images, found, strict=True) if bits is not None]
+    paths = [path for path, bits in zip(paths, found, strict=True) if bits is not None]
+    prints = np.array([bits for bits in found if bits is not None], np.uint64)
     command = f"python benchmarks/near_duplicates.py {' '.join(sys.argv[1 : 1 + len(arguments.folders)])}"
     columns = ("change", "median", "99%", "max", f"above {MAX_DIFFERING_BITS}")
     report = Report("Differing bits, of 255, between fingerprints of an image and a changed copy", command, columns)
@@ -75,17 +78,17 @@ def main() -> None:
         quantiles = [f"{value:.0f}" for value in np.quantile(distances, QUANTILES)]
         report.row([name, *quantiles, f"{(distances > MAX_DIFFERING_BITS).mean():.1%}"])
 
-    report.say("\n# Between fingerprints of two different images\n")
+    report.line("\n# Between fingerprints of two different images\n")
     between = bit_distances(prints, prints).astype(np.int64)
-    rows, columns_ = np.triu_indices(len(prints), 1)
-    near = between[rows, columns_] <= MAX_DIFFERING_BITS
-    far = between[rows, columns_][~near]
-    report.say(
-        f"{len(images)} images, {len(rows)} pairs: {int(near.sum())} differ in {MAX_DIFFERING_BITS} bits or fewer; "
+    firsts, seconds = np.triu_indices(len(prints), 1)
+    near = between[firsts, seconds] <= MAX_DIFFERING_BITS
+    far = between[firsts, seconds][~near]
+    report.line(
+        f"{len(images)} images, {len(firsts)} pairs: {int(near.sum())} differ in {MAX_DIFFERING_BITS} bits or fewer; "
         f"of the others, the smallest distance is {far.min()} and the median {np.median(far):.0f}.\n"
     )
-    for row, column in zip(rows[near], columns_[near], strict=True):
-        report.say(f"- {paths[row].name} and {paths[column].name}: {between[row, column]}")
+    for first, second in zip(firsts[near], seconds[near], strict=True):
+        report.line(f"- {paths[first].name} and {paths[second].name}: {between[first, second]}")
     nearest = float(far.min())
     ratio = nearest / MAX_DIFFERING_BITS
     report.case("near_duplicates/nearest_different_image", nearest, MAX_DIFFERING_BITS, "limit", "bits", ratio)

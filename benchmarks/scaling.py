@@ -27,7 +27,7 @@ from _scaling_work import CONFIGS, Group, Settings, build_detector
 TINY = sorted(file.stem for file in CONFIGS.glob("*_tiny.yaml"))
 PAPERS = ("retinanet_r50_fpn", "cornernet_hourglass104")
 CLUSTERS = (8, 64)  # GPUs
-MIN_EFFICIENCY = 0.9  # tables say where the efficiency falls below it
+MIN_EFFICIENCY = 0.9  # tables give the number of GPUs at which the efficiency falls below it
 BACKWARD = 2 / 3  # share of a step where it is not measured: the backward pass takes about twice the forward pass
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes, the defaults of DistributedDataParallel
 
@@ -69,18 +69,19 @@ class Case:
 
 def measure(name: str, groups: dict[str, Group], rounds: int, steps: int) -> Case:
     """Time all variants in each round, in reversed order in every second round."""
-    sizes = [answer for group in groups.values() for answer in group.ask("build", name)]
+    sizes = [answer for group in groups.values() for answer in group.call("build", name)]
     for size in sizes:
-        if size["seen"] and sum(size["seen"]) != size["bytes"]:
-            raise RuntimeError(f"{name}: gradients of {size['bytes']} bytes, but {sum(size['seen'])} were exchanged")
+        if size["buckets"] and sum(size["buckets"]) != size["bytes"]:
+            exchanged = sum(size["buckets"])
+            raise RuntimeError(f"{name}: gradients of {size['bytes']} bytes, but {exchanged} were exchanged")
     size = sizes[-1]
-    case = Case(name, size["parameters"], size["bytes"], len(size["seen"]) or count_buckets(size["bytes"]), 0)
-    case.backward_s = groups["one"].ask("backward", steps)[0]
+    case = Case(name, size["parameters"], size["bytes"], len(size["buckets"]) or count_buckets(size["bytes"]), 0)
+    case.backward_s = groups["one"].call("backward", steps)[0]
     variants = [variant for variant, (group, _, _) in VARIANTS.items() if group in groups]
     for number in range(rounds):
         for variant in variants[:: -1 if number % 2 else 1]:
             group, method, arguments = VARIANTS[variant]
-            case.seconds[variant].append(max(groups[group].ask(method, steps, *arguments)))
+            case.seconds[variant].append(max(groups[group].call(method, steps, *arguments)))
     return case
 
 
@@ -156,7 +157,7 @@ def read_steps(arguments: list[str]) -> dict[str, float]:
     return {name: float(value) for name, _, value in (word.partition("=") for word in arguments)}
 
 
-def measured_loss(cases: list[Case], processes: int) -> str:
+def describe_efficiency(cases: list[Case], processes: int) -> str:
     """Text about the efficiency lost on this machine and its causes: medians over detectors and rounds."""
 
     def slower(variant: str, base: str) -> float:
@@ -170,7 +171,7 @@ def measured_loss(cases: list[Case], processes: int) -> str:
     )
 
 
-def conclusion(works: dict[str, Work], hidden: dict[str, float], links: Links) -> str:
+def describe_limits(works: dict[str, Work], hidden: dict[str, float], links: Links) -> str:
     """Text about what limits scaling and from which number of GPUs on."""
     below = {name: first_below(work, links, hidden[name], MIN_EFFICIENCY) for name, work in works.items()}
     lost = {name: number for name, number in below.items() if number is not None}
@@ -239,12 +240,12 @@ def main() -> None:
     for group in groups.values():
         group.end()
     if processes > 1:
-        report.say(
+        report.line(
             "\nBytes of gradients computed from the parameters equal those counted by a hook at the all-reduces."
         )
     text = predictions(report, cases, links, read_steps(arguments.step_ms))
-    text = measured_loss(cases, processes) + text if processes > 1 else text
-    report.say(f"\n## What limits scaling, and from which size\n\n{text}")
+    text = describe_efficiency(cases, processes) + text if processes > 1 else text
+    report.line(f"\n## What limits scaling, and from which size\n\n{text}")
     report.finish(arguments.out)
 
 
@@ -255,7 +256,7 @@ def predictions(report: Report, cases: list[Case], links: Links, given: dict[str
     works = {case.name: case.work(given.get(case.name)) for case in cases}
     works |= {name: paper_work(name, given[name]) for name in PAPERS if name in given and name not in works}
     hidden = dict.fromkeys(works, typical) | {case.name: case.hidden for case in cases}
-    report.say(
+    report.line(
         f"\n## Predicted, not measured\n\nThe model of benchmarks/_scaling_model.py with {links}; steps as measured "
         "here or as given, hidden share as measured here (and, as bounds, nothing to all that fits behind the backward "
         "pass). Steps measured on a CPU make efficiencies too high: a GPU's step is shorter, with as many bytes to "
@@ -266,7 +267,7 @@ def predictions(report: Report, cases: list[Case], links: Links, given: dict[str
     add_header(report, ["detector", "step, ms", *sizes, exchange, f"below {MIN_EFFICIENCY} from", "limit"])
     for name, work in works.items():
         add_predicted(report, name, work, links, hidden[name])
-    report.say(
+    report.line(
         f"\nDetectors of the papers' sizes: the shortest step of a GPU with an efficiency of {MIN_EFFICIENCY}, with "
         f"{BACKWARD:.2f} of it for the backward pass, and the median hidden share from above (and, as bounds, nothing "
         "to all that fits).\n"
@@ -275,12 +276,12 @@ def predictions(report: Report, cases: list[Case], links: Links, given: dict[str
     add_header(report, ["detector", "parameters, M", "gradients, MB", *columns])
     for name in PAPERS:
         add_paper(report, name, links, typical or 0.0)
-    return conclusion(works, {name: share or 0.0 for name, share in hidden.items()}, links)
+    return describe_limits(works, {name: share or 0.0 for name, share in hidden.items()}, links)
 
 
 def add_header(report: Report, columns: list[str]) -> None:
     report.row(columns)
-    report.say("|" + "---|" * len(columns))
+    report.line("|" + "---|" * len(columns))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> None:
         changes = [found[name] - found["float32"] for name in names]
         largest = max(largest, *map(abs, changes))
         report.row([folder.name, f"{found['float32']:.4f}", *(f"{change:+.4f}" for change in changes)])
-    report.say(f"\n{json.dumps({'case': 'largest change of AP', 'ours': round(largest, 4), 'unit': 'AP'})}")
+    report.line(f"\n{json.dumps({'case': 'largest change of AP', 'ours': round(largest, 4), 'unit': 'AP'})}")
     report.finish(options.out)
 
 

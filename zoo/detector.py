@@ -27,7 +27,7 @@ Outputs = TypeVar("Outputs")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer and learning rate schedule. Times are fractions of the whole training, so a recipe fits any budget.
+    """Optimizer and learning rate schedule. Milestones are fractions of the training, so a recipe fits any budget.
 
     Args:
         optimizer: "sgd" (without Nesterov momentum, as in the papers), "adamw" or "adam".

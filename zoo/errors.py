@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class SharedInputError(InputError):
-    """An `InputError` that all processes raise together, on those other than the first, which alone reports it."""
+    """An `InputError` that all processes raise, on processes other than the first; only the first one prints it."""
 
 
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)

@@ -66,9 +66,7 @@ def test_properties_without_a_trainer():
     assert data.num_classes == 6
     assert data.class_names[0] == "disc"
     assert data.class_ids == (1, 2, 3, 4, 5, 6)
-    facts = data.describe()
-    assert (facts["name"], facts["train_images"], facts["val_images"]) == ("shapes", 21, 7)
-    assert facts["val_fingerprint"] == VAL.read().fingerprint()
+    assert (data.name, len(data.table("train")), len(data.table("val"))) == ("shapes", 21, 7)
     with pytest.raises(InputError, match="no test images are given"):
         data.table("test")
     with pytest.raises(InputError, match="no data set is given"):

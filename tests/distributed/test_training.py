@@ -210,4 +210,4 @@ def test_fewer_images_than_processes_raise_on_all(tmp_path: Path) -> None:
         write_split(tmp_path, split, num_images)
     results = run_group(evaluate_too_few_images, 5, tmp_path, tmp_path)
     assert [kind for kind, _ in results] == [InputError.__name__] + [SharedInputError.__name__] * 4
-    assert results[0][1] == "4 test images for 5 processes; measure and predict with fewer devices"
+    assert results[0][1] == "4 test images for 5 processes; evaluate and predict with fewer devices"

@@ -204,16 +204,6 @@ def test_seeds_are_averaged_in_each_resample(matches) -> None:
     np.testing.assert_allclose(shared.resampled["first"], each[0].resampled["one"], atol=1e-12)
 
 
-def test_spread_over_seeds(matches) -> None:
-    boot = bootstrap({"both": [matches["seed 0"], matches["seed 1"]], "one": [matches["bad"]]}, resamples=0)
-    first, second = (boot.values["both"][seed, 0] for seed in (0, 1))
-    spread = boot.seed_spread("both", "AP")
-    assert spread.mean == pytest.approx((first + second) / 2)
-    assert spread.deviation == pytest.approx(abs(first - second) / math.sqrt(2))  # of two numbers
-    assert (spread.low, spread.high) == (min(first, second), max(first, second))
-    assert math.isnan(boot.seed_spread("one", "AP").deviation)
-
-
 def test_resamples_depend_only_on_seed_and_index(matches) -> None:
     few = bootstrap({"a": [matches["bad"]]}, resamples=5, seed=1)
     many = bootstrap({"b": [matches["seed 0"]], "a": [matches["bad"]]}, resamples=9, seed=1)

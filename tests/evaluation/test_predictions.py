@@ -31,15 +31,14 @@ def test_of_image_sorts_detections_by_score():
     assert found["labels"].tolist() == [0, 1, 0]
 
 
-def test_from_lists_and_concatenate():
+def test_from_lists():
     packed = Predictions.from_lists(
         [5, 9, 2], [prediction(([0, 0, 1, 1], 0.5, 1)), prediction(), prediction(([0, 0, 2, 2], 0.25, 0))]
     )
     assert packed.image_ids.tolist() == [5, 2]
     assert packed.of_image(2)["boxes"].tolist() == [[0, 0, 2, 2]]
     assert packed.of_image(9)["scores"].shape == (0,)
-    assert len(Predictions.concatenate([packed, packed])) == 4
-    assert len(Predictions.concatenate([])) == len(Predictions.from_lists([1], [prediction()])) == 0
+    assert len(Predictions.from_lists([1], [prediction()])) == 0
     with pytest.raises(ValueError, match="2 image ids for 1 predictions"):
         Predictions.from_lists([1, 2], [prediction()])
 

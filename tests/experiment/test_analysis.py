@@ -127,7 +127,7 @@ def test_external_predictions_are_evaluated_like_runs(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["theirs.json", "--out", "x"], "give --data FILE"),
+        (["theirs.json", "--out", "x"], "give --data DATA"),
         (["theirs.json", "--data", "data.yaml"], "give --out DIR"),
         (["out/model_seed0", "out", "--out", "x"], "a run is given twice"),
         (["checkpoints", "--out", "x"], "no runs here"),
@@ -162,6 +162,23 @@ def test_runs_of_different_models_with_the_same_name_are_refused(
     assert main(["report", "out", "wide.json", "--out", "both"]) == 2
     assert "another run is also named wide" in capsys.readouterr().err
     assert not (folder / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("run.json", None), ("run.json", "{"), ("run.json", "[]"), ("config.yaml", "model: {}")]
+)
+def test_damaged_run_folders_give_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None
+) -> None:
+    file = folder / "out/model_seed0" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    assert main(["report", "out/model_seed0", "--out", "x"]) == 2
+    error = capsys.readouterr().err
+    assert f"model_seed0/{name}" in error
+    assert error.count("\n") == 1
 
 
 def test_runs_on_other_annotations_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

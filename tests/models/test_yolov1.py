@@ -265,7 +265,7 @@ def test_predictions_of_known_outputs() -> None:
         ({"frame": FrameConfig(128, 128)}, "set frame.stretch to true"),
         ({"grid": 3}, "128 pixels is not a multiple of grid 3"),
         ({"frame": FrameConfig(100, 100, stretch=True)}, "not a multiple of grid 2 and of frame.divisor 32"),
-        ({"grid": 4}, "cells of 32 pixels (frame / grid) are no multiple of the trunk's stride 64"),
+        ({"grid": 4}, "cells of 32 pixels (frame / grid) are not a multiple of the trunk's stride 64"),
         ({"grid": 1, "neck": ()}, "a cell is 2 times the trunk's last stride"),
         ({"trunk": "resnet10t", "grid": 128}, "has no features at stride 1"),
     ],
@@ -374,9 +374,9 @@ def test_files_and_detectors_that_do_not_go_together(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     with pytest.raises(InputError, match="no convolutional head"):
         load_weights(small(head="conv"), file, layout="darknet")
-    with pytest.raises(InputError, match="only a YOLOv1 with trunk darknet20 or darknet6"):
+    with pytest.raises(InputError, match="darknet weights need a YOLOv1 with trunk darknet20 or darknet6"):
         load_weights(small(trunk="resnet10t"), file, layout="darknet")
-    with pytest.raises(InputError, match="only a YOLOv1"):
+    with pytest.raises(InputError, match="darknet weights need a YOLOv1"):
         load_weights(RetinaNet(3, trunk="resnet10t", channels=32), file, layout="darknet")
-    with pytest.raises(InputError, match="not a state dict"):
+    with pytest.raises(InputError, match="a state dict cannot have layout darknet"):
         load_weights(small(), {}, layout="darknet")

@@ -1,4 +1,4 @@
-"""Lightning callbacks: mean AP, non-finite losses, learning curve, progress, preemption, exact resume, seeds.
+"""Lightning callbacks: mean AP, learning curve, progress, preemption, exact resume, moving average, and others.
 
 Each callback works with every detector, and with any LightningModule whose validation and test steps return
 `{"loss": ..., "predictions": list[Prediction]}` for batches of `(images, targets)`. Lightning runs ModelCheckpoint

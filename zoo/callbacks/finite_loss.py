@@ -22,8 +22,8 @@ class StopOnNonFiniteLoss(Callback):
     A non-finite loss on one process stops all of them at the same step.
 
     Raises:
-        InputError: in `on_train_batch_end`, naming the step, the non-finite losses and the images. On processes other
-            than the first it is a `SharedInputError`.
+        InputError: in any hook; names the step, the non-finite losses and the images. On processes other than the
+            first it is a `SharedInputError`.
     """
 
     def __init__(self) -> None:

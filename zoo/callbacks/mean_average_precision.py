@@ -25,8 +25,8 @@ class MeanAveragePrecision(Callback):
     Each image counts once on any number of processes; the first process computes and broadcasts the metrics.
 
     If the DataModule has a method `table(split)` (`DetectionDataModule` has), its annotations are the ground truth;
-    otherwise the targets of the batches. Class names and ids come from the DataModule's `class_names` and `class_ids`;
-    names otherwise from the model's `class_names`.
+    otherwise the targets of the batches are. Class names and ids are the DataModule's `class_names` and `class_ids`;
+    without these, names are the model's `class_names`, and ids count from 1.
 
     Args:
         protocols: any of "coco" (twelve metrics), "voc07" (11-point) and "voc10" (all-point).
@@ -113,7 +113,7 @@ class MeanAveragePrecision(Callback):
     ) -> None:
         if len(num_batches) > 1:
             raise InputError(
-                f"{len(num_batches)} {stage} loaders: metrics need a single one; run the loaders one at a time"
+                f"{len(num_batches)} {stage} loaders: metrics need a single one; give one loader at a time"
             )
         datamodule = getattr(trainer, "datamodule", None)
         table = getattr(datamodule, "table", None)

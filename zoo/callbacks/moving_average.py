@@ -16,8 +16,7 @@ class MovingAverage(WeightAveraging):
     `current_model_state` the weights from which training resumes.
 
     Lightning's base class stores the average. This class puts it into the model during validation and at the end of an
-    epoch, where a detector may fit parts of itself (R-CNN its SVMs), which are then fitted to the average and saved
-    with it.
+    epoch, so that what a detector fits at that time (R-CNN its SVMs) is fitted to the average and saved with it.
 
     Use it by `--trainer.callbacks+=MovingAverage`.
 
@@ -50,33 +49,34 @@ class MovingAverage(WeightAveraging):
             else:  # counters and flags
                 torch._foreach_copy_(averages, current[dtype])
 
-    def _put_average(self, average: bool, pl_module: LightningModule) -> None:
-        if self._is_swapped is not average:
+    def _use_average(self, use: bool, pl_module: LightningModule) -> None:
+        """Put the average into the model, or the weights if `use` is False."""
+        if self._is_swapped is not use:
             self._swap_models(pl_module)
-            self._is_swapped = average
+            self._is_swapped = use
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights into the model."""
-        self._put_average(False, pl_module)
+        self._use_average(False, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the model; runs before the model's own hook and before checkpoints."""
-        self._put_average(True, pl_module)
+        self._use_average(True, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the average into the model for good."""
-        self._put_average(False, pl_module)
+        self._use_average(False, pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the model before its own hook. Outside of `fit` the model has it already."""
         if trainer.state.fn == "fit":
-            self._put_average(True, pl_module)
+            self._use_average(True, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the model."""
         if trainer.state.fn == "fit":
-            self._put_average(False, pl_module)
+            self._use_average(False, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: the average is in the model already."""

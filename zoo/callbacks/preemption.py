@@ -33,7 +33,7 @@ class Preemption(Callback):
     stop after the same step.
 
     If a validation follows a step, the training stops when it is over and its checkpoints are written, so the notice
-    should be longer than a validation. A kill without notice loses only the epoch in progress.
+    must be longer than a validation. A kill without notice loses only the epoch in progress.
 
     Raises:
         Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
@@ -53,7 +53,7 @@ class Preemption(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
-        # Lightning broadcasts before every step whether a process has a signal, which synchronises with the device.
+        # Lightning broadcasts before each step whether a process received a signal, which synchronises with the device.
         loop = trainer.fit_loop.epoch_loop
         if hasattr(loop, "_broadcast_sigterm_tensor"):
             loop._broadcast_sigterm_tensor = _no_broadcast  # type: ignore[method-assign]
@@ -68,7 +68,7 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop if a process has a signal; on a GPU, if one had it at the previous step."""
+        """Save and stop if any process has received a signal; on a GPU, if one had by the previous step."""
         self._decision = self._max_over_processes(trainer.strategy.root_device)
         self._is_outside_steps = self._is_outside_steps or trainer.is_last_batch
         if self._decision and is_between_steps(trainer, batch_idx):
@@ -158,7 +158,7 @@ def requeue(job: str) -> None:
 
 
 def _no_broadcast() -> None:
-    """Do nothing: Lightning gets no signals."""
+    """Do nothing: `Preemption` handles the signals instead of Lightning."""
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:

@@ -100,7 +100,7 @@ def _make_table(names: Sequence[str], columns: Mapping[str, Sequence[Text]], wid
 
 
 def break_name(name: str, width: int) -> str:
-    """Break a name between words into lines of at most `width` characters; a longer word gets a line of its own."""
+    """Break a name between words into lines of at most `width` characters; a longer word gets its own line."""
     lines = [""]
     for word in re.findall(r"[^\W_]+[\W_]*|[\W_]+", name):  # "faster_", "rcnn_", "seed0"
         if lines[-1] and len(lines[-1] + word) > width:

@@ -61,7 +61,7 @@ def compare(args: list[str]) -> int:
 
 
 def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of `zoo compare`, and the remaining arguments, which override single values of all configurations."""
+    """Parsed flags of `zoo compare`, and the remaining arguments, which set single values in all configurations."""
     parser = make_parser("compare", "Single values of all runs can be set as in `zoo fit`: --data.batch_size 4")
     parser.add_argument("--models", type=Path, nargs="+", metavar="FILE", help="model files (all *_tiny.yaml)")
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -111,7 +112,8 @@ def evaluate(args: list[str]) -> int:
 
     parser = make_data_parser("evaluate")
     parser.add_argument("--predictions", type=str, required=True, help="COCO-results json")
-    parser.add_argument("--split", type=str, default="test", choices=["train", "val", "test"])
+    text = "split whose annotations are the ground truth"
+    parser.add_argument("--split", type=Literal["train", "val", "test"], default="test", help=text)
     parser.add_argument("--engine", type=Engine, default="hotcoco", help="package that computes COCO's metrics")
     parser.add_lightning_class_args(DetectionDataModule, "data")
     built = instantiate(parser, parse(parser, args))
@@ -154,7 +156,7 @@ def proposals(args: list[str]) -> int:
         raise InputError(f"--workers is {config.workers}; give 0 or more (0: search in this process)")
     splits = [split for split in ANNOTATED if split in data.sources]
     if not splits:
-        raise InputError("no data set; give --data FILE")
+        raise InputError("no data set; give --data DATA")
     data.setup()  # checks the input of all splits before the first search
     console = Console(stderr=True)
     recalls = {}

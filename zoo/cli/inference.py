@@ -8,13 +8,16 @@ from pathlib import Path
 from zoo.cli.exit_codes import OK
 from zoo.cli.parsers import make_data_parser, make_parser
 
+_CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`"
+
 
 def predict(args: list[str]) -> int:
     """`zoo predict`: detect objects in images."""
     parser = make_parser("predict")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, and folders of them")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
+    text = "folder of predictions.json, images.json and the annotated images"
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
     parser.add_argument("--score", type=float, default=0.3, help="minimum score of the detections that are kept (0.3)")
     parser.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (auto)")
@@ -46,8 +49,8 @@ def predict(args: list[str]) -> int:
 def export(args: list[str]) -> int:
     """`zoo export`: export a detector to ONNX."""
     parser = make_parser("export")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model.onnx")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write")
     options = parser.parse_args(args)
 
     from zoo.export.onnx import CHECK_SIZES, export_onnx
@@ -80,8 +83,8 @@ def benchmark(args: list[str]) -> int:
     parser.add_argument("runs", nargs="*", type=Path, default=[], help="run folders; writes cost.json into each")
     parser.add_argument("--checkpoint", nargs="+", type=Path, default=[], help="checkpoint files, with --data")
     parser.add_argument("--out", type=Path | None, default=None, help="write all measurements to this json file")
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], help="to time (1 8 32)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each batch size (5)")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], help="batch sizes to time")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each batch size")
     parser.add_argument("--accelerator", type=str | None, default=None, help="cpu, gpu, ... (that of the run, or auto)")
     text = "Lightning's name of a precision (that of the run, or 32-true)"
     parser.add_argument("--precision", type=str | None, default=None, help=text)

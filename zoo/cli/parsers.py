@@ -19,13 +19,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def make_parser(verb: str, note: str = "", epilog: str | None = None) -> ArgumentParser:
-    """Parser for verbs without configuration files; `note` is appended to the description of the verb."""
+    """Parser of a verb with plain flags; `note` is appended to the description of the verb."""
     description = f"{VERBS[verb].description} {note}".rstrip()
     return ArgumentParser(prog=f"zoo {verb}", description=description, epilog=epilog, allow_abbrev=False)
 
 
 def make_data_parser(verb: str) -> "LightningArgumentParser":
-    """Parser for verbs with a data configuration; the caller adds flags and, last, `DetectionDataModule` as "data"."""
+    """Parser of a verb with `--data.*` flags; the caller adds flags and, last, `DetectionDataModule` as "data"."""
     from pytorch_lightning.cli import LightningArgumentParser  # takes seconds: only when a verb needs it
 
     return LightningArgumentParser(exit_on_error=False, prog=f"zoo {verb}", description=VERBS[verb].description)

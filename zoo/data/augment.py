@@ -22,7 +22,7 @@ from zoo.types import Image, Sample, Target
 _BORDER_COLOUR = [124.0, 116.0, 104.0]
 # An object is kept while at least this fraction of its box is visible.
 _MIN_VISIBLE = 0.25
-# Boxes with a shorter side (pixels) are dropped.
+# Cropped boxes and proposals with a shorter side (pixels) are dropped.
 _MIN_SIDE = 1.0
 
 
@@ -163,7 +163,7 @@ class _AugmentedSample:
             edges = torch.tensor([width, height, width, height], dtype=torch.float32)
             boxes = target["boxes"].clamp(min=torch.zeros(4), max=edges)
             visible = _areas(boxes)
-            keep = _is_wide(boxes) & (visible >= _MIN_VISIBLE * self.full_areas)
+            keep = _has_min_sides(boxes) & (visible >= _MIN_VISIBLE * self.full_areas)
             # the area of a segment is scaled like that of its box
             share = visible / _areas(self.target["boxes"]).clamp(min=1e-6)
             target["boxes"] = boxes[keep]
@@ -172,7 +172,7 @@ class _AugmentedSample:
                 target[key] = self.target[key][keep]
         if self.proposals is not None:
             proposals = self.proposals.as_subclass(Tensor)
-            target["proposals"] = proposals[_is_wide(proposals)]
+            target["proposals"] = proposals[_has_min_sides(proposals)]
         return self.image.as_subclass(Tensor), target
 
 
@@ -187,5 +187,5 @@ def _areas(boxes: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
     return (plain[:, 2] - plain[:, 0]) * (plain[:, 3] - plain[:, 1])
 
 
-def _is_wide(boxes: Float[Tensor, "M 4"]) -> Bool[Tensor, "M"]:
+def _has_min_sides(boxes: Float[Tensor, "M 4"]) -> Bool[Tensor, "M"]:
     return (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(dim=1)

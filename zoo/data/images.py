@@ -1,4 +1,4 @@
-"""Decode image files to upright uint8 RGB tensors; list, copy and measure image files.
+"""Decode image files to upright uint8 RGB tensors; list and copy image files, and read their sizes.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), which gives the same pixels as Pillow in three quarters of the time.
 Pillow decodes everything else: EXIF rotation, CMYK, palettes, 16 bit, other formats, and files that libjpeg warns
@@ -96,7 +96,7 @@ def _decode_jpeg(data: bytes) -> Image:
 
 
 def _has_metadata(jpeg: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its pixels; much faster than asking Pillow."""
+    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its pixels; much faster than opening it with Pillow."""
     offset = 2
     while jpeg[offset : offset + 1] == b"\xff":
         marker = jpeg[offset + 1 : offset + 2]
@@ -105,7 +105,7 @@ def _has_metadata(jpeg: bytes) -> bool:
         if marker == b"\xda":  # start of scan
             return False
         offset += 2 + int.from_bytes(jpeg[offset + 2 : offset + 4], "big")
-    return True  # not a valid sequence of segments: Pillow decides
+    return True  # not a valid sequence of segments: let Pillow read the orientation
 
 
 def _orientation(data: bytes) -> int:

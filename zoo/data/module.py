@@ -38,7 +38,7 @@ class DetectionDataModule(LightningDataModule):
     Annotations are read on first use, so that the number of classes is available without a trainer.
 
     Args:
-        train: training images; augmented and shuffled. Its classes are those of all splits.
+        train: training images; augmented and shuffled. Its classes are used for all splits.
         val: validation images, not augmented.
         test: test images, not augmented.
         predict: image files and folders to predict on.
@@ -146,7 +146,7 @@ class DetectionDataModule(LightningDataModule):
         self._tables.update(zip(missing, tables, strict=True))
 
     def _class_split(self) -> Split | None:
-        """First annotated split; its classes are those of all splits."""
+        """First annotated split; its classes are used for all splits."""
         return next((split for split in ANNOTATED if split in self.sources), None)
 
     def _check_classes(self, split: Split, table: AnnotationTable, known: AnnotationTable, known_split: Split) -> None:
@@ -189,15 +189,6 @@ class DetectionDataModule(LightningDataModule):
         if split is None:
             raise InputError("no data set is given; set at least one of `data.train`, `data.val`, `data.test`")
         return self.table(split)
-
-    def describe(self) -> dict[str, str | int]:
-        """Name, number of classes, and number of images and annotation fingerprint of each split; for reports."""
-        facts: dict[str, str | int] = {"name": str(self.name), "num_classes": self.num_classes}
-        for split in ANNOTATED:
-            if split in self.sources:
-                facts[f"{split}_images"] = len(self.table(split))
-                facts[f"{split}_fingerprint"] = self.table(split).fingerprint()
-        return facts
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the annotations of the splits that the stage uses, so that input errors occur before it starts.
@@ -298,7 +289,7 @@ class DetectionDataModule(LightningDataModule):
         num_processes, rank = self._processes()
         if len(dataset) < num_processes:
             message = (
-                f"{len(dataset)} {split} images for {num_processes} processes; measure and predict with fewer devices"
+                f"{len(dataset)} {split} images for {num_processes} processes; evaluate and predict with fewer devices"
             )
             raise SharedInputError(message) if rank else InputError(message)
         sampler = EvalSampler(dataset, num_processes, rank)

@@ -80,7 +80,7 @@ def find_bad_boxes(
 
 
 def describe_bad_box(box: NDArray[np.float64], width: int, height: int) -> str:
-    """Message that says what is wrong with a bad box."""
+    """Message about what is wrong with a bad box."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
     numbers = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not np.isfinite(box).all():

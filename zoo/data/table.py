@@ -130,7 +130,7 @@ class AnnotationTable:
         counts = np.bincount(np.asarray(image_index, np.int64), minlength=len(image_ids))
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         areas = box_areas(boxes) if areas is None else areas
-        nothing = np.zeros(num_objects, bool)
+        no_flags = np.zeros(num_objects, bool)
         encoded = [name.encode() for name in file_names]
         return cls(
             classes=tuple(classes),
@@ -146,8 +146,8 @@ class AnnotationTable:
             boxes=boxes[order],
             areas=np.asarray(areas, np.float64)[order],
             labels=np.asarray(labels, np.int64)[order],
-            iscrowd=(nothing if iscrowd is None else iscrowd)[order],
-            difficult=(nothing if difficult is None else difficult)[order],
+            iscrowd=(no_flags if iscrowd is None else iscrowd)[order],
+            difficult=(no_flags if difficult is None else difficult)[order],
             annotation_ids=(np.arange(1, num_objects + 1) if annotation_ids is None else annotation_ids)[order],
         )
 

@@ -76,15 +76,6 @@ class Difference(NamedTuple):
     verdict: Literal["better", "worse", "tie"]  # a tie if the interval contains 0 or is undefined
 
 
-class SeedSpread(NamedTuple):
-    """A metric over the seeds of one configuration; sample standard deviation, NaN for one seed."""
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
     """Metrics of all configurations on the test images and on shared resamples of them; the result of `bootstrap`."""
@@ -114,12 +105,6 @@ class Bootstrap:
     def class_difference(self, first: str, second: str, name: str) -> Difference:
         """Difference of two configurations in AP of one class."""
         return self._difference(first, second, len(KEYS) + self.classes.index(name))
-
-    def seed_spread(self, config: str, key: str) -> SeedSpread:
-        """Mean, deviation and range of one of `KEYS` over a configuration's seeds."""
-        values = self.values[config][:, KEYS.index(key)]
-        deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        return SeedSpread(float(values.mean()), deviation, float(values.min()), float(values.max()))
 
     def _interval(self, config: str, metric: int) -> Interval:
         value = float(self.values[config][:, metric].mean())
@@ -185,7 +170,7 @@ def bootstrap(
     longest = max((len(column) for run in runs for column in (run.hit_images, run.inside_images)), default=0)
     at_once = max(1, _ROWS_AT_ONCE // max(longest, num_images, 1))
 
-    def measure(sets: range) -> Float[np.ndarray, "B runs F"]:
+    def compute_metrics(sets: range) -> Float[np.ndarray, "B runs F"]:
         weights = np.stack([_draw(num_images, seed, number) for number in sets])
         return np.stack([_metrics(average_precisions(run, weights)) for run in runs], axis=1)
 
@@ -193,7 +178,7 @@ def bootstrap(
     parts = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         blocks = [range(start, min(start + at_once, num_sets)) for start in range(0, num_sets if runs else 0, at_once)]
-        for block, part in zip(blocks, pool.map(measure, blocks), strict=True):
+        for block, part in zip(blocks, pool.map(compute_metrics, blocks), strict=True):
             parts.append(part)
             if progress is not None:
                 progress(block.stop, num_sets)

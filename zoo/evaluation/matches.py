@@ -42,17 +42,18 @@ class Matches:
 
     classes: tuple[str, ...]
     image_ids: Int64[np.ndarray, "N"]
-    object_images: Int64[np.ndarray, "objects"]  # positives, by part: not crowd, area in the range
+    object_images: Int64[np.ndarray, "objects"]  # image of each positive (not crowd, area in the range), by part
     object_offsets: Int64[np.ndarray, "part_offsets"]
-    inside_images: Int64[np.ndarray, "inside"]  # detections whose area is in the range, by part
+    inside_images: Int64[np.ndarray, "inside"]  # image of each detection whose area is in the range, by part
     inside_offsets: Int64[np.ndarray, "part_offsets"]
-    odd_images: Int64[np.ndarray, "odd"]  # exceptions, by curve ...
-    odd_signs: Int64[np.ndarray, "odd"]  # ... 1: counts, though not in the range; -1: does not count, though in it
-    odd_offsets: Int64[np.ndarray, "curve_offsets"]
-    hit_images: Int64[np.ndarray, "hits"]  # true positives, by curve ...
-    hit_curves: Int64[np.ndarray, "hits"]  # ... the curve of each
+    exception_images: Int64[np.ndarray, "exceptions"]  # image of each exception, by curve ...
+    # ... 1: counts, though not in the range; -1: does not count, though in it
+    exception_signs: Int64[np.ndarray, "exceptions"]
+    exception_offsets: Int64[np.ndarray, "curve_offsets"]
+    hit_images: Int64[np.ndarray, "hits"]  # image of each true positive, by curve ...
+    hit_curves: Int64[np.ndarray, "hits"]  # ... its curve
     hit_inside: Int64[np.ndarray, "hits"]  # ... number of entries of `inside_images` up to and including it
-    hit_odd: Int64[np.ndarray, "hits"]  # ... and of `odd_images`
+    hit_exceptions: Int64[np.ndarray, "hits"]  # ... and of `exception_images`
     hit_offsets: Int64[np.ndarray, "curve_offsets"]
 
 
@@ -182,12 +183,12 @@ def _pack(
     rows, ranges = np.nonzero(inside)
     inside_keys = np.sort((labels[rows] * len(AREA_RANGES) + ranges) * num_detections + rows)
     is_inside = inside[detection][:, :, None]
-    odd_keys = curve_keys(np.where(is_inside, state == _IGNORED, state == _MATCHED))
+    exception_keys = curve_keys(np.where(is_inside, state == _IGNORED, state == _MATCHED))
     hit_keys = curve_keys(state == _MATCHED)
     hit_curves, hit_rows = np.divmod(hit_keys, max(num_detections, 1))
-    odd_curves, odd_rows = np.divmod(odd_keys, max(num_detections, 1))
+    exception_curves, exception_rows = np.divmod(exception_keys, max(num_detections, 1))
     hit_parts = hit_curves // len(IOU_THRESHOLDS)
-    odd_ranges = odd_curves // len(IOU_THRESHOLDS) % len(AREA_RANGES)
+    exception_ranges = exception_curves // len(IOU_THRESHOLDS) % len(AREA_RANGES)
     return Matches(
         classes=ground_truth.classes,
         image_ids=ground_truth.image_ids,
@@ -195,13 +196,13 @@ def _pack(
         object_offsets=_offsets(object_keys, num_parts, num_objects),
         inside_images=image_index[inside_keys % max(num_detections, 1)],
         inside_offsets=_offsets(inside_keys, num_parts, num_detections),
-        odd_images=image_index[odd_rows],
-        odd_signs=np.where(inside[odd_rows, odd_ranges], -1, 1),
-        odd_offsets=_offsets(odd_keys, num_curves, num_detections),
+        exception_images=image_index[exception_rows],
+        exception_signs=np.where(inside[exception_rows, exception_ranges], -1, 1),
+        exception_offsets=_offsets(exception_keys, num_curves, num_detections),
         hit_images=image_index[hit_rows],
         hit_curves=hit_curves,
         hit_inside=np.searchsorted(inside_keys, hit_parts * num_detections + hit_rows, side="right"),
-        hit_odd=np.searchsorted(odd_keys, hit_keys, side="right"),
+        hit_exceptions=np.searchsorted(exception_keys, hit_keys, side="right"),
         hit_offsets=_offsets(hit_keys, num_curves, num_detections),
     )
 

@@ -20,7 +20,7 @@ from zoo.types import Prediction, Target
 class DetectionMAP(Metric):
     """COCO's and VOC's metrics over all images passed to `update`.
 
-    `update` appends columns on their device and reads nothing back. `compute` gathers the columns of all processes on
+    `update` appends columns on their device without waiting for it. `compute` gathers the columns of all processes on
     rank 0, sorts images by id, drops images that a padded sampler repeated (the first copy is kept), evaluates once,
     and broadcasts the result. So the metrics are bit-equal on any number of processes.
 
@@ -28,8 +28,8 @@ class DetectionMAP(Metric):
         classes: class names by label; None uses the labels as names.
         protocols: any of "coco", "voc07" and "voc10".
         engine: library for COCO's metrics: "hotcoco", or the reference, "pycocotools".
-        ground_truth: of the data set, if available; targets then only say which images were evaluated. Metrics then
-            use the annotation file's own boxes, which are f64 and not clipped to the image.
+        ground_truth: of the data set, if available; only the image ids of the targets are then used. Metrics then use
+            the boxes of the annotation file, which are f64 and not clipped to the image.
         process_group: processes that share the images; None means all.
     """
 

@@ -1,7 +1,7 @@
 """Detections of a set of images as columns; reading and writing COCO-results json.
 
 Legend:
-    D  detections of all images      I  images      C  classes
+    D  detections of all images      N  images      C  classes
 """
 
 import json
@@ -58,18 +58,6 @@ class Predictions:
             boxes=torch.cat([prediction["boxes"] for prediction in predictions]).float().cpu().numpy(),
             scores=torch.cat([prediction["scores"] for prediction in predictions]).float().cpu().numpy(),
             labels=torch.cat([prediction["labels"] for prediction in predictions]).cpu().numpy(),
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """Concatenate predictions of different images, such as those of batches or processes."""
-        if not parts:
-            return cls.from_lists([], [])
-        return cls(
-            image_ids=np.concatenate([part.image_ids for part in parts]),
-            boxes=np.concatenate([part.boxes for part in parts]),
-            scores=np.concatenate([part.scores for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
         )
 
     def of_image(self, image_id: int) -> Prediction:

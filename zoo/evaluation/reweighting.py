@@ -32,10 +32,11 @@ def average_precisions(matches: Matches, weights: Int64[np.ndarray, "B N"]) -> F
     hit = _running_sum(weights.take(matches.hit_images, axis=1))
     hits = hit[:, 1:] - hit.take(matches.hit_offsets[:-1], axis=1).take(curve, axis=1)
     inside = _running_sum(weights.take(matches.inside_images, axis=1))
-    odd = _running_sum(weights.take(matches.odd_images, axis=1) * matches.odd_signs)
+    exceptions = _running_sum(weights.take(matches.exception_images, axis=1) * matches.exception_signs)
     before = np.repeat(inside.take(matches.inside_offsets[:-1], axis=1), len(IOU_THRESHOLDS), axis=1)
-    before += odd.take(matches.odd_offsets[:-1], axis=1)
-    counted = inside.take(matches.hit_inside, axis=1) + odd.take(matches.hit_odd, axis=1) - before.take(curve, axis=1)
+    before += exceptions.take(matches.exception_offsets[:-1], axis=1)
+    counted = inside.take(matches.hit_inside, axis=1) + exceptions.take(matches.hit_exceptions, axis=1)
+    counted -= before.take(curve, axis=1)
 
     # the best precision from each true positive on: a single running maximum over all curves, in which each curve is
     # shifted to lie 2 above the next one, so that later curves do not affect it

@@ -8,8 +8,8 @@ slicing by its area ranges, with another value in place of the area:
   32^2 pixels, large from 96^2, limits included in both slices, as in COCO. These are APs, APm and APl.
 - aspect: a box is tall if its height is more than twice its width, wide if its width is more than twice its height.
 - crowding: number of objects in the image without crowd regions. The overlap of an object with its neighbours would be
-  closer to what confuses a detector, but a false positive has no neighbours to be assigned by. It always has an image,
-  so the slices are AP on images with few, some and many objects.
+  closer to what confuses a detector, but it is undefined for a false positive; the number of objects in its image is
+  not. So the slices are AP on images with few, some and many objects.
 
 VOC's `difficult` is ignored, as in COCO's protocol.
 

@@ -1,4 +1,4 @@
-"""`zoo benchmark`: parameters, FLOPs, memory and latency of checkpoints, in the precision that gave their AP."""
+"""`zoo benchmark`: parameters, FLOPs, memory and latency of checkpoints, those of runs in the precision of their AP."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def benchmark_checkpoints(
         accelerator: None for each run's own, and "auto" for checkpoints.
         precision: None for each run's own, and "32-true" for checkpoints. With a given precision no `cost.json` is
             written, since the run's AP was measured in the run's own precision.
-        log: called with lines of progress.
+        log: called with each line of progress.
 
     Raises:
         InputError: an input cannot be used; all inputs are checked before anything is measured.

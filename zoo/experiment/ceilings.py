@@ -1,4 +1,4 @@
-"""Ceilings: the share of objects of a data set that a detector's representation cannot represent, without training.
+"""Ceilings: share of the objects of a data set that a detector's representation cannot represent, without training.
 
 Computed with each detector's own parts: its frame, its anchors and windows, its assignment of objects to cells, its
 proposal search. Random weights suffice. Objects that evaluation ignores (crowds, and VOC's difficult ones) are left
@@ -6,9 +6,9 @@ out.
 
 The shares do not all bound recall in the same way. Objects whose corners coincide cannot be detected at all. An object
 that no anchor, window or proposal overlaps well has few training samples, but box regression can still reach it from
-one with a lower IoU: there a detector can exceed its ceiling, and the sentence stored with the share says so.
+one with a lower IoU. In these cases a detector can exceed the ceiling; the sentence stored with the share states it.
 
-Legend: M counted objects of an image, N anchors or windows.
+Legend: M counted objects of an image, T of all images, N anchors or windows.
 """
 
 import copy
@@ -42,7 +42,7 @@ from zoo.ops.matching import match
 from zoo.proposals import ProposalCache
 from zoo.report.results import Ceiling
 
-IOU = 0.5  # at least this IoU with a window or proposal, or the object counts as missed
+IOU = 0.5  # an object with a lower IoU with every window or proposal counts as missed
 CELL_BATCH_SIZE = 64  # images whose objects are assigned to YOLO's cells in one call
 
 ProgressBar = Callable[[Any], Iterable[Any]]
@@ -284,9 +284,9 @@ def _by_frame(
 
     The network runs on meta tensors, since anchors, windows and the sizes of output maps depend on the size alone.
     """
-    skeleton = copy.deepcopy(detector).to("meta")
+    meta_detector = copy.deepcopy(detector).to("meta")
     for name, buffer in detector.named_buffers(recurse=False):  # anchors and windows: their values are needed
-        skeleton.register_buffer(name, buffer.cpu(), persistent=False)
+        meta_detector.register_buffer(name, buffer.cpu(), persistent=False)
     by_frame: dict[tuple[int, int], list[int]] = defaultdict(list)
     frame = detector.frame.config
     for index, size in enumerate(zip(table.heights.tolist(), table.widths.tolist(), strict=True)):
@@ -295,8 +295,8 @@ def _by_frame(
     for indices in by_frame.values():
         height, width = int(table.heights[indices[0]]), int(table.widths[indices[0]])
         with torch.no_grad():
-            batch = skeleton.frame([torch.empty(3, height, width, dtype=torch.uint8, device="meta")])
-            outputs = skeleton.encode(batch)
+            batch = meta_detector.frame([torch.empty(3, height, width, dtype=torch.uint8, device="meta")])
+            outputs = meta_detector.encode(batch)
         yield outputs, (_frame(detector, table, index) for index, _ in zip(indices, seen, strict=False))
 
 

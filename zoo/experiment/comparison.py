@@ -1,9 +1,9 @@
 """`zoo compare`: train and test several detectors on one data set under one budget, and write one report.
 
 Each run has its own folder and its own process: a crash, or a process killed for lack of memory, ends one run and not
-the others; GPU memory and random states start fresh; and where the Trainer starts one process per GPU, those start from
-the run's own command line. The folder of a run holds all that resuming needs, so the same command resumes a comparison
-that was stopped.
+the others; GPU memory and random states start fresh; and where the Trainer starts one process per GPU, it repeats the
+command line of the run and not that of the comparison. The folder of a run holds all that resuming needs, so the same
+command resumes a comparison that was stopped.
 
     <out>/<config>_seed<k>/
         run.json            the requested configuration; a run with another one is refused in this folder
@@ -221,7 +221,7 @@ def plan_runs(
         built = instantiate(parser, config)
         detector: Detector = built.model
         module = module or built.data
-        check_measurable(module, built.trainer)
+        check_splits_and_checkpoints(module, built.trainer)
         processes = count(config)
         if budget is not None:
             per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * processes
@@ -246,8 +246,8 @@ def plan_runs(
     return specs, module
 
 
-def check_measurable(module: DetectionDataModule, trainer: Namespace) -> None:
-    """Check that a run can train, and test its best or last checkpoint.
+def check_splits_and_checkpoints(module: DetectionDataModule, trainer: Namespace) -> None:
+    """Check that the data has the splits to train and test on, and that the run writes its own checkpoints.
 
     Raises:
         InputError: the data has no training split, or none to evaluate on, or no objects in one of these, or the Trainer's arguments replace the
@@ -284,7 +284,7 @@ def describe_budget(config: Namespace, budget: Budget | None) -> str:
 
 
 def check_folder(spec: RunSpec) -> None:
-    """Refuse a folder that holds a run of another configuration.
+    """Check that the run folder is new or holds a run of the same configuration.
 
     Raises:
         InputError: names the first value that differs.

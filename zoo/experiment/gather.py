@@ -3,7 +3,6 @@
 Detectors of other frameworks are compared by their predictions alone (COCO-results json).
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from zoo.data.formats.recognise import data_arguments, is_data_set
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.errors import InputError
 from zoo.experiment.ceilings import compute_ceilings
-from zoo.experiment.run import final_split, read_result
+from zoo.experiment.run import final_split, read_identity, read_result
 from zoo.profiling.hardware import list_versions
 from zoo.report.benchmark_results import with_benchmark
 from zoo.report.results import (
@@ -57,7 +56,7 @@ def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> t
         read_results(file) for file in dict.fromkeys(_results_file(folder) for folder in folders) if file.exists()
     ]
     check_configurations(runs, found)
-    budgets = {json.loads((folder / "run.json").read_text())["budget"] for folder in folders}
+    budgets = {read_identity(folder)["budget"] for folder in folders}
     results = Results(
         runs=runs,
         data=describe_data(
@@ -101,7 +100,7 @@ def _read_run(folder: Path, out: Path, module: DetectionDataModule) -> Run:
     if run is None:
         raise InputError("is damaged; repeat the run with `zoo compare`", file=folder / "result.json")
     split = final_split(module)
-    recorded = json.loads((folder / "run.json").read_text())["annotations"].get(split)
+    recorded = read_identity(folder)["annotations"].get(split)
     if recorded != module.table(split).fingerprint():
         raise InputError(
             f"was evaluated on other annotations of the {split} split: fingerprint {recorded}, now"
@@ -125,7 +124,7 @@ def check_configurations(runs: Sequence[Run], found: Sequence[Path]) -> None:
     known: dict[str, Any] = {}
     seeds: set[tuple[str, int]] = set()
     for run, folder in zip(runs, found, strict=True):
-        identity = json.loads((folder / "run.json").read_text()) if folder.is_dir() else {}
+        identity = read_identity(folder) if folder.is_dir() else {}
         described = [identity.get("model"), identity.get("budget")]
         if known.setdefault(run.config, described) != described or (run.config, run.seed) in seeds:
             raise InputError(
@@ -154,9 +153,12 @@ def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path
         read_yaml(data)
         return data.read_text(), data
     if not runs:
-        raise InputError("prediction files contain no ground truth; give --data FILE")
+        raise InputError("prediction files contain no ground truth; give --data DATA")
     file = runs[0] / "config.yaml"
-    return yaml.safe_dump(read_yaml(file)["data"], sort_keys=False), file
+    config = read_yaml(file)
+    if not isinstance(config, dict) or "data" not in config:
+        raise InputError("has no `data`; repeat the run with `zoo compare`, or give --data DATA", file)
+    return yaml.safe_dump(config["data"], sort_keys=False), file
 
 
 def compute_run_ceilings(config: Path, module: DetectionDataModule) -> list[Ceiling]:

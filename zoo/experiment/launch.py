@@ -1,8 +1,8 @@
-"""Start each run of a comparison in a process of its own, attached to the same terminal.
+"""Start each run of a comparison in its own process, attached to the same terminal.
 
-Importing PyTorch and Lightning takes seconds. A fork server imports them once and forks for each run, which starts as
-clean as a new interpreter. A run of several processes is started by command line instead, since Lightning starts the
-other processes by the same command; so is every run on platforms where forking is not safe.
+Importing PyTorch and Lightning takes seconds. A fork server imports them once and forks for each run, which has a
+fresh state as in a new interpreter. A run of several processes is started by command line instead, since Lightning
+starts the other processes by the same command; so is every run on platforms where forking is not safe.
 """
 
 import multiprocessing
@@ -49,7 +49,7 @@ def launch_fork(folder: Path) -> int:
 
 def launch_command(folder: Path) -> int:
     """Execute the run of a folder by `python -m zoo.experiment.run`; otherwise as `launch_fork`."""
-    # In a process group of its own, which Ctrl-C does not reach: see `_run_in_fork`.
+    # In its own process group, which Ctrl-C does not reach: see `_run_in_fork`.
     process = subprocess.Popen([sys.executable, "-m", "zoo.experiment.run", str(folder)], process_group=0)
     try:
         return process.wait()

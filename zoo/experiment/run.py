@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from pytorch_lightning import Trainer, seed_everything
@@ -227,9 +227,28 @@ def final_split(module: DetectionDataModule) -> FinalSplit:
     raise InputError("the data has neither a test nor a val split to evaluate on; name one in the data file")
 
 
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Content of `run.json`: what the run of a folder was asked for.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    file = folder / "run.json"
+    try:
+        identity = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError("is missing or damaged; delete this run's folder and repeat the run", file) from error
+    if (
+        not isinstance(identity, dict)
+        or not {"annotations", "budget", "detector", "seed_everything"} <= identity.keys()
+    ):
+        raise InputError("is damaged; delete this run's folder and repeat the run", file)
+    return identity
+
+
 def failed_run(folder: Path, error: str) -> Run:
     """A run with status "failed", its model and seed read from run.json."""
-    identity = json.loads((folder / "run.json").read_text())
+    identity = read_identity(folder)
     seed = identity["seed_everything"]
     return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
 

@@ -90,10 +90,10 @@ def count_configured_processes(config: Namespace) -> int:
 
 
 def process_layout(trainer: Mapping[str, Any]) -> ProcessLayout:
-    """Nodes and processes from Trainer arguments, without a look at this machine's devices.
+    """Nodes and processes from Trainer arguments, without querying this machine's devices.
 
     Raises:
-        InputError: the arguments do not fix them independently of the machine.
+        InputError: the arguments depend on the machine ("auto").
     """
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if accelerator == "auto":

@@ -1,4 +1,4 @@
-"""Export a detector to one ONNX file, and check it against PyTorch before it is put in place.
+"""Export a detector to one ONNX file, and check it against PyTorch before it gets its final name.
 
 Inputs and outputs of the file:
 
@@ -178,7 +178,7 @@ def write_onnx(detector: Detector, file: Path, metadata: dict[str, str]) -> None
 
 
 def _add_metadata(program: "ONNXProgram", detector: Detector, metadata: dict[str, str]) -> None:
-    """Write class names, detector and versions to the metadata, and name the dynamic dimensions."""
+    """Add class names, detector and versions to the metadata, and name the dynamic dimensions."""
     from onnx_ir import Shape
 
     model = program.model

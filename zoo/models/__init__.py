@@ -19,10 +19,10 @@ from zoo.models.yolov1 import YOLOv1
 MODELS: dict[str, type[Detector]] = {
     "sliding_window": SlidingWindow,
     "rcnn": RCNN,
-    "retinanet": RetinaNet,
     "fast_rcnn": FastRCNN,
     "faster_rcnn": FasterRCNN,
     "yolov1": YOLOv1,
+    "retinanet": RetinaNet,
     "cornernet": CornerNet,
 }
 
@@ -34,13 +34,13 @@ def load(checkpoint: str | Path) -> Detector:
         checkpoint: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer.
 
     Raises:
-        InputError: there is no such file, or it has none of the detectors in `MODELS`.
+        InputError: the file is missing, damaged, or not a checkpoint of a detector in `MODELS`.
     """
     content = read_checkpoint(checkpoint)
     recorded = content["detector"]
     by_class = {cls.__name__: cls for cls in MODELS.values()}
     if recorded["class"] not in by_class:
-        raise InputError(f"holds a {recorded['class']}, which is none of {', '.join(by_class)}", checkpoint)
+        raise InputError(f"has a detector {recorded['class']!r}; expected one of {', '.join(by_class)}", checkpoint)
     # Initial weights are replaced below, so pretrained ones need not be downloaded.
     arguments = recorded["arguments"] | {"pretrained": False}
     detector = _build(by_class[recorded["class"]], arguments)

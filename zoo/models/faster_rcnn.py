@@ -4,10 +4,10 @@ In the paper's form (VGG-16, one level, RoIPool), and with FPN (arXiv 1612.03144
 
     trunk [-> FPN] -> RPN: objectness and four deltas at each anchor -> proposals -> RoI head: class and box
 
-    section 3.1.1  anchors of 3 scales and 3 ratios at each cell (with FPN one scale a level)
+    section 3.1.1  anchors of 3 scales and 3 ratios at each cell (with FPN one scale per level)
     section 3.1.2  an anchor is positive from IoU 0.7 or if it is the best of an object, negative below 0.3;
                    equation 1: L = 1/N_cls sum L_cls + lambda 1/N_reg sum p* L_reg
-    section 3.1.3  256 anchors an image, up to half of them positive
+    section 3.1.3  256 anchors per image, up to half of them positive
     section 3.3    NMS of proposals at 0.7; RPN and RoI head trained jointly ("approximate joint training"): no gradient
                    flows through the proposals' coordinates
     Fast R-CNN, section 2.3: RoIs at IoU 0.5 with ground truth are positive, at most a quarter of those sampled
@@ -19,12 +19,12 @@ Original code: rbgirshick/py-faster-rcnn (end-to-end training). Deviations, as i
   - anchor edges are rounded to pixels.
   Neither in the paper nor in the original code:
   - anchors across the frame's edge are trained as well;
-  - smooth L1 is linear from 1/9 for the RoI head, too (Fast R-CNN: from 1); 512 RoIs an image with FPN.
+  - smooth L1 is linear from 1/9 for the RoI head, too (Fast R-CNN: from 1); 512 RoIs per image with FPN.
   Not in the original code:
   - anchors are centred on the top-left corner of their cell (code: on its middle, 8 pixels away at stride 16);
   - proposals have no minimum size (code: 16 pixels).
 
-Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals an image, R sampled regions, C classes.
+Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals of an image, R sampled RoIs, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -241,7 +241,7 @@ class FasterRCNN(Detector[Outputs]):
 
 
 def rpn_losses(outputs: Outputs, batch: Batch) -> Losses:
-    """Equation 1 over 256 sampled anchors an image: log loss of objectness, smooth L1 of the positives' deltas."""
+    """Equation 1 over 256 sampled anchors per image: log loss of objectness, smooth L1 of the positives' deltas."""
     anchors = torch.cat(outputs.anchors)
     iou = pairwise_iou(batch.boxes, anchors)
     matched = match(iou, batch.mask, RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU, keep_best_of_each_object=True)

@@ -7,9 +7,9 @@ Each proposal is cropped from the image, warped to a fixed size and classified b
                                                  -> a linear box regressor for each class
 
     section 2.1    selective search; crops warped to p x p pixels with 16 of them context on each side (appendix A)
-    section 2.3    fine-tuning as a classifier of C classes and background: 32 windows with IoU >= 0.5 and 96 others a
-                   batch; then an SVM a class: positives are ground truth alone, negatives below IoU 0.3 with it, those
-                   between are left out, hard negatives mined (appendix B says why the two differ)
+    section 2.3    fine-tuning as a classifier of C classes and background: 32 windows with IoU >= 0.5 and 96 others
+                   per batch; then an SVM per class: only ground truth is positive, IoU below 0.3 with it is negative,
+                   other proposals are left out, hard negatives mined (appendix B: why the two differ)
     section 2.2    greedy NMS by class
     section 3.5    class-wise ridge regression of boxes (appendix C, equations 1 to 9): examples with IoU above 0.6,
                    lambda 1000; a box is predicted once
@@ -22,11 +22,11 @@ Original code: rbgirshick/rcnn. Deviations, neither in the paper nor in the orig
   - a batch has windows of few images, not of the whole data set;
   - a decision value d becomes the score sigmoid(3 d), 0.05 and 0.95 at the margins; AP depends on the order of d alone;
   - difficult objects and crowds are neither positives nor negatives of the SVMs (code: difficult ones are positives);
-  - 100 detections an image (code: 100 of each class);
-  - `zoo.nn.linear_heads` lists those of the SVMs and regressors.
+  - 100 detections per image (code: 100 of each class);
+  - for SVMs and regressors, those listed in `zoo.nn.linear_heads`.
 
 SVMs and regressors are fitted before each validation of a training and at its end (`zoo.nn.head_fitting`). Without
-fitted heads the softmax of the fine-tuning gives the scores, and boxes are not moved.
+fitted heads the softmax of the fine-tuning gives the scores, and proposals are the predicted boxes.
 
 There is no network on whole images: `encode` returns them as they are, the losses crop the windows that they sample,
 and predictions crop all proposals, a bounded number at once.
@@ -139,7 +139,9 @@ class RCNN(Detector[Tensor]):
         arguments = plain_arguments(RCNN, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments, proposals)
         if 2 * context >= crop_size:
-            raise ValueError(f"context {context} pixels on each side leave nothing of a crop of {crop_size} pixels")
+            raise ValueError(
+                f"context of {context} pixels on each side leaves no pixels of a crop of {crop_size}; reduce context"
+            )
         self.crop_size = crop_size
         self.context = context
         self.head = head
@@ -173,7 +175,7 @@ class RCNN(Detector[Tensor]):
         num_windows = mean_count(labels.new_full((), len(labels)))
         if not len(labels):  # run the network anyway, for gradients of zero
             windows = Windows(labels.new_zeros(1), batch.sizes.new_tensor([[0, 0, *batch.images.shape[:1:-1]]]))
-        logits = self.softmax(self.trunk(self._cut(outputs, batch.sizes, windows.image, windows.boxes)))
+        logits = self.softmax(self.trunk(self._crop(outputs, batch.sizes, windows.image, windows.boxes)))
         losses = F.cross_entropy(upcast(logits)[: len(labels)], labels + 1, reduction="sum")
         return {"window_class": losses / num_windows}
 
@@ -194,12 +196,12 @@ class RCNN(Detector[Tensor]):
         for image, boxes in zip(
             windows.image.split(self.crops_at_once), windows.boxes.split(self.crops_at_once), strict=True
         ):
-            few = slice(int(image[0]), int(image[-1]) + 1)  # the images that these windows lie in
-            crops = self._cut(images[few], batch.sizes[few], image - image[0], boxes)
+            span = slice(int(image[0]), int(image[-1]) + 1)  # the images that these windows lie in
+            crops = self._crop(images[span], batch.sizes[span], image - image[0], boxes)
             parts.append(self.trunk(crops))
         return torch.cat(parts)
 
-    def _cut(self, images: Tensor, sizes: Tensor, image: Tensor, boxes: Tensor) -> Float[Tensor, "n 3 S S"]:
+    def _crop(self, images: Tensor, sizes: Tensor, image: Tensor, boxes: Tensor) -> Float[Tensor, "n 3 S S"]:
         return warp_windows(images, sizes, image, boxes, self.crop_size, self.context)
 
     def score_features(
@@ -247,7 +249,7 @@ class RCNN(Detector[Tensor]):
         return Examples(features, signs[image, index], deltas, labels, regressed)
 
 
-# ---------------------------------------------------------------------------------------------------- windows to learn
+# ---------------------------------------------------------------------------------------------------- training windows
 
 
 def all_candidates(batch: Batch) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
@@ -277,7 +279,7 @@ def sample_windows(
 
 
 def svm_signs(iou: Float[Tensor, "B M N"], batch: Batch, num_classes: int) -> Int8[Tensor, "B N C"]:
-    """Label of each candidate for the SVM of each class: +1 ground truth, -1 low IoU with all objects, 0 neither.
+    """Label of each candidate for the SVM of each class: +1 ground truth, -1 IoU below 0.3 with its objects, 0 neither.
 
     Args:
         iou: of objects with candidates, which are the proposals and then the objects.
@@ -289,8 +291,8 @@ def svm_signs(iou: Float[Tensor, "B M N"], batch: Batch, num_classes: int) -> In
     overlap.scatter_reduce_(1, batch.labels[..., None].expand_as(iou), iou, "amax")
     signs = -(overlap < SVM_NEGATIVE_IOU).to(torch.int8).mT
     of_objects = signs[:, num_candidates - num_objects :]
-    own = F.one_hot(batch.labels, num_classes).bool() & batch.mask[..., None]
-    of_objects.masked_fill_(own, 1)
+    is_positive = F.one_hot(batch.labels, num_classes).bool() & batch.mask[..., None]
+    of_objects.masked_fill_(is_positive, 1)
     return signs
 
 

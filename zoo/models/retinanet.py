@@ -1,14 +1,14 @@
 """RetinaNet: Focal Loss for Dense Object Detection (Lin, Goyal, Girshick, He, Dollar; arXiv 1708.02002).
 
-    trunk -> FPN P3..P7 -> at each of nine anchors a cell: C class logits and four box deltas
+    trunk -> FPN P3..P7 -> at each of nine anchors per cell: C class logits and four box deltas
 
     section 4    FPN levels P3 to P7, P6 by a stride-2 convolution on C5, P7 on ReLU(P6); anchors of 32^2 .. 512^2 with
                  sizes 2^0, 2^(1/3), 2^(2/3) and ratios 1:2, 1:1, 2:1; an anchor is positive from IoU 0.5,
                  negative below 0.4, ignored between
     equation 5   FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), alpha 0.25, gamma 2, summed over all anchors and divided
                  by the number of positive anchors
-    section 4.1  the last bias of the class subnet is -log((1 - pi) / pi), pi = 0.01; the others 0, weights N(0, 0.01^2)
-                 at most 1000 candidates a level above 0.05, NMS at 0.5
+    section 4.1  last bias of the class subnet -log((1 - pi) / pi), pi = 0.01; other biases 0, weights N(0, 0.01^2);
+                 at most 1000 candidates per level above 0.05, NMS at 0.5
 
 Original code: facebookresearch/Detectron. Deviations, as in torchvision, so that its weights load:
   Neither in the paper nor in the original code:
@@ -16,7 +16,7 @@ Original code: facebookresearch/Detectron. Deviations, as in torchvision, so tha
   - the box loss is L1 (smooth L1; code: beta 0.11), or GIoU (arXiv 1902.09630);
   - anchor edges are rounded to pixels;
   - the losses of each image are divided by its own positive anchors, then averaged over the batch (code: divided by
-    those of all images of a GPU, plus one an image).
+    those of all images of a GPU, plus one per image).
   Not in the original code:
   - anchors are centred on the top-left corner of their cell (code: on its middle).
 
@@ -109,7 +109,7 @@ class RetinaNet(Detector[Outputs]):
         group_norm: GroupNorm in the subnets.
         extra_levels: P6 from the trunk (paper) or from the pyramid (torchvision's v1).
         anchor_scale: size of the smallest anchor of a level, in strides of that level.
-        scales_per_octave: n anchor sizes a cell, 2^(i / n).
+        scales_per_octave: n anchor sizes per cell, 2^(i / n).
         box_loss: "l1", or "giou" on decoded boxes.
         box_loss_weight: of the box loss.
         alpha: of the focal loss.

@@ -6,8 +6,8 @@
     section 3.2  the classifier: a trunk, then fully connected layers over k x k of its cells
     section 3.3  all windows of a level in one convolutional pass; windows 12 pixels apart by pooling at all offsets
     section 3.5  figure 5: fully connected layers are k x k and 1 x 1 convolutions; `dense` and `crops` are one network
-    section 4.2  the regressor: two hidden layers of its own over the same cells, one for all classes ("SCR", better in
-                 the paper than one for each class), trained with L2 on windows with IoU above 0.5
+    section 4.2  the regressor: two separate hidden layers over the same cells; one regressor for all classes ("SCR",
+                 better in the paper than one for each class), trained with L2 on windows with IoU above 0.5
     section 5    a background class; negatives are mined on the fly, a few windows of each image, random and hardest
                  ones, instead of in bootstrapping passes
 
@@ -122,7 +122,7 @@ class WindowNetwork(nn.Module):
     def dense(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, "N"]) -> Windows:
         """Windows around these cells, by one pass over the canvas."""
         reach = self.reach
-        everywhere = self._read(F.pad(self.trunk(canvas)[-1], (reach, reach, reach, reach)))
+        everywhere = self._apply_heads(F.pad(self.trunk(canvas)[-1], (reach, reach, reach, reach)))
         return Windows(everywhere.logits.index_select(1, cells), everywhere.deltas.index_select(1, cells))
 
     def crops(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, "N"], at_once: int) -> Windows:
@@ -139,12 +139,12 @@ class WindowNetwork(nn.Module):
         for number in torch.arange(len(canvas) * len(cells), device=cells.device).split(at_once):
             image, cell = number // len(cells), cells[number % len(cells)]
             features = self.trunk(views[image, :, cell // columns, cell % columns])[-1]
-            parts.append(self._read(features[:, :, middle, middle]))
+            parts.append(self._apply_heads(features[:, :, middle, middle]))
         shape = (len(canvas), len(cells))
         logits = torch.cat([part.logits for part in parts]).flatten(0, 1).unflatten(0, shape)
         return Windows(logits, torch.cat([part.deltas for part in parts]).flatten(0, 1).unflatten(0, shape))
 
-    def _read(self, features: Float[Tensor, "B D _ _"]) -> Windows:
+    def _apply_heads(self, features: Float[Tensor, "B D _ _"]) -> Windows:
         """Outputs of both heads at all positions of their k x k cells, row by row."""
         logits = self.classifier(features).permute(0, 2, 3, 1).flatten(1, 2)
         if self.regressor is None:
@@ -185,7 +185,7 @@ class SlidingWindow(Detector[Outputs]):
         pretrained: ImageNet weights of a timm trunk: true (timm downloads them), a local file, or false.
         norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
         frozen_stages: first stages of a timm trunk that are not trained.
-        evaluation: "crops" (each window cropped and classified; the definition) or "dense" (one pass for all).
+        evaluation: "crops" (each window cropped and classified, as the method is defined) or "dense" (one pass).
         window_side: of a window on its level, in pixels.
         window_shapes: (width, height) of windows in framed pixels, one level of the pyramid each.
         head_kernel: k, odd; the heads read k x k cells of the trunk's map ...
@@ -270,10 +270,10 @@ class SlidingWindow(Detector[Outputs]):
             dropout=dropout,
             background_share=1 - positive_fraction,
         )
-        # No window centred on a level sees pixels of another level.
+        # The receptive field of a window on one level has no pixels of another level.
         gap = math.ceil(max(self.network.before, self.network.after - stride) / stride)
         self.pyramid = ImagePyramid(window_shapes, window_side, stride, gap, frame.min_size)
-        middle = (self.network.after - self.network.before) / 2  # of what window 0 of a level sees
+        middle = (self.network.after - self.network.before) / 2  # of the receptive field of window 0 of a level
         window = torch.tensor([[-1.0, -1.0, 1.0, 1.0]]) * window_side / 2 + middle
         self.register_buffer("first_window", window, persistent=False)
 
@@ -354,7 +354,7 @@ def sample_windows(
     hardest, hard = hardness.masked_fill(~negative, -1).topk(num_hard, dim=1)
     easier = negative.scatter(1, hard, False)
     rest = num - num_hard
-    # The half keeps rounding down from losing one of the positives.
+    # Without the half, rounding down in `sample` could lose one of the positives.
     chosen, filled = sample(matched >= 0, easier, rest, (max_positives + 0.5) / max(rest, 1))
     return torch.cat((chosen, hard), dim=1), torch.cat((filled, hardest >= 0), dim=1)
 

@@ -2,8 +2,8 @@
 
     frame stretched to a square -> trunk -> added convolutions -> head: C + 5K numbers for each of S x S cells
 
-    section 2    the cell that contains an object's centre detects it: S = 7 cells a side, K = 2 boxes a cell; x, y
-                 relative to the cell, w, h to the whole image, a confidence a box, C class probabilities a cell;
+    section 2    the cell that contains an object's centre detects it: S = 7 cells per side, K = 2 boxes per cell; x, y
+                 relative to the cell, w, h to the whole image, a confidence per box, C class probabilities per cell;
                  score of a class = Pr(class | object) * confidence (equation 1)
     section 2.1  20 convolutions, pre-trained on ImageNet (here any timm trunk can replace them) ...
     section 2.2  ... then four more, two fully connected layers, dropout 0.5; leaky ReLU 0.1 and a linear output
@@ -13,7 +13,7 @@
         wh         5   * (sqrt w - sqrt w^)^2 + (sqrt h - sqrt h^)^2
         object           (confidence - IoU of the box with the object)^2
         no_object  0.5 * confidence^2                            of all boxes that are not responsible
-        class            (p(c) - p^(c))^2 over all classes       once a cell with an object
+        class            (p(c) - p^(c))^2 over all classes       once per cell with an object
 
                  responsible is the box of the cell with the highest IoU; no gradient flows through the IoU
     section 2.4  NMS by class
@@ -32,7 +32,7 @@ Original code: pjreddie/darknet (src/detection_layer.c, cfg/yolov1). Deviations:
   - boxes are clipped to the image before NMS (darknet: after it);
   - the loss is divided by the number of images; its gradient is twice darknet's, which leaves out the factor 2.
 
-Legend: B images, M objects of an image, S cells a side, G = S * S cells, K boxes a cell, C classes.
+Legend: B images, M objects of an image, S cells per side, G = S * S cells, K boxes per cell, C classes.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ from zoo.ops.precision import upcast
 from zoo.types import Batch, Losses, Prediction, RawBatch
 
 START_CONFIDENCE = 0.1
-COARSEST_LEVEL = 32  # last stride of nearly every timm model; added convolutions start from it
+COARSEST_STRIDE = 32  # last stride of nearly every timm model; added convolutions start from it
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Outputs:
 
     classes: Float[Tensor, "B G C"]  # probability of each class, given that there is an object
     confidences: Float[Tensor, "B G K"]
-    boxes: Float[Tensor, "B G K 4"]  # x, y in cells from the cell's corner; square roots of w, h in parts of the frame
+    boxes: Float[Tensor, "B G K 4"]  # x, y in cells from the cell's corner; square roots of w, h relative to the frame
 
 
 # ---------------------------------------------------------------------------------------------------------- network
@@ -127,11 +127,11 @@ class YOLOv1(Detector[Outputs]):
         nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
         frame: resizing and normalisation of images; must stretch.
-        recipe: how it is optimised.
+        recipe: of the optimizer.
         channels_last: memory format of images and weights.
 
     Raises:
-        InputError: frame, grid and trunk do not go together.
+        InputError: frame, grid and trunk do not fit each other.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class YOLOv1(Detector[Outputs]):
             self.trunk = Darknet(trunk, pretrained)
             stride = self.trunk.stride
         else:
-            stride = min(cell, COARSEST_LEVEL)
+            stride = min(cell, COARSEST_STRIDE)
             self.trunk = Trunk(trunk, (stride,), pretrained, norm="batch", frozen_stages=0)
         if cell % stride:
-            raise InputError(f"cells of {cell} pixels (frame / grid) are no multiple of the trunk's stride {stride}")
+            raise InputError(f"cells of {cell} pixels (frame / grid) are not a multiple of the trunk's stride {stride}")
         self.neck = build_neck(self.trunk.channels[-1], neck, cell // stride)
         width = neck[-1] if neck else self.trunk.channels[-1]
         sizes = (num_classes, boxes_per_cell, 4 * boxes_per_cell)
@@ -188,8 +188,8 @@ class YOLOv1(Detector[Outputs]):
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Equation 3 on assigned cells."""
         boxes = batch.boxes / batch.images.shape[3]
-        owners, _ = assign_cells(boxes, batch.mask, self.grid)
-        return yolo_losses(outputs, boxes, batch.labels, owners, self.grid, self.coord_weight, self.no_object_weight)
+        matched, _ = assign_cells(boxes, batch.mask, self.grid)
+        return yolo_losses(outputs, boxes, batch.labels, matched, self.grid, self.coord_weight, self.no_object_weight)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Scores of every box and class (equation 1), then NMS by class."""
@@ -239,7 +239,7 @@ def assign_cells(
     Of objects with centres in one cell the largest is assigned, of equally large ones the first.
 
     Args:
-        boxes: xyxy in parts of the frame.
+        boxes: xyxy, relative to the frame.
         mask: which objects are real.
         grid: S.
 
@@ -255,13 +255,13 @@ def assign_cells(
     index = torch.arange(num_objects, device=boxes.device)
     is_larger = areas[:, None, :] > areas[:, :, None]  # [B, m, n]: n is larger than m
     is_first = (areas[:, None, :] == areas[:, :, None]) & (index < index[:, None])
-    is_rival = (cells[:, None, :] == cells[:, :, None]) & mask[:, None, :]
-    lost = mask & (is_rival & (is_larger | is_first)).any(dim=2)
+    shares_cell = (cells[:, None, :] == cells[:, :, None]) & mask[:, None, :]
+    lost = mask & (shares_cell & (is_larger | is_first)).any(dim=2)
 
-    owners = torch.full((num_images, grid * grid + 1), BACKGROUND, device=boxes.device)
-    winners = torch.where(mask & ~lost, cells, grid * grid)
-    owners.scatter_(1, winners, index.expand(num_images, -1))
-    return owners[:, :-1], lost
+    matched = torch.full((num_images, grid * grid + 1), BACKGROUND, device=boxes.device)
+    assigned_cells = torch.where(mask & ~lost, cells, grid * grid)
+    matched.scatter_(1, assigned_cells, index.expand(num_images, -1))
+    return matched[:, :-1], lost
 
 
 def count_lost_objects(batch: RawBatch, grid: int) -> Int64[Tensor, ""]:
@@ -286,7 +286,7 @@ def count_lost_objects(batch: RawBatch, grid: int) -> Int64[Tensor, ""]:
 
 
 def decode_boxes(boxes: Float[Tensor, "B G K 4"], grid: int) -> Float[Tensor, "B G K 4"]:
-    """Predicted boxes as xyxy in parts of the frame."""
+    """Predicted boxes as xyxy, relative to the frame."""
     cells = torch.arange(grid * grid, device=boxes.device)
     corners = torch.stack([cells % grid, cells // grid], dim=-1)[:, None]
     centres = (boxes[..., :2] + corners) / grid
@@ -295,7 +295,7 @@ def decode_boxes(boxes: Float[Tensor, "B G K 4"], grid: int) -> Float[Tensor, "B
 
 
 def encode_boxes(boxes: Float[Tensor, "B G 4"], grid: int) -> Float[Tensor, "B G 4"]:
-    """Box targets of each cell, for the assigned object's box as xyxy in parts of the frame."""
+    """Box targets of each cell, from the assigned object's box as xyxy, relative to the frame."""
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid
     cells = torch.arange(grid * grid, device=boxes.device)
     corners = torch.stack([cells % grid, cells // grid], dim=-1)
@@ -311,7 +311,7 @@ def yolo_losses(
     outputs: Outputs,
     gt_boxes: Float[Tensor, "B M 4"],
     gt_labels: Int64[Tensor, "B M"],
-    owners: Int64[Tensor, "B G"],
+    matched: Int64[Tensor, "B G"],
     grid: int,
     coord_weight: float,
     no_object_weight: float,
@@ -320,24 +320,24 @@ def yolo_losses(
 
     Args:
         outputs: of the network.
-        gt_boxes: xyxy in parts of the frame.
+        gt_boxes: xyxy, relative to the frame.
         gt_labels: their classes.
-        owners: index of the object that is assigned to each cell, or BACKGROUND.
+        matched: index of the object that is assigned to each cell, or BACKGROUND.
         grid: S.
         coord_weight: of terms 1 and 2.
         no_object_weight: of term 4.
     """
     classes, confidences, boxes = upcast(outputs.classes), upcast(outputs.confidences), upcast(outputs.boxes)
     num_images, _, num_boxes = confidences.shape
-    has_object = owners != BACKGROUND
-    cell_boxes = gather_matched(gt_boxes, owners)
+    has_object = matched != BACKGROUND
+    cell_boxes = gather_matched(gt_boxes, matched)
     iou = pairwise_iou(decode_boxes(boxes.detach(), grid), cell_boxes[:, :, None])[..., 0]  # [B, G, K]
     slots = torch.arange(num_boxes, device=iou.device)
     is_responsible = has_object[..., None] & (slots == iou.argmax(dim=2, keepdim=True))
 
     box_errors = (boxes - encode_boxes(cell_boxes, grid)[:, :, None]).square()
     xy_errors, wh_errors = box_errors[..., :2].sum(dim=-1), box_errors[..., 2:].sum(dim=-1)
-    one_hot = gather_matched(gt_labels, owners)[..., None] == torch.arange(classes.shape[2], device=iou.device)
+    one_hot = gather_matched(gt_labels, matched)[..., None] == torch.arange(classes.shape[2], device=iou.device)
     class_errors = (classes - one_hot.to(classes.dtype)).square().sum(dim=-1)
 
     def total(errors: Tensor, mask: Tensor) -> Tensor:

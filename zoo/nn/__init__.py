@@ -1,0 +1,1 @@
+"""Layers of the detectors: trunks, feature pyramids, heads; and framing of images."""

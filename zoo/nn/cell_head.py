@@ -1,6 +1,6 @@
 """A head that maps a feature map of S x S cells to a fixed number of linear outputs in each cell.
 
-Legend: B images, D channels, S cells a side, G = S * S cells.
+Legend: B images, D channels, S cells per side, G = S * S cells.
 """
 
 from collections.abc import Sequence

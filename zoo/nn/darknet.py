@@ -148,8 +148,8 @@ def read_darknet(file: str | Path, network: nn.Module) -> dict[str, Tensor]:
     expected = sum(math.prod(shape) for _, shape in rows)
     if len(numbers) != expected:
         raise InputError(
-            f"holds {len(numbers):,} values after its header, but the network has {expected:,}: "
-            "its layers, batch norm, grid, boxes a cell or classes differ",
+            f"holds {len(numbers):,} values after its header, but the network has {expected:,}; set the file's layers, "
+            "grid, boxes per cell and classes in the model",
             file,
         )
     state = {}
@@ -180,12 +180,14 @@ def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, "N"]]:
         raise InputError("no such weights file", file)
     header = np.fromfile(file, "<i4", HEADER_INTS)
     if len(header) < HEADER_INTS:
-        raise InputError("is too short for a darknet weights file", file)
+        raise InputError("is too short for a darknet weights file; give a complete one", file)
     major, minor = int(header[0]), int(header[1])
     transposed = major > TRANSPOSED_FROM or minor > TRANSPOSED_FROM
     seen_bytes = 8 if major * 10 + minor >= 2 and not transposed else 4
     start = 4 * HEADER_INTS + seen_bytes
     size = file.stat().st_size
     if size < start or (size - start) % 4:
-        raise InputError(f"has {size} bytes, not a header and float32 values: truncated, or no darknet file", file)
+        raise InputError(
+            f"has {size} bytes, which is not a header and float32 values; give a complete darknet weights file", file
+        )
     return transposed, torch.from_numpy(np.fromfile(file, "<f4", offset=start))

@@ -1,6 +1,6 @@
 """Framing: resize, normalise and pad raw images to a Batch, and map predictions back to image pixels.
 
-Only this file knows the sizes of raw images; detectors work in framed pixels. Resizing follows torchvision's
+Raw images of any size are handled here; detectors work in framed pixels. Resizing follows torchvision's
 GeneralizedRCNNTransform (bilinear, half-pixel centres, no antialiasing), so that weights trained there get the same
 pixels here. Normalising commutes with resizing and is done after it.
 """

@@ -1,7 +1,7 @@
-"""When R-CNN's linear heads are fitted in a training, and to which images.
+"""Callback that fits R-CNN's linear heads during training, and the loader of the images that they are fitted to.
 
-`FitLinearHeads` fits them before each validation and at the end of a training, to the trunk's weights of that moment,
-and marks them as not fitted as soon as the trunk is trained further. So the whole detector is validated, checkpoints of
+`FitLinearHeads` fits them before each validation and at the end of a training, to features of the current trunk, and
+marks them as not fitted as soon as the trunk is trained further. So the whole detector is validated, checkpoints of
 a validation or of the end hold fitted heads, and any other checkpoint holds heads that are marked as not fitted.
 """
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 5.0  # of progress
 
 @runtime_checkable
 class HasLinearHeads(Protocol):
-    """A detector with heads to fit."""
+    """A detector with `LinearHeads`, as `FitLinearHeads` uses it."""
 
     trunk: nn.Module
     linear_heads: LinearHeads
@@ -94,7 +94,7 @@ def fit_linear_heads(
         detector: its heads are fitted.
         batches: at most `num_rounds` of them.
         num_rounds: the same number on every process.
-        report: is called with lines of progress.
+        report: called with lines of progress.
     """
     assert isinstance(detector, nn.Module)
     broadcast_buffers(detector.trunk.buffers())  # DDP shares them before each forward pass of a training

@@ -1,8 +1,8 @@
 """Pack all levels of an image pyramid into one canvas: the layout, and the canvas image.
 
 A convolutional network then processes the whole pyramid in one pass, with one batch norm statistic for all levels.
-Levels are packed in shelves (rows), from left to right, with a gap between any two as wide as the network's receptive
-field beyond a level.
+Levels are packed in shelves (rows), from left to right. The gap between any two is so wide that no window centred on
+one has pixels of the other in its receptive field.
 
 Legend: B images, N windows of all levels; a cell is stride x stride pixels of the canvas.
 """

@@ -136,7 +136,7 @@ class HeadFitter:
             self.refit()
 
     def no_examples(self) -> Examples:
-        """The round of a process that has no images left."""
+        """Empty `Examples`, for the round of a process that has no images left."""
         num_classes, num_features = self.weight.shape
         none = self.weight.new_zeros(0, dtype=torch.int64)
         signs = self.signs.new_zeros(0, num_classes)

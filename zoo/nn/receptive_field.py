@@ -10,7 +10,7 @@ from torch import nn
 from zoo.errors import InputError
 
 MAX_LENGTH = 2048
-"""Pixels; a network with a larger receptive field is taken to see the whole image."""
+"""Pixels; a network with a larger receptive field is treated as if each cell saw the whole image."""
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Shared by Fast R-CNN (arXiv 1504.08083) and Faster R-CNN (arXiv 1506.01497).
 
-Legend: B images, R regions an image (padded), L pyramid levels, D channels, S pooled side (7), C classes.
+Legend: B images, R regions of an image (padded), L pyramid levels, D channels, S pooled side (7), C classes.
 In the class logits index 0 is background and index 1 + c is class c; labels are 0..C-1.
 """
 
@@ -212,7 +212,7 @@ class RoIHead(nn.Module):
         return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (-1, 4))
 
 
-# -------------------------------------------------------------------------------------------------- shared building
+# --------------------------------------------------------------------------------------------- building and scoring
 
 
 class PooledTrunk(NamedTuple):
@@ -288,7 +288,7 @@ def sample_rois(
     foreground_iou: float,
     background_iou: float = 0.0,
 ) -> SampledRoIs:
-    """Sample `num` RoIs an image from proposals and ground truth boxes, at most `positive_fraction` of them positive.
+    """Sample `num` RoIs per image from proposals and ground truth boxes, at most `positive_fraction` positive.
 
     A RoI is positive at an IoU of at least `foreground_iou`, and negative below it down to `background_iou` (Fast
     R-CNN: 0.1).
@@ -323,11 +323,11 @@ def roi_losses(
     class_loss = (cross_entropy * rois.filled.flatten()).sum() / num_sampled
 
     positive = (rois.labels >= 0) & rois.filled
-    own = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
-    own_deltas = upcast(deltas).gather(2, own)[:, :, 0]
+    class_index = rois.labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
+    class_deltas = upcast(deltas).gather(2, class_index)[:, :, 0]
     # Boxes of empty slots have no area and infinite targets, which must be masked before they enter the loss.
     targets = torch.where(positive[..., None], encode_boxes(rois.gt_boxes, rois.boxes, ROI_WEIGHTS), 0.0)
-    smooth_l1 = F.smooth_l1_loss(own_deltas, targets, beta=beta, reduction="none").sum(dim=-1)
+    smooth_l1 = F.smooth_l1_loss(class_deltas, targets, beta=beta, reduction="none").sum(dim=-1)
     return {"roi_class": class_loss, "roi_box": torch.where(positive, smooth_l1, 0.0).sum() / num_sampled}
 
 

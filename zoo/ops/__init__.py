@@ -1,0 +1,1 @@
+"""Tensor functions: boxes, anchors, matching, sampling, losses, pooling, NMS; and collective operations."""

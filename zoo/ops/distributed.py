@@ -54,7 +54,7 @@ def mean_count(count: Tensor) -> Tensor:
         count: number of items in this process, an integer scalar; may be 0.
 
     Returns:
-        The total, at least 1, divided by the number of processes; without exchange the own count, at least 1.
+        The total, at least 1, divided by the number of processes; without exchange, the given count, at least 1.
     """
     if not (torch.is_grad_enabled() and is_distributed()):
         return count.clamp(min=1)

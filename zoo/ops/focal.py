@@ -4,6 +4,8 @@
 
 Almost every logit is a negative, and almost every anchor has no positive. So the sum is computed as if all logits were
 negatives and corrected at the few positives: no one-hot target, and one saved tensor for the backward pass.
+
+Legend: B images, N anchors of an image, C classes, H x W cells of a heat map.
 """
 
 from typing import Any
@@ -74,10 +76,10 @@ def focal_loss_per_image(
     counted = (~ignored).to(upcast(logits[:0]).dtype)
     negatives = (1 - alpha) * _NegativeFocal.apply(logits, counted[..., None], gamma)
     positive = (labels >= 0) & ~ignored
-    own = upcast(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
-    p = torch.sigmoid(own)
-    as_positive = alpha * (1 - p) ** gamma * F.softplus(-own)
-    as_negative = (1 - alpha) * p**gamma * F.softplus(own)
+    label_logits = upcast(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])
+    p = torch.sigmoid(label_logits)
+    as_positive = alpha * (1 - p) ** gamma * F.softplus(-label_logits)
+    as_negative = (1 - alpha) * p**gamma * F.softplus(label_logits)
     return negatives + torch.where(positive, as_positive - as_negative, 0.0).sum(dim=1)
 
 

@@ -83,7 +83,7 @@ def nms_by_class(
     iou_threshold: float,
     limit: int,
 ) -> list[Prediction]:
-    """Predictions after greedy NMS within each class, at most `limit` an image, highest score first."""
+    """Predictions after greedy NMS within each class, at most `limit` per image, highest score first."""
     kept = nms_in_groups(boxes, scores, labels, iou_threshold)
     return [
         Prediction(boxes=boxes[index[:limit]], scores=scores[index[:limit]], labels=labels[index[:limit]])

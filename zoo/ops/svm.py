@@ -5,8 +5,8 @@
 with y = +1 or -1, s the weight of positives (1 for negatives), and beta the scale of the bias. This is liblinear's
 problem for a constant feature beta (`-s 2 -B beta`; scikit-learn's `LinearSVC(loss="squared_hinge",
 intercept_scaling=beta)`). The squared hinge is smooth, so Newton's method with conjugate gradients solves it (Lin,
-Weng and Keerthi, JMLR 2008): about a dozen products of the features with C vectors per step, and nothing of size
-D x D.
+Weng and Keerthi, JMLR 2008): about a dozen products of the features with C vectors per step, and no matrix of
+size D x D.
 
 Legend: N examples, D features, E = D + 1 with the constant feature, C classes.
 """

@@ -1,4 +1,4 @@
-"""Parameters, floating point operations and peak memory of a detector."""
+"""Number of parameters, floating point operations and peak memory of a detector."""
 
 import math
 import os

@@ -3,9 +3,9 @@
     decode           image files -> uint8 images in memory; only if the images are files
     proposals        selective search of each image, without a cache; only if the detector uses proposals
     frame            copy to the device, resize, normalise, pad to a batch
-    network          from the framed batch to the end of the last layer. For two-stage detectors this includes what lies
+    network          from the framed batch to the end of the last layer. For two-stage detectors this includes the steps
                      between the stages: Faster R-CNN's proposal selection, RoI pooling, R-CNN's cropping
-    post-processing  what follows: scores, boxes, NMS, mapping to image pixels (and R-CNN's SVMs)
+    post-processing  after the last layer: scores, boxes, NMS, mapping to image pixels (and R-CNN's SVMs)
     total            the sum of these, batch by batch
 
 The device is synchronised before the clock starts and before it stops. In between, CUDA events mark the boundaries of
@@ -86,7 +86,7 @@ def measure_latencies(
         settings: for all batch sizes.
         batches: batch sizes.
         memory_mb: peak memory of one image, including weights. On a CPU, where running out of memory would kill the
-            process, a batch size is skipped if this times its size exceeds the free memory.
+            process, batch sizes above 1 are skipped if this times the size exceeds the free memory.
         log: called with a line about each batch size.
 
     Returns:

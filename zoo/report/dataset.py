@@ -17,7 +17,7 @@ UNBALANCED = 10.0
 # Size of a histogram in SVG units (pixels on a wide screen), and the margins for labels
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 48
-_MOST_TICKS = 9
+_MAX_TICKS = 9
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def statistics_rows(statistics: Statistics) -> list[Row]:
         ("Images", "of unknown size, left out", lambda s: s.skipped_images),
         ("Boxes", "crowd regions (no boxes)", lambda s: s.crowds),
         ("Boxes", "difficult", lambda s: s.difficult),
-        ("Boxes", "faulty, left out", lambda s: s.skipped_boxes),
+        ("Boxes", "invalid, left out", lambda s: s.skipped_boxes),
     ]
     for group, name, count in rare:
         if any(count(split) for split in splits):
@@ -223,7 +223,7 @@ def _panel(
         )
         for at in range(last - first)
     ]
-    every = math.ceil((last - first + 1) / _MOST_TICKS)
+    every = math.ceil((last - first + 1) / _MAX_TICKS)
     if name_bin is _whole_range:  # counts: the label is centred below its bar
         x_ticks = [
             (x_of(at + 0.5), name_bin(edges[first + at], edges[first + at + 1])) for at in range(0, last - first, every)
@@ -231,7 +231,7 @@ def _panel(
     else:
         # Only edges at whole octaves have short labels; label both ends if no edge in the range has one.
         short = [at for at in range(last - first + 1) if len(f"{edges[first + at]:g}") <= 5] or [0, last - first]
-        x_ticks = [(x_of(at), f"{edges[first + at]:.5g}") for at in short[:: math.ceil(len(short) / _MOST_TICKS)]]
+        x_ticks = [(x_of(at), f"{edges[first + at]:.5g}") for at in short[:: math.ceil(len(short) / _MAX_TICKS)]]
     y_ticks = [(y_of(step * at), f"{100 * step * at:.0f}%") for at in range(round(top / step) + 1)]
     return Panel(title, f"{x_label} (share of the {unit})", lines, bins, x_ticks, y_ticks)
 

@@ -67,7 +67,7 @@ def find_entries(results: Results) -> list[Entry]:
 
 
 def first_runs(entries: Iterable[Entry]) -> list[Run]:
-    """The run with the lowest seed of each entry, for places that show one run only."""
+    """The run with the lowest seed of each entry, for parts of the report that show one run of each."""
     return [min(entry.runs, key=lambda run: run.seed) for entry in entries]
 
 

@@ -94,7 +94,7 @@ class Slice:
 class ReliabilityBin:
     """Mean score, precision at IoU 0.5 and number of the detections in one range of scores."""
 
-    confidence: float  # mean score
+    confidence: float
     precision: float
     count: int
 
@@ -103,7 +103,7 @@ class ReliabilityBin:
 class Calibration:
     """Expected calibration error and reliability diagram of a run."""
 
-    error: float  # expected calibration error, 0..1
+    error: float  # 0..1
     bins: list[ReliabilityBin] = field(default_factory=list)  # non-empty bins
 
 
@@ -115,7 +115,7 @@ class Ceiling:
     """
 
     limit: str  # short name: "no anchor matches"
-    share: float  # of the objects of the measured split, 0..1
+    share: float  # of the objects of the evaluated split, 0..1
     objects: int  # number of affected objects
     meaning: str  # one sentence
 
@@ -190,11 +190,11 @@ class Results:
     hardware: str
     versions: dict[str, str]
     created: str  # ISO 8601
-    fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and images
+    fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and image names
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
     data_config: str = ""  # text of the data configuration, from which annotations and images can be read again
     pairs: list[Pair] = field(default_factory=list)  # each pair of configurations once
-    class_images: dict[str, int] = field(default_factory=dict)  # class name -> measured images that contain it
+    class_images: dict[str, int] = field(default_factory=dict)  # class name -> number of evaluated images with it
     resamples: int = 0  # of the bootstrap behind intervals and verdicts; 0 if there was none
 
 

@@ -37,7 +37,7 @@ _BASES: dict[str, type] = {"model": Detector, "train": Source, "val": Source, "t
 
 
 def make_parser() -> LightningArgumentParser:
-    """A parser of `--model`, `--data` and `--trainer`, each a file or single values, and of the seed.
+    """Parser of `--model`, `--data` and `--trainer`, each a file or single values, and of the seed.
 
     It raises errors instead of exiting.
     """
@@ -51,12 +51,12 @@ def make_parser() -> LightningArgumentParser:
 
 def add_arguments(parser: LightningArgumentParser) -> None:
     """Add `--trainer`, `--model` and `--data`. The model is optional: a checkpoint can take its place."""
-    # So that their classes can be given by name; not at the top because commands without a model use this module too.
+    # Makes their classes known by name. Not imported at the top, since commands without a model use this module too.
     import zoo.callbacks
     import zoo.models  # noqa: F401
 
     parser.add_lightning_class_args(Trainer, "trainer")
-    # DetectionDataModule has distributed samplers of its own.
+    # DetectionDataModule has its own distributed samplers.
     parser.set_defaults({"trainer.default_root_dir": RUNS_FOLDER, "trainer.use_distributed_sampler": False})
     parser.add_lightning_class_args(Detector, "model", subclass_mode=True, required=False)
     parser.add_lightning_class_args(DetectionDataModule, "data")
@@ -200,7 +200,7 @@ def first_difference(theirs: Any, ours: Any, place: str = "") -> tuple[str, Any,
 def find_input_error(error: BaseException) -> InputError | None:
     """The InputError in an error's chain of causes, as one line; None if there is none.
 
-    Parsers and loader workers raise errors of their own around it.
+    Parsers and loader workers raise their own errors from it.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -219,8 +219,8 @@ def _as_input_error(error: Exception, file: Path | None = None, place: str | Non
 
 
 def _describe_unknown_class(message: str) -> str | None:
-    """The error of a `class_path` that is no class's name, with the names that can be used; None for other errors."""
-    unknown = re.search(r"Expected a dot import path string: (.*)", message)  # jsonargparse's words
+    """Message for a `class_path` that names no class, with the available names; None for other errors."""
+    unknown = re.search(r"Expected a dot import path string: (.*)", message)  # jsonargparse's wording
     keys = re.findall(r'Parser key "([^"]+)"', message)
     base = _BASES.get(keys[-1].rpartition(".")[2]) if keys else None
     if unknown is None or base is None:

@@ -53,7 +53,7 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     Args:
         arguments: of the Trainer. Its callbacks replace default ones of the same class, its loggers all default ones.
         data: without a validation split there is no best checkpoint.
-        folder: of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
+        folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
         name: of the run.
 
     Raises:
@@ -245,7 +245,7 @@ def model_key(detector: Detector) -> str:
 
 
 def silence_lightning() -> None:
-    """Silence messages of Lightning that appear in every run and need no action."""
+    """Silence Lightning's messages that appear in every run and need no action; print our warnings in one line."""
     import logging
 
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Published weights into a detector: one file for each layout."""
+"""Load published weights into a detector; one file for each layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +27,16 @@ def load_weights(
         detector: unchanged if the weights do not fit.
         source: a .safetensors, .pth, .pt or .ckpt file, or a state dict.
         layout: "zoo": ours. "torchvision": state dicts of `retinanet_resnet50_fpn`, `retinanet_resnet50_fpn_v2`,
-            `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same form. Their 91 class
-            slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN, label =
-            COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use. "darknet": a .weights
-            file, on a YOLOv1 of the same form (see `from_darknet`). "cornernet": the original code's Hourglass-104
-            (see `from_cornernet`).
-        norm_eps: layout "torchvision" only: what the file's trunk added to its batch-norm variances. The published
-            COCO_V1 files were trained with 0.0; everything else of torchvision has 1e-5.
+            `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same architecture. Their 91
+            class slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN,
+            label = COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use. "darknet": a
+            .weights file, on a YOLOv1 of the same architecture (see `from_darknet`). "cornernet": the original code's
+            Hourglass-104 (see `from_cornernet`).
+        norm_eps: layout "torchvision" only: epsilon of the batch norms in the file's trunk. The published COCO_V1 files
+            were trained with 0.0, all other torchvision files with 1e-5.
 
     Raises:
-        InputError: the file cannot be read, or a parameter does not fit; the first wrong one is named.
+        InputError: the file cannot be read, or a parameter does not fit; the first one is named.
     """
     name = str(source) if isinstance(source, (str, Path)) else None
     if layout == "darknet":

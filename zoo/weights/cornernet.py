@@ -1,4 +1,4 @@
-"""The original CornerNet's state dicts as ours."""
+"""Convert state dicts of the original CornerNet to ours."""
 
 from zoo.detector import Detector
 from zoo.errors import InputError
@@ -9,9 +9,9 @@ from zoo.weights.state import State, rename
 def from_cornernet(state: State, detector: Detector, file: str | None = None) -> State:
     """Parameters of princeton-vl/CornerNet's files (`CornerNet_500000.pkl`) under our names.
 
-    For a CornerNet with `trunk: hourglass` and all else as it comes, 80 classes of COCO as labels 0..79 in the order of
-    their ids, and the mean and std of `configs/models/cornernet_hourglass104.yaml`. The original code reads its images
-    as blue, green, red; the first convolution's input channels are reordered to red, green, blue. Its names:
+    For a CornerNet with `trunk: hourglass` and otherwise the default architecture, COCO's 80 classes as labels 0..79 in
+    the order of their ids, and the mean and std of `configs/models/cornernet_hourglass104.yaml`. The original code
+    reads images as BGR; the first convolution's input channels are reordered to RGB. Its names:
 
         module.pre.0, .1                  stem: convolution, residual
         module.kps.S                      hourglass of stack S; in it up1, low1, low2, low3: skip, down, inner, up
@@ -22,10 +22,10 @@ def from_cornernet(state: State, detector: Detector, file: str | None = None) ->
         module.tl_heats.S, _tags, _regrs  heat maps, embeddings, offsets; and br_ for the bottom-right corner
 
     Raises:
-        InputError: the detector is not a CornerNet over hourglasses.
+        InputError: the detector is not a CornerNet with an hourglass trunk.
     """
     if not isinstance(detector, CornerNet) or detector.arguments["trunk"] != "hourglass":
-        raise InputError("only a CornerNet with trunk hourglass takes the original CornerNet's weights", file)
+        raise InputError("weights of the original CornerNet need a CornerNet with trunk hourglass", file)
     corners = {"tl": "top_left", "br": "bottom_right"}
     parts = {"cnvs": "pooling", "heats": "heat", "tags": "embedding", "regrs": "offset"}
     state = rename(

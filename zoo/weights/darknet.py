@@ -1,4 +1,4 @@
-"""darknet's YOLOv1 weights files as our state dict."""
+"""Read darknet's YOLOv1 weights files as our state dict."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +15,21 @@ from zoo.weights.state import State
 def from_darknet(file: str | Path | Mapping[str, Tensor], detector: Detector) -> State:
     """Parameters of a YOLOv1 from a darknet weights file; the head's outputs have the same order.
 
-    The form of the detector must be that of the file's cfg. Of the released files:
+    The detector must have the architecture of the file's cfg. Of the released files:
 
-        yolov1.weights (753 MB)         head: local, head_widths: [256], boxes_per_cell: 3, the rest as it is
+        yolov1.weights (753 MB)         head: local, head_widths: [256], boxes_per_cell: 3, otherwise default
         tiny-yolov1.weights (103 MB)    trunk: darknet6, neck: [1024, 256], head: fc, head_widths: []
 
-    both for VOC's 20 classes in alphabetical order, on pixels in 0..1 (frame.mean 0, frame.std 1). Files of networks
-    without batch norm (yolo-small, the paper's own of 2015) have fewer numbers and are refused.
+    Both have VOC's 20 classes in alphabetical order and take pixels in 0..1 (frame.mean 0, frame.std 1). Files of
+    networks without batch norm (yolo-small, the paper's of 2015) have fewer values and are refused.
 
     Raises:
-        InputError: darknet has no such detector, or the file is of another form.
+        InputError: darknet has no such detector, or the file is of another architecture.
     """
     if isinstance(file, Mapping):
-        raise InputError("layout darknet needs the name of a .weights file, not a state dict")
+        raise InputError("a state dict cannot have layout darknet; give the path of a .weights file")
     if not isinstance(detector, YOLOv1) or not isinstance(detector.trunk, Darknet):
-        raise InputError("only a YOLOv1 with trunk darknet20 or darknet6 takes darknet weights", file)
+        raise InputError("darknet weights need a YOLOv1 with trunk darknet20 or darknet6", file)
     if detector.head.kind == "conv":
         raise InputError("darknet's YOLOv1 has no convolutional head; set head to fc or local", file)
     return read_darknet(file, detector)

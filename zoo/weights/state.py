@@ -13,7 +13,7 @@ from zoo.errors import InputError
 
 State = dict[str, Tensor]
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
-"""Regular expressions of parameter names, and what replaces each match; applied in order."""
+"""Pairs (regular expression, replacement) for parameter names, applied in order."""
 
 
 def read_state(file: Path) -> State:
@@ -22,7 +22,7 @@ def read_state(file: Path) -> State:
     Files are read as safetensors or with `weights_only=True`: no code in a file is run.
 
     Raises:
-        InputError: there is no such file, or it is not a table of tensors.
+        InputError: there is no such file, or it is not a state dict.
     """
     if not file.is_file():
         raise InputError("no such weights file", file)
@@ -33,11 +33,13 @@ def read_state(file: Path) -> State:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise InputError(f"is not a readable weights file ({type(error).__name__})", file) from error
     except Exception as error:  # torch.load raises pickle's own errors for what weights_only refuses
-        raise InputError("holds more than weights, and is not read for safety", file) from error
+        raise InputError(
+            "holds more than weights, which is not safe to load; save only its state_dict", file
+        ) from error
     if isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError("is not a table of tensors by name", file)
+        raise InputError("is not a state dict of tensors by name", file)
     return content
 
 
@@ -51,24 +53,25 @@ def rename(state: State, rules: Rules) -> State:
     return renamed
 
 
-def check_fit(state: State, wanted: Mapping[str, Tensor], file: str | None) -> None:
-    """Check that a state dict has exactly the wanted parameters in their shapes.
+def check_fit(state: State, expected: Mapping[str, Tensor], file: str | None) -> None:
+    """Check that a state dict has exactly the expected parameters in their shapes.
 
-    Counts of batches of batch norm, which some layers keep and others do not, are removed from `state` if unwanted.
+    The counters `num_batches_tracked` of batch norm, which not all layers have, are removed from `state` where they are
+    not expected, and may be missing where they are.
 
     Raises:
         InputError: names the first parameter that is missing, unknown or of another shape.
     """
-    for name in [name for name in state if name.endswith("num_batches_tracked") and name not in wanted]:
+    for name in [name for name in state if name.endswith("num_batches_tracked") and name not in expected]:
         del state[name]
-    for name, parameter in wanted.items():
+    for name, parameter in expected.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):
                 continue
             raise InputError(f"lacks {name}, which the detector has", file)
         if state[name].shape != parameter.shape:
-            shapes = f"{tuple(state[name].shape)}, the detector wants {tuple(parameter.shape)}"
+            shapes = f"{tuple(state[name].shape)}, the detector needs {tuple(parameter.shape)}"
             raise InputError(f"{name} has shape {shapes}", file)
-    unknown = next((name for name in state if name not in wanted), None)
+    unknown = next((name for name in state if name not in expected), None)
     if unknown is not None:
         raise InputError(f"has {unknown}, which the detector does not have", file)

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet and Faster R-CNN state dicts as ours."""
+"""Convert state dicts of torchvision's RetinaNet and Faster R-CNN to ours."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ TORCHVISION_SLOTS = 91
 
 
 def _tower(layers_each: int) -> Callable[[re.Match[str]], str]:
-    """Convolution i, part j of a torchvision tower is our layer i * layers_each + j."""
+    """Replacement for `rename`: convolution i, part j of a torchvision tower is our layer i * layers_each + j."""
     return lambda match: f"{match[1]}.{int(match[2]) * layers_each + int(match[3])}."
 
 
@@ -35,7 +35,9 @@ def from_torchvision(state: State, detector: Detector, file: str | None = None) 
         return _retinanet_from_torchvision(state, detector, file)
     if isinstance(detector, FasterRCNN):
         return _faster_rcnn_from_torchvision(state, detector, file)
-    raise InputError(f"torchvision has no weights for a {type(detector).__name__}", file)
+    raise InputError(
+        f"torchvision has no weights for a {type(detector).__name__}; only for RetinaNet and FasterRCNN", file
+    )
 
 
 TRUNK_RULES: Rules = [

@@ -130,7 +130,7 @@ def parse_coco(
     flat = chain.from_iterable(map(attrgetter("bbox"), rows))
     boxes = np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)  # x, y, width, height
     with np.errstate(invalid="ignore"):  # 0 * inf
-        own_areas = boxes[:, 2] * boxes[:, 3]
+        box_areas = boxes[:, 2] * boxes[:, 3]
         boxes[:, 2:] += boxes[:, :2]  # in place: 28 MB for a split of the size of COCO
     areas = np.array([row.area for row in rows], np.float64)  # None becomes NaN
     file = str(annotations)
@@ -158,7 +158,7 @@ def parse_coco(
         image_index=image_index,
         labels=_positions(object_class_ids, class_ids),
         boxes=boxes,
-        areas=np.where(np.isnan(areas), own_areas, areas),
+        areas=np.where(np.isnan(areas), box_areas, areas),
         iscrowd=_flags(rows, "iscrowd"),
         difficult=_flags(rows, "difficult"),
         annotation_ids=ids,

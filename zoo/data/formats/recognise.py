@@ -28,10 +28,10 @@ EXPECTED = (
     "annotations/*.json, VOC2007 and the like, data.yaml, or images and labels"
 )
 # Bytes at the start of a json file that are searched to recognise its format.
-_BEGINNING = 1 << 20
+_NUM_START_BYTES = 1 << 20
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # blanks and the byte-order mark
-# later keys take precedence
-_USES = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
+# Name of a split -> split of the DataModule; later keys take precedence.
+_USED_AS = {"trainval": "train", "train": "train", "valid": "val", "val": "val", "test": "test"}
 
 
 def recognise(data: str | Path) -> dict[str, Source]:
@@ -82,7 +82,7 @@ def data_arguments(data: str | Path) -> dict[str, Any]:
         InputError: the format is not recognised, or no split is named train, val or test.
     """
     sources = recognise(data)
-    used = {split: sources[name] for name, split in _USES.items() if name in sources}
+    used = {split: sources[name] for name, split in _USED_AS.items() if name in sources}
     if not used:
         raise InputError(
             f"the splits are {', '.join(sources)}; write a data configuration that sets `train`, `val` and `test`, or "
@@ -99,8 +99,8 @@ def data_arguments(data: str | Path) -> dict[str, Any]:
 
 def split_name(stem: str) -> str:
     """Split name in a file stem: `instances_train2017` -> `train`, `validation` -> `val`; else the stem itself."""
-    words = re.findall(r"trainval|train|valid|val|test", stem.lower())
-    return {"valid": "val"}.get(words[-1], words[-1]) if words else stem.removeprefix("instances_")
+    found = re.findall(r"trainval|train|valid|val|test", stem.lower())
+    return {"valid": "val"}.get(found[-1], found[-1]) if found else stem.removeprefix("instances_")
 
 
 def _in_order(found: Mapping[str, Source]) -> dict[str, Source]:
@@ -166,7 +166,7 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 def _read_beginning(path: Path) -> bytes:
     try:
         with _open(path) as file:
-            return file.read(_BEGINNING)
+            return file.read(_NUM_START_BYTES)
     except (EOFError, OSError, zlib.error):  # a damaged gzip file, which the reader reports
         return b'{"images" "annotations"'
 
@@ -186,7 +186,7 @@ def _is_coco(path: Path, needed: int) -> bool:
         return False
     start = _read_beginning(path)
     found = sum(key in start for key in (b'"images"', b'"annotations"'))
-    return start.lstrip(_BLANK)[:1] == b"{" and found >= (1 if len(start) == _BEGINNING else needed)
+    return start.lstrip(_BLANK)[:1] == b"{" and found >= (1 if len(start) == _NUM_START_BYTES else needed)
 
 
 def _is_without_annotations(path: Path) -> bool:
@@ -200,7 +200,7 @@ def _is_without_annotations(path: Path) -> bool:
     end = b""
     try:
         with _open(path) as file:
-            while block := file.read(_BEGINNING):
+            while block := file.read(_NUM_START_BYTES):
                 if re.search(rb'"annotations"\s*:', end + block):
                     return False
                 end = (end + block)[-64:]

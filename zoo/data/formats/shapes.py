@@ -1,9 +1,9 @@
 """Synthetic data set of shapes on cluttered backgrounds, drawn in memory from a seed.
 
-Its purpose is to compare detectors: it can be learned in a minute or two on a CPU, but is not solved by then. Six
-classes differ by outline, at any angle; each tends to a hue that alone does not identify it. Sizes span a decade;
-objects occlude each other; textures carry no information; backgrounds have gradients, noise and lines; distractors
-(ovals, bars, open arcs) belong to no class; and some images have no object.
+Its purpose is to compare detectors: detectors learn it in a minute or two on a CPU, but their AP is then still well
+below 1. Six classes differ by outline, at any angle; each tends to a hue that alone does not identify it. Sizes differ
+by a factor of ten; objects occlude each other; textures carry no information; backgrounds have gradients, noise and
+lines; distractors (ovals, bars, open arcs) belong to no class; and some images have no object.
 
 Masks are drawn at four times the resolution of the image, which gives soft edges and boxes on quarter pixels: exact in
 f32, tight around the visible part. An object is drawn only if at least `_MIN_VISIBLE` of it is visible.

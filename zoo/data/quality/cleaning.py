@@ -319,11 +319,12 @@ def _write_split(
     match inspection.sources[split]:
         case Voc():
             renamed = []
-            owners = [_voc_root(folder) for folder in table.folders]
-            for owner in dict.fromkeys(owners):
-                part = table.select([index for index, number in enumerate(table.folder_ids) if owners[number] == owner])
+            voc_roots = [_voc_root(folder) for folder in table.folders]
+            for voc_root in dict.fromkeys(voc_roots):
+                indices = [index for index, number in enumerate(table.folder_ids) if voc_roots[number] == voc_root]
+                part = table.select(indices)
                 if len(part):
-                    root = out / roots[owner]
+                    root = out / roots[voc_root]
                     copied = _copy_images(part, root / "JPEGImages", inspection, progress)
                     write_voc(copied, root, name)
                     renamed += _renamed(split, part, copied)

@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
         "saved upright, without the tag",
     ),
     "in_two_splits": Kind(
-        "error", "Images in two splits", "keep it in one split only", "kept in the later split (test before val, train)"
+        "error", "Images in two splits", "keep it in one split only", "kept in the later split (of train, val, test)"
     ),
     "same_image_twice": Kind("warning", "Identical files in one split", "keep one of them"),
     # Ids and classes

@@ -22,7 +22,7 @@ def image_findings(split: str, raw: RawSplit, files: Mapping[Path, ImageFile | N
 
     Args:
         split: name of the split.
-        raw: the split.
+        raw: its parsed content.
         files: properties of each image file; None for missing files.
     """
     if raw.folders and len(raw) and not any(Path(folder).is_dir() for folder in raw.folders):
@@ -62,7 +62,7 @@ def object_findings(split: str, raw: RawSplit, broken: set[int]) -> Iterator[Fin
 
     Args:
         split: name of the split.
-        raw: the split.
+        raw: its parsed content.
         broken: images with errors, which are skipped.
     """
     counts = np.bincount(raw.image_index[raw.image_index >= 0], minlength=len(raw))

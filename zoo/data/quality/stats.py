@@ -32,7 +32,7 @@ OVERLAPPING = 0.5
 """Boxes with at least this IoU overlap: non-maximum suppression at this threshold would keep only one of them."""
 
 COUNT_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)  # boxes per image
-SIDE_EDGES = tuple(2.0 ** (step / 4) for step in range(0, 49))  # 1 to 4096 pixels, four bins an octave
+SIDE_EDGES = tuple(2.0 ** (step / 4) for step in range(0, 49))  # 1 to 4096 pixels, four bins per octave
 ASPECT_EDGES = tuple(2.0 ** (step / 4) for step in range(-16, 17))  # 1/16 to 16
 UNIT_EDGES = tuple(step / 20 for step in range(21))
 

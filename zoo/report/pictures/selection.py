@@ -62,11 +62,11 @@ def choose_pictures(
 ) -> list[Choice]:
     """Choose up to `count` images: a sample; of the rest a quarter misses, a quarter false positives, then pairs.
 
-    If there are too few pairs, misses and false positives fill up. An image is chosen once, with all its reasons. Runs
-    take turns, so that no run fills a category alone.
+    If there are too few pairs, more misses and false positives are chosen. An image is chosen once, with all its
+    reasons. Runs take turns, so that no run fills a category alone.
 
     Args:
-        ground_truth: of all images of the measured split.
+        ground_truth: of all images of the evaluated split.
         predictions: `Run.folder` -> its predictions; one seed of each configuration.
         shown_scores: `Run.folder` -> score from which its detections are shown.
         count: maximum number of images.

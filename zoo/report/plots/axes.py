@@ -91,25 +91,25 @@ class Plot:
     probe: str = ""  # "from to": values at the ends of the x axis, for plots whose tooltip shows all lines at one x
 
 
-def nice_ticks(highest: float, most: int) -> list[float]:
+def nice_ticks(highest: float, max_steps: int) -> list[float]:
     """Ticks 0, s, 2s .. to the first not below `highest`; s is the step of `nice_step`."""
     if highest <= 0:
         return [0.0, 1.0]
-    step = nice_step(highest, most)
+    step = nice_step(highest, max_steps)
     count = math.ceil(highest / step - 1e-9)
     return [round(step * at, 10) for at in range(count + 1)]
 
 
-def nice_step(length: float, most: int) -> float:
-    """Smallest step, 1, 2 or 5 times a power of ten, of which at most `most` fit into `length` > 0."""
-    exponent = math.floor(math.log10(length / most))
+def nice_step(length: float, max_steps: int) -> float:
+    """Smallest step, 1, 2 or 5 times a power of ten, of which at most `max_steps` fit into `length` > 0."""
+    exponent = math.floor(math.log10(length / max_steps))
     steps = (factor * 10.0**power for power in (exponent, exponent + 1) for factor in (1, 2, 5))
-    return next(step for step in steps if length / step <= most + 1e-9)
+    return next(step for step in steps if length / step <= max_steps + 1e-9)
 
 
-def nice_range(low: float, high: float, most: int) -> list[float]:
+def nice_range(low: float, high: float, max_steps: int) -> list[float]:
     """Ticks that enclose a range: the first is not above `low`, the last not below `high`."""
-    step = nice_step(max(high - low, 1e-3), most)
+    step = nice_step(max(high - low, 1e-3), max_steps)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * at, 10) for at in range(first, max(last, first + 1) + 1)]
 

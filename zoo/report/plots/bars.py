@@ -7,7 +7,7 @@ from zoo.report.number_format import Value, format_ap, format_cost, format_or_mi
 from zoo.report.plots.axes import CHARACTER_WIDTH, Bar, Caption, Plot, Tick, format_tick, nice_ticks
 from zoo.report.results import Run
 
-# TIDE's errors (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", section 3), its order.
+# TIDE's error types in the order of its paper; `zoo.evaluation.errors` defines them.
 MAIN_ERRORS = {
     "Cls": ("Class", "localised correctly, wrong class"),
     "Loc": ("Location", "correct class, IoU .10 to .50"),
@@ -28,7 +28,7 @@ TIME_PARTS = {  # of inference, in the order in which they run
     "post-processing": "post-processing",
 }
 
-_ROW, _BAR = 26.0, 12.0
+_ROW, _BAR = 26.0, 12.0  # SVG units, heights
 _CLIP = 5.0  # a bar this many times as long as the second longest is cut off, so that the others stay readable
 
 
