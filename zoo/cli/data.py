@@ -15,7 +15,7 @@ from zoo.cli.data_tables import findings_document, print_findings, print_statist
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_data_parser, make_parser
 from zoo.data.formats.recognise import recognise
-from zoo.data.formats.yolo_data import read_data_file
+from zoo.data.formats.yolo.data_file import read_data_file
 from zoo.data.quality.cleaning import Change, write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.image_files import Item

@@ -250,8 +250,8 @@ def check_splits_and_checkpoints(module: DetectionDataModule, trainer: Namespace
     """Check that the data has the splits to train and test on, and that the run writes its own checkpoints.
 
     Raises:
-        InputError: the data has no training split, or none to evaluate on, or no objects in one of these, or the Trainer's arguments replace the
-            checkpoints of a comparison.
+        InputError: the data has no training split, or none to evaluate on, or no objects in one of these, or the
+            Trainer's arguments replace the checkpoints of a comparison.
     """
     measured = final_split(module)
     for split in ("train", measured):

@@ -13,11 +13,11 @@ from typing import IO, Any
 import msgspec
 
 from zoo.data.formats.coco import Coco
-from zoo.data.formats.coco_images import root_folder
+from zoo.data.formats.coco.images import root_folder
 from zoo.data.formats.locate import find_images
-from zoo.data.formats.recognise_yolo import yolo_file, yolo_folder
-from zoo.data.formats.voc_layouts import find_voc, find_xml_folders
-from zoo.data.formats.yolo_data import DATA_SUFFIXES, SPLITS, read_data_file
+from zoo.data.formats.voc.layouts import find_voc, find_xml_folders
+from zoo.data.formats.yolo.data_file import DATA_SUFFIXES, SPLITS, read_data_file
+from zoo.data.formats.yolo.layouts import yolo_file, yolo_folder
 from zoo.data.images import SUFFIXES
 from zoo.data.source import DataWarning, Source
 from zoo.errors import InputError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.formats.coco import Coco, rows_unlike_polygons
-from zoo.data.formats.coco_boxes import BoxesAreCornersError
+from zoo.data.formats.coco.boxes import BoxesAreCornersError
 from zoo.data.formats.raw import (
     CoordinatesAboveOneError,
     ListedTwiceError,

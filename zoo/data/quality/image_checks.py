@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.formats.raw import RawSplit
-from zoo.data.formats.yolo_data import starts_with_a_row
+from zoo.data.formats.yolo.data_file import starts_with_a_row
 from zoo.data.images import SUFFIXES, walk_files
 from zoo.data.quality.findings import Finding
 from zoo.data.quality.image_files import ImageFile, bit_distances, find_near_duplicates

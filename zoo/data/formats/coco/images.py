@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.coco_records import ImageRecord
+from zoo.data.formats.coco.records import ImageRecord
 from zoo.data.formats.locate import locate_images
 from zoo.data.formats.raw import split_paths
 from zoo.data.images import upright_size

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.coco_boxes import (
+from zoo.data.formats.coco.boxes import (
     BoxesAreCornersError,
     look_like_corners,
     polygon_extents,
@@ -25,9 +25,9 @@ from zoo.data.formats.coco_boxes import (
     rotations,
     unlike_polygons,
 )
-from zoo.data.formats.coco_categories import drop_unused
-from zoo.data.formats.coco_images import image_sizes, locate_listed
-from zoo.data.formats.coco_records import Annotation, decode
+from zoo.data.formats.coco.categories import drop_unused
+from zoo.data.formats.coco.images import image_sizes, locate_listed
+from zoo.data.formats.coco.records import Annotation, decode
 from zoo.data.formats.raw import (
     OnError,
     Place,

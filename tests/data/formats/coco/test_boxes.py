@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from unusual_coco import check_read, make, read_all, without_sizes
 
-from zoo.data.formats.coco_boxes import look_like_corners, rotated_extents
+from zoo.data.formats.coco.boxes import look_like_corners, rotated_extents
 from zoo.data.formats.recognise import recognise
 from zoo.data.quality.cleaning import write_cleaned
 from zoo.data.quality.doctor import examine

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from zoo.data.formats.raw import ListedTwiceError, OnError
-from zoo.data.formats.voc_xml import VocFile
+from zoo.data.formats.voc.annotation_file import VocFile
 from zoo.data.images import SUFFIXES, require_utf8_name, walk_files
 from zoo.data.source import read_text
 from zoo.errors import InputError

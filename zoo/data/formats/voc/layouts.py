@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.formats.voc import Voc
-from zoo.data.formats.voc_files import is_hidden, is_xml, split_file
+from zoo.data.formats.voc.files import is_hidden, is_xml, split_file
 from zoo.data.images import SUFFIXES, walk_files
 from zoo.errors import InputError
 

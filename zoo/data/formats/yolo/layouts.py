@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 from zoo.data.formats.yolo import Yolo
-from zoo.data.formats.yolo_data import DATA_SUFFIXES, SPLITS, find_entry, find_layout, read_data_file
+from zoo.data.formats.yolo.data_file import DATA_SUFFIXES, SPLITS, find_entry, find_layout, read_data_file
 from zoo.data.source import DataWarning, Source
 from zoo.errors import InputError
 

@@ -19,8 +19,8 @@ from zoo.data.formats.raw import (
     select_valid_boxes,
     warn_of_notes,
 )
-from zoo.data.formats.yolo_data import class_names, list_split, read_data_file
-from zoo.data.formats.yolo_labels import find_label_file, label_file, read_label_files
+from zoo.data.formats.yolo.data_file import class_names, list_split, read_data_file
+from zoo.data.formats.yolo.labels import find_label_file, label_file, read_label_files
 from zoo.data.images import SUFFIXES, image_sizes, load_image
 from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from zoo.data.formats.coco_records import ABSENT, Annotation, AnnotationWithPolygon, decode
+from zoo.data.formats.coco.records import ABSENT, Annotation, AnnotationWithPolygon, decode
 from zoo.errors import InputError
 
 # Boxes are corners if this fraction of them, read as x y width height, extends beyond the image ...

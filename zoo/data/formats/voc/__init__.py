@@ -22,8 +22,8 @@ from zoo.data.formats.raw import (
     select_valid_boxes,
     warn_of_notes,
 )
-from zoo.data.formats.voc_files import find_images, list_xml_files, read_split, split_file
-from zoo.data.formats.voc_xml import VocFile, VocObject, read_voc_file
+from zoo.data.formats.voc.annotation_file import VocFile, VocObject, read_voc_file
+from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, split_file
 from zoo.data.images import load_image, upright_size
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas

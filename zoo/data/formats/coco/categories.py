@@ -7,7 +7,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.formats.coco_records import Category
+from zoo.data.formats.coco.records import Category
 
 
 def drop_unused(
