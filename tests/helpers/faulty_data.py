@@ -9,9 +9,9 @@ from zoo.data.formats.coco import write_coco
 from zoo.data.formats.recognise import recognise
 from zoo.data.formats.voc import write_voc
 from zoo.data.formats.yolo import write_yolo
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
-from zoo.data.quality.findings import KINDS, count_kinds
+from zoo.data.quality.findings import CLEANING_FLAGS, KINDS, count_kinds
 from zoo.data.table import AnnotationTable
 
 WIDTH, HEIGHT = 96, 64
@@ -92,9 +92,9 @@ def set_box(row, bbox):
 
 
 def check_copy(inspection, root, out):
-    """The copy has no findings with a remedy, all changes are listed, and the original is unchanged."""
+    """A copy with all flags has no findings with a remedy, all changes are listed, and the original is unchanged."""
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    changes = write_cleaned(inspection, out)
+    changes = write_cleaned(inspection, out, flags=CLEANING_FLAGS)
     left = count_kinds(examine(recognise(out)).findings)
     assert not [kind for kind in left if KINDS[kind].remedy], left
     corrected = [finding for finding in inspection.findings if KINDS[finding.kind].remedy]

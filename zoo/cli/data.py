@@ -16,8 +16,10 @@ from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_data_parser, make_parser
 from zoo.data.formats.recognise import recognise
 from zoo.data.formats.yolo.data_file import read_data_file
-from zoo.data.quality.cleaning import Change, write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
+from zoo.data.quality.cleaning import Change
 from zoo.data.quality.doctor import examine
+from zoo.data.quality.findings import CLEANING_FLAGS
 from zoo.data.quality.image_files import Item
 from zoo.data.quality.stats import compute_statistics
 from zoo.data.source import Source
@@ -55,6 +57,10 @@ def doctor(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print every finding as json")
     text = "write a cleaned copy and changes.json to a new or empty folder (boxes and classes; masks are lost)"
     parser.add_argument("--fix", type=Path, metavar="OUT", help=text)
+    text = "in the copy, merge classes whose names differ only in case or spaces"
+    parser.add_argument("--merge-classes", action="store_true", help=text)
+    text = "in the copy, keep near-duplicates of two splits in one of them only"
+    parser.add_argument("--drop-near-duplicates", action="store_true", help=text)
     options = parser.parse_args(args)
     data: Path = options.data
     fix: Path | None = options.fix
@@ -64,7 +70,8 @@ def doctor(args: list[str]) -> int:
     inspection = examine(sources, _Progress("decoding images"))
     changes: list[Change] | None = None
     if fix is not None:
-        changes = write_cleaned(inspection, fix, _Progress("copying images"))
+        flags = [flag for flag in CLEANING_FLAGS if getattr(options, flag.removeprefix("--").replace("-", "_"))]
+        changes = write_cleaned(inspection, fix, _Progress("copying images"), flags)
     if options.json:
         print(encode_json(findings_document(data, inspection, changes)).decode(), end="")
     else:

@@ -22,6 +22,7 @@ from faulty_data import (
     table_of,
     voc_xml,
 )
+from paths import SHARED_CASES
 from PIL import Image as PILImage
 
 from zoo.cli.main import main
@@ -29,7 +30,7 @@ from zoo.data.formats.coco import Coco
 from zoo.data.formats.recognise import recognise
 from zoo.data.formats.shapes import Shapes
 from zoo.data.formats.voc import Voc, write_voc
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.findings import count_kinds
 from zoo.errors import InputError
@@ -87,7 +88,10 @@ def test_invalid_exif_orientation_is_upright(tmp_path, exif):
 def test_similar_classes_are_merged_under_the_most_frequent_name(tmp_path):
     root = make(tmp_path / "a", "voc")
     replace_in(voc_xml(root), "<name>bolt</name>", "<name>Bolt</name>")
-    write_cleaned(examine(recognise(root)), tmp_path / "copy")
+    inspection = examine(recognise(root))
+    write_cleaned(inspection, tmp_path / "as it is")
+    assert examine(recognise(tmp_path / "as it is")).raws["train"].classes == ("Bolt", "bolt", "nut")
+    write_cleaned(inspection, tmp_path / "copy", flags=["--merge-classes"])
     raw = examine(recognise(tmp_path / "copy")).raws["train"]
     assert raw.classes == ("bolt", "nut")
     assert np.bincount(raw.labels)[raw.classes.index("bolt")] == 3
@@ -238,3 +242,23 @@ def test_file_names_with_parent_folders_stay_inside_the_copy(tmp_path):
     edit_json(root, lambda c: c["images"][0].update(file_name="../train/1.png"))
     write_cleaned(examine({"train": Coco(str(json_path(root)), str(root / "train"))}), tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy/train").iterdir()) == ["1.png", "2.png", "3.png"]
+
+
+def test_near_duplicates_are_kept_unless_asked(tmp_path):
+    """They may be frames of a fixed camera."""
+    root = make(tmp_path / "a", "coco")
+    picture(4).point(lambda level: min(level + 3, 255)).save(image_path(root, "coco", 2))  # a little brighter
+    inspection = examine(recognise(root))
+    assert count_kinds(inspection.findings) == {"near_duplicate_in_two_splits": 1}
+    write_cleaned(inspection, tmp_path / "kept")
+    assert len(examine(recognise(tmp_path / "kept")).raws["train"]) == 3
+    write_cleaned(inspection, tmp_path / "dropped", flags=["--drop-near-duplicates"])
+    assert len(examine(recognise(tmp_path / "dropped")).raws["train"]) == 2
+
+
+@pytest.mark.skipif(not SHARED_CASES.exists(), reason="../shared/cases is absent")
+def test_classes_that_differ_in_case_and_symbols_only_stay_apart(tmp_path):
+    inspection = examine(recognise(SHARED_CASES / "c71_letters_and_symbols"))
+    assert inspection.num_errors == 0
+    write_cleaned(inspection, tmp_path / "copy")
+    assert len(examine(recognise(tmp_path / "copy")).raws["train"].classes) == 8

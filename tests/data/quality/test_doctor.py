@@ -29,9 +29,9 @@ from PIL import Image as PILImage
 from zoo.cli.main import main
 from zoo.data.formats.recognise import recognise
 from zoo.data.formats.voc import Voc
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
-from zoo.data.quality.findings import KINDS, count_kinds
+from zoo.data.quality.findings import CLEANING_FLAGS, KINDS, count_kinds
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -157,7 +157,8 @@ IMAGE_FAULTS = {
     "missing_image": [remove_image],
     "broken_image": [cut_image, no_image],
     "rotated_image": [turn_image],
-    "in_two_splits": [share_image, share_encoded_image],
+    "in_two_splits": [share_image],
+    "near_duplicate_in_two_splits": [share_encoded_image],
     "same_image_twice": [repeat_image],
 }
 
@@ -176,7 +177,7 @@ def test_each_image_error_is_the_only_finding_and_is_corrected(tmp_path, form, k
     assert count_kinds(inspection.findings) == {kind: 1}
     assert inspection.findings[0].file.startswith(str(root))
     check_copy(inspection, root, tmp_path / "copy")
-    if kind == "in_two_splits":
+    if kind.endswith("in_two_splits"):
         finding = inspection.findings[0]
         assert (finding.split, Path(finding.file).name) == ("train", "2.png")  # the evaluation image is kept
         copy = examine(recognise(tmp_path / "copy")).raws
@@ -284,7 +285,15 @@ def test_each_yolo_error_is_the_only_finding_and_is_corrected(tmp_path, kind):
 
 
 def test_every_kind_of_finding_is_tested():
-    tested = {*COCO_FAULTS, *IMAGE_FAULTS, *VOC_FAULTS, *YOLO_FAULTS, "unlisted_image", "annotation_shared"}
+    tested = {
+        "split_without_objects",
+        *COCO_FAULTS,
+        *IMAGE_FAULTS,
+        *VOC_FAULTS,
+        *YOLO_FAULTS,
+        "unlisted_image",
+        "annotation_shared",
+    }
     tested |= {"boxes_are_corners", "box_unlike_polygon"}  # in test_coco_boxes.py
     assert tested == set(KINDS)
 
@@ -364,7 +373,7 @@ def test_exit_code_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("bccd", {"box_without_area": 2, "in_two_splits": 1}),
+        ("bccd", {"near_duplicate_in_two_splits": 1, "box_without_area": 2}),
         ("voc100", {}),
         ("coco_mini", {"image_listed_twice": 1}),
     ],
@@ -378,5 +387,12 @@ def test_errors_of_real_data_are_found_and_corrected(tmp_path, name, expected):
     if name == "bccd":
         empty = {Path(finding.file).stem for finding in errors if finding.kind == "box_without_area"}
         assert empty == {"BloodImage_00338", "BloodImage_00343"}
-    write_cleaned(inspection, tmp_path / "copy")
+    write_cleaned(inspection, tmp_path / "copy", flags=CLEANING_FLAGS)
     assert examine(recognise(tmp_path / "copy")).num_errors == 0
+
+
+def test_a_split_without_objects_is_an_error(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    edit_json(root, lambda c: c.update(annotations=[]))
+    counts = count_kinds(examine(recognise(root)).findings)
+    assert counts["split_without_objects"] == 1

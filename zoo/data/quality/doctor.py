@@ -88,6 +88,11 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     with_files = {split: raw for split, raw in raws.items() if raw.folders}
     findings += [*stray_findings(with_files), *duplicate_findings(with_files, files)]
     findings += balance_findings(raws, origin(next(iter(sources.values()))))
+    with_errors = {finding.split for finding in findings if finding.severity == "error"}
+    for split, raw in raws.items():
+        if split not in with_errors and not len(raw.labels):
+            message = f"none of the {len(raw)} images has an object" if len(raw) else "there are no images"
+            findings.append(Finding("split_without_objects", split, origin(sources[split]), None, message))
     splits, kinds = ["", *raws], list(KINDS)
     findings.sort(key=lambda finding: (splits.index(finding.split), kinds.index(finding.kind)))
     return Inspection(dict(sources), parsed, raws, files, findings)

@@ -15,12 +15,14 @@ class Kind:
         title: heading in the list of findings.
         advice: what the user should do.
         remedy: how a cleaned copy differs; "" where the copy is unchanged.
+        flag: flag of `zoo doctor` without which a cleaned copy is unchanged, since the remedy is a guess; "" if none.
     """
 
     severity: Severity
     title: str
     advice: str
     remedy: str = ""
+    flag: str = ""
 
 
 KINDS: dict[str, Kind] = {
@@ -67,6 +69,13 @@ KINDS: dict[str, Kind] = {
     "in_two_splits": Kind(
         "error", "Images in two splits", "keep it in one split only", "kept in the later split (of train, val, test)"
     ),
+    "near_duplicate_in_two_splits": Kind(
+        "error",
+        "Near-duplicates in two splits",
+        "keep it in one split only, unless these are different images of one scene",
+        "kept in the later split (of train, val, test)",
+        "--drop-near-duplicates",
+    ),
     "same_image_twice": Kind("warning", "Identical files in one split", "keep one of them"),
     # Ids and classes
     "image_id_twice": Kind("error", "Image ids used twice", "give each image its own id", "images left out"),
@@ -75,10 +84,11 @@ KINDS: dict[str, Kind] = {
     "unknown_image": Kind("error", "Boxes of unlisted images", "list the image, or remove the box", "left out"),
     "unknown_class": Kind("error", "Boxes of unknown classes", "add the class, or correct the box", "left out"),
     "class_names_alike": Kind(
-        "error",
+        "warning",
         "Class names that differ only in case or spaces",
-        "use one name",
+        "use one name, if they are one class",
         "merged into one class, under the most frequent name",
+        "--merge-classes",
     ),
     "classes_differ": Kind(
         "error", "Splits with different classes", "use the same classes in all splits", "one list of classes"
@@ -99,6 +109,9 @@ KINDS: dict[str, Kind] = {
     "box_tiny": Kind("warning", "Tiny boxes", "check whether it was drawn by mistake"),
     "box_nearly_doubled": Kind("warning", "Near-duplicate boxes", "check whether they are one object or two"),
     # Whole data set
+    "split_without_objects": Kind(
+        "error", "Splits without objects", "check where the annotations are; nothing can be trained or evaluated"
+    ),
     "image_without_objects": Kind(
         "warning", "Images without objects", "check whether it has objects that were not annotated"
     ),
@@ -107,6 +120,8 @@ KINDS: dict[str, Kind] = {
     "unbalanced_classes": Kind("warning", "Unbalanced classes", "add images of the rare classes"),
 }
 """All kinds of findings, in the order of the list."""
+
+CLEANING_FLAGS = tuple(kind.flag for kind in KINDS.values() if kind.flag)
 
 
 @dataclass(frozen=True)

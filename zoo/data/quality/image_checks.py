@@ -119,11 +119,11 @@ def duplicate_findings(raws: Mapping[str, RawSplit], files: Mapping[Path, ImageF
     for at, earlier in enumerate(splits):
         reported: set[int] = set()
         for later in splits[at + 1 :]:
-            for index, path, other, reason in _shared(usable[earlier], usable[later]):
+            for index, path, other, reason, is_identical in _shared(usable[earlier], usable[later]):
                 if index not in reported:
                     reported.add(index)
-                    message = f"is also in {later}: {other} ({reason})"
-                    yield Finding("in_two_splits", earlier, str(path), None, message, index)
+                    kind = "in_two_splits" if is_identical else "near_duplicate_in_two_splits"
+                    yield Finding(kind, earlier, str(path), None, f"is also in {later}: {other} ({reason})", index)
 
 
 def _identical(split: str, files: list[tuple[int, Path, ImageFile]]) -> Iterator[Finding]:
@@ -136,8 +136,8 @@ def _identical(split: str, files: list[tuple[int, Path, ImageFile]]) -> Iterator
 
 def _shared(
     ours: list[tuple[int, Path, ImageFile]], theirs: list[tuple[int, Path, ImageFile]]
-) -> Iterator[tuple[int, Path, Path, str]]:
-    """(index, path, other path, reason) of each of `ours` with a duplicate or near-duplicate in `theirs`."""
+) -> Iterator[tuple[int, Path, Path, str, bool]]:
+    """(index, path, other path, reason, whether identical) of each of `ours` with a (near-)duplicate in `theirs`."""
     by_digest: dict[bytes, Path] = {}
     for _, path, file in theirs:
         by_digest.setdefault(file.digest, path)
@@ -154,7 +154,7 @@ def _shared(
     for index, path, file in ours:
         if file.digest in by_digest:
             other_path = by_digest[file.digest]
-            yield index, path, other_path, "the same file" if other_path == path else "the same bytes"
+            yield index, path, other_path, "the same file" if other_path == path else "the same bytes", True
         elif index in nearest:
             distance, other_path = nearest[index]
-            yield index, path, other_path, f"near-duplicate: {distance} of 255 fingerprint bits differ"
+            yield index, path, other_path, f"near-duplicate: {distance} of 255 fingerprint bits differ", False

@@ -6,7 +6,7 @@ from unusual_coco import check_read, make, read_all, without_sizes
 
 from zoo.data.formats.coco.boxes import look_like_corners, rotated_extents
 from zoo.data.formats.recognise import recognise
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.findings import count_kinds
 from zoo.data.source import DataWarning

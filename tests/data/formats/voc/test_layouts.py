@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 from zoo.data.formats.recognise import data_arguments, recognise
 from zoo.data.formats.voc import Voc
 from zoo.data.module import DetectionDataModule
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.source import DataWarning
 from zoo.errors import InputError

@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 
 from zoo.data.formats.recognise import data_arguments, is_data_set, recognise
 from zoo.data.formats.yolo import Yolo, write_yolo
-from zoo.data.quality.cleaning import write_cleaned
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.findings import count_kinds
 from zoo.data.source import DataWarning
