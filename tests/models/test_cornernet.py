@@ -396,5 +396,5 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     state = {name: torch.zeros(shape) for name, shape in official_parameters().items() if name.startswith("module.pre")}
     with pytest.raises(InputError, match=r"trunk\.stem\.0\.conv\.weight has shape \(128, 3, 7, 7\)"):
         load_weights(small(), state, layout="cornernet")
-    with pytest.raises(InputError, match="only a CornerNet with trunk hourglass"):
+    with pytest.raises(InputError, match="need a CornerNet with trunk hourglass"):
         load_weights(CornerNet(3, trunk="resnet10t", channels=32), state, layout="cornernet")

@@ -69,6 +69,11 @@ COCO_FAULTS = {
     ),
     "unknown_image": (lambda c: c["annotations"][0].update(image_id=77), ("train",), {}),
     "unknown_class": (lambda c: c["annotations"][0].update(category_id=77), ("train",), {}),
+    "class_name_twice": (
+        lambda c: (c["categories"].append({"id": 3, "name": "nut"}), c["annotations"][0].update(category_id=3)),
+        BOTH,
+        {},
+    ),
     "class_names_alike": (
         lambda c: (c["categories"].append({"id": 3, "name": " Nut"}), c["annotations"][0].update(category_id=3)),
         BOTH,
@@ -109,7 +114,7 @@ def test_each_coco_error_is_the_only_finding_and_is_corrected(tmp_path, kind):
     root = make(tmp_path / "a", "coco")
     edit_json(root, change, splits)
     inspection = examine(recognise(root))
-    times = len(splits) if kind in ("class_id_twice", "class_names_alike") else 1
+    times = len(splits) if kind in ("class_id_twice", "class_name_twice", "class_names_alike") else 1
     assert count_kinds(inspection.findings) == {kind: times, **others}
     finding = next(finding for finding in inspection.findings if finding.kind == kind)
     assert finding.file.startswith(str(root))

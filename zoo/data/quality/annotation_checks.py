@@ -85,14 +85,19 @@ def id_findings(split: str, raw: RawSplit) -> Iterator[Finding]:
 
 
 def class_findings(split: str, raw: RawSplit, file: str) -> Iterator[Finding]:
-    """Duplicate class ids, and class names that differ only in case, spaces, `_` or `-`."""
+    """Duplicate class ids and names, and class names that differ only in case, spaces, `_` or `-`."""
     for index, first in _duplicates(raw.class_ids):
         message = f"class {raw.classes[index]!r} has the id of {raw.classes[first]!r}"
         yield Finding("class_id_twice", split, file, f"category id {raw.class_ids[index]}", message)
     counts = np.bincount(raw.labels[raw.labels >= 0], minlength=len(raw.classes))
+    first_of = {name: index for index, name in reversed(list(enumerate(raw.classes)))}
+    for index, first in [(i, first_of[name]) for i, name in enumerate(raw.classes) if first_of[name] != i]:
+        ids = f"{raw.class_ids[first]} and {raw.class_ids[index]}"
+        yield Finding("class_name_twice", split, file, None, f"categories {ids} are both called {raw.classes[index]!r}")
     for labels in similar_names(raw.classes):
-        names = [f"{raw.classes[label]!r} ({counts[label]} objects)" for label in labels]
-        yield Finding("class_names_alike", split, file, None, "these may be one class: " + ", ".join(names))
+        if len({raw.classes[label] for label in labels}) > 1:
+            names = [f"{raw.classes[label]!r} ({counts[label]} objects)" for label in labels]
+            yield Finding("class_names_alike", split, file, None, "these may be one class: " + ", ".join(names))
 
 
 def similar_names(classes: tuple[str, ...]) -> list[list[int]]:

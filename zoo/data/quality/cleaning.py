@@ -210,7 +210,8 @@ def _share_classes(
     counts = sum(np.bincount(table.labels, minlength=len(classes)) for table in tables.values())
     kept_name = {label: label for label in range(len(classes))}
     is_merged = any(finding.kind == "class_names_alike" for finding in findings)
-    for labels in similar_names(classes) if is_merged else ():
+    same_names = [[label for label, other in enumerate(classes) if other == name] for name in dict.fromkeys(classes)]
+    for labels in similar_names(classes) if is_merged else same_names:
         most_frequent = max(labels, key=lambda label: (np.asarray(counts)[label], -label))
         kept_name.update(dict.fromkeys(labels, most_frequent))
     kept = sorted(set(kept_name.values()))
@@ -225,7 +226,7 @@ def _share_classes(
     changes = [
         Change(finding.split, finding.file, finding.place, f"{finding.message}: {KINDS[finding.kind].remedy}")
         for finding in findings
-        if finding.kind in ("class_names_alike", "classes_differ")
+        if finding.kind in ("class_name_twice", "class_names_alike", "classes_differ")
     ]
     return merged, changes
 

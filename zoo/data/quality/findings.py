@@ -83,6 +83,9 @@ KINDS: dict[str, Kind] = {
     "class_id_twice": Kind("error", "Class ids used twice", "give each class its own id", "boxes of that id left out"),
     "unknown_image": Kind("error", "Boxes of unlisted images", "list the image, or remove the box", "left out"),
     "unknown_class": Kind("error", "Boxes of unknown classes", "add the class, or correct the box", "left out"),
+    "class_name_twice": Kind(
+        "error", "Class names used twice", "give each class its own name", "merged into one class"
+    ),
     "class_names_alike": Kind(
         "warning",
         "Class names that differ only in case or spaces",

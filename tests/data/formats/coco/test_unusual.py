@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 from unusual_coco import HEIGHT, WIDTH, check_read, content, make, picture, read_all, without_sizes, write
 
 from zoo.data.formats.recognise import data_arguments, recognise
+from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
 from zoo.data.quality.findings import count_kinds
 from zoo.data.quality.stats import compute_statistics
@@ -179,7 +180,7 @@ def test_json_without_annotations_is_left_out(tmp_path):
 
 def test_empty_annotations_are_a_valid_split_and_a_cut_file_is_an_error(tmp_path):
     make(tmp_path, lambda c: c.update(annotations=[]))
-    check_read(tmp_path, objects=0)
+    assert {split: source.read().num_objects for split, source in recognise(tmp_path).items()} == {"train": 0, "val": 0}
     file = tmp_path / "annotations/instances_val.json"
     file.write_text(file.read_text()[:150])
     with pytest.raises(InputError, match="is the file complete"):
@@ -189,7 +190,7 @@ def test_empty_annotations_are_a_valid_split_and_a_cut_file_is_an_error(tmp_path
 def test_no_image_at_all_is_an_empty_split(tmp_path):
     make(tmp_path, lambda c: c.update(annotations=[], images=[]), splits=("train",))
     assert len(recognise(tmp_path)["train"].read()) == 0
-    assert examine(recognise(tmp_path)).num_errors == 0
+    assert {finding.kind for finding in examine(recognise(tmp_path)).findings} >= {"split_without_objects"}
 
 
 def test_gzip_is_read_like_the_json(tmp_path):
@@ -255,7 +256,10 @@ def test_two_categories_of_one_name_with_objects_are_an_error(tmp_path):
     make(tmp_path, lambda c: c.update(categories=[category(1, "nut"), category(2, "nut")]))
     with pytest.raises(InputError, match="category name 'nut' occurs 2 times"):
         recognise(tmp_path)["train"].read()
-    assert examine(recognise(tmp_path)).num_errors > 0
+    inspection = examine(recognise(tmp_path))
+    assert count_kinds(inspection.findings)["class_name_twice"] == 2
+    write_cleaned(inspection, tmp_path / "copy")
+    assert recognise(tmp_path / "copy")["train"].read().classes == ("nut",)
 
 
 def test_borrat_has_one_class():
@@ -283,8 +287,8 @@ CASES = {  # name -> ((images, objects) of each split, notes a split, kinds of e
     "c36_cvat_rotation": ({"train": (8, 24), "val": (4, 12)}, 1, set()),
     "c39_cvat_default": ({"default": (12, 36)}, 0, set()),
     "c65_bbox_not_its_polygon": ({"train": (8, 24), "val": (4, 12)}, 1, {"box_unlike_polygon"}),
-    "c74_coco_empty_train": ({"train": (4, 0), "val": (3, 9)}, 0, set()),
-    "c76_empty_train_json": ({"train": (0, 0), "val": (3, 9)}, 0, set()),
+    "c74_coco_empty_train": ({"train": (4, 0), "val": (3, 9)}, 0, {"split_without_objects"}),
+    "c76_empty_train_json": ({"train": (0, 0), "val": (3, 9)}, 0, {"split_without_objects"}),
 }
 
 
