@@ -1,7 +1,6 @@
 """Findings in tiny data sets in three formats, with one error or warning each."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -332,18 +331,6 @@ def test_default_list_of_classes_is_that_of_voc(tmp_path):
     inspection = examine(recognise(root))
     assert count_kinds(inspection.findings) == {"class_without_objects": 1}
     assert inspection.findings[0].message.startswith("18 of 20 classes have no object in any split: aeroplane, bicycle")
-
-
-def test_file_names_that_are_not_utf_8(tmp_path, capsys):
-    root = make(tmp_path / "coco", "coco")
-    odd = os.fsencode(root / "train") + b"/\xff.png"
-    Path(os.fsdecode(odd)).write_bytes(b"")
-    assert main(["doctor", str(root)]) == 0
-    assert "\\xff.png: this image is in no split" in capsys.readouterr().out
-    root = make(tmp_path / "yolo", "yolo")
-    Path(os.fsdecode(os.fsencode(root / "images/train") + b"/\xff.png")).write_bytes(b"")
-    assert main(["doctor", str(root)]) == 2
-    assert "images/train: image name \\xff.png is not UTF-8; rename the file" in capsys.readouterr().err
 
 
 def test_label_without_image_in_a_nested_folder_is_found_once(tmp_path):
