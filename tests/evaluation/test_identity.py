@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from paths import SHARED_CASES
 
+from zoo.cli.main import main
 from zoo.data.formats.recognise import recognise
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -205,3 +206,16 @@ def test_shared_cases(case: str, file: str, expected: float | None) -> None:
     predictions = read_predictions(path, table).predictions
     metrics = evaluate(GroundTruth.from_table(table), predictions, ["coco"]).metrics
     assert metrics["AP"] == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.skipif(not SHARED_CASES.exists(), reason="../shared/cases is absent")
+def test_shared_case_of_more_objects_than_coco_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = SHARED_CASES / "m05_150_objects"
+    arguments = ["--predictions", str(folder / "dets.json"), "--data", str(folder), "--split", "val"]
+    assert main(["evaluate", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "at most 100 detections of a class in an image: perfect detections have AP 0.663" in captured.err
+    assert "0.663" in captured.out

@@ -15,7 +15,7 @@ from zoo.data.formats.coco import read_coco
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate, format_scores, read_predictions
 from zoo.evaluation.coco import KEYS
-from zoo.evaluation.scores import check_protocols
+from zoo.evaluation.scores import check_protocols, describe_detection_limit
 from zoo.evaluation.voc import average_precisions
 
 arguments = st.fixed_dictionaries(
@@ -323,3 +323,12 @@ def test_unknown_protocols_and_engines_are_input_errors():
 def test_formatted_scores_name_classes_and_metrics(case):
     text = format_scores(evaluate(case.ground_truth, case.predictions))
     assert all(name in text for name in ("class0", "class3", "VOC07", "AR100"))
+
+
+def test_limit_of_detections_is_described(case):
+    assert describe_detection_limit(case.ground_truth) == ""
+    boxes = np.stack([np.arange(101.0), np.zeros(101), np.arange(101.0) + 1, np.ones(101)], axis=1)
+    columns = {"areas": np.ones(101), "labels": np.zeros(101, np.int64)}
+    flags = {"iscrowd": np.zeros(101, bool), "difficult": np.zeros(101, bool)}
+    crowded = GroundTruth.from_counts(("a",), np.array([1]), np.array([101]), boxes, **columns, **flags)
+    assert describe_detection_limit(crowded).startswith("an image has 101 objects of one class, but COCO's metrics")

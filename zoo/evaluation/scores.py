@@ -26,6 +26,8 @@ from zoo.evaluation.voc import evaluate_voc
 
 Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
+MAX_DETECTIONS = 100
+"""COCO's limit for detections of one class in one image."""
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, "D"], Float[np.ndarray, "D 4"], Float[np.ndarray, "D"], Int64[np.ndarray, "D"]
@@ -112,6 +114,21 @@ def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Det
         order = np.argsort(index, kind="stable")
         index, boxes, scores, labels = index[order], boxes[order], scores[order], labels[order]
     return index, boxes, scores, labels
+
+
+def describe_detection_limit(ground_truth: GroundTruth) -> str:
+    """Sentence on objects that COCO's limit of 100 detections of a class and image leaves out; "" if there are none."""
+    counts = ~ground_truth.iscrowd
+    index, labels = ground_truth.image_index[counts], ground_truth.labels[counts]
+    most = int(np.bincount(index * len(ground_truth.classes) + labels).max(initial=0))
+    if most <= MAX_DETECTIONS:
+        return ""
+    perfect = Predictions(ground_truth.image_ids[index], ground_truth.boxes[counts], np.ones(len(index)), labels)
+    ap = evaluate(ground_truth, perfect, ["coco"]).metrics["AP"]
+    return (
+        f"an image has {most} objects of one class, but COCO's metrics count at most {MAX_DETECTIONS} detections of a"
+        f" class in an image: perfect detections have AP {ap:.3f}"
+    )
 
 
 def scores_table(scores: Scores) -> Group:
