@@ -41,7 +41,6 @@ from zoo.training.trainer import (
     find_callback,
     make_trainer,
     model_key,
-    preserve_metrics_csv,
     process_rank,
     silence_lightning,
     terminate_children_on_error,
@@ -179,10 +178,8 @@ class TrainingCLI(LightningCLI):
             parser, run_config = self._parser(self.subcommand), self.config[self.subcommand]
             to_logs = run_config.out is None
             callbacks.append(SaveRunConfig(parser, run_config, save_to_log_dir=to_logs, **self.save_config_kwargs))
-        folder = self._run_folder()
-        if folder is not None and process_rank() == 0:
-            preserve_metrics_csv(folder)
-        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, folder, model_key(self.model))
+        name = model_key(self.model)
+        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, self._run_folder(), name)
 
     def _run_folder(self) -> Path | None:
         """The folder given by `--out`, or None."""

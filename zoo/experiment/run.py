@@ -37,7 +37,6 @@ from zoo.training.trainer import (
     find_callback,
     make_trainer,
     model_key,
-    preserve_metrics_csv,
     process_rank,
     silence_lightning,
     terminate_children_on_error,
@@ -86,8 +85,6 @@ def train_and_test(folder: Path) -> Run:
     built = instantiate(parser, config)
     detector: Detector = built.model
     module: DetectionDataModule = built.data
-    if process_rank() == 0:
-        preserve_metrics_csv(folder)
     # Under SLURM, Lightning resumes from hpc_ckpt_* files in the root folder without being asked. In a root folder
     # that all runs share they could belong to another run; in the run folder they are superseded by last.ckpt.
     for checkpoint in folder.glob("hpc_ckpt_*"):

@@ -53,13 +53,16 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     Args:
         arguments: of the Trainer. Its callbacks replace default ones of the same class, its loggers all default ones.
         data: without a validation split there is no best checkpoint.
-        folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
+        folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`. The metrics.csv
+            of an earlier part of the run in it is renamed.
         name: of the run.
 
     Raises:
         InputError: invalid Trainer arguments, for example an accelerator that is not available.
     """
     arguments = dict(arguments)
+    if folder is not None and process_rank() == 0:
+        _preserve_metrics_csv(folder)
     if arguments.get("logger") in (None, True):
         arguments["logger"] = default_loggers(folder, Path(arguments.get("default_root_dir") or RUNS_FOLDER), name)
     given = arguments.get("callbacks") or []
@@ -134,7 +137,7 @@ def terminate_children_on_error(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def preserve_metrics_csv(folder: Path) -> None:
+def _preserve_metrics_csv(folder: Path) -> None:
     """Rename metrics.csv of an earlier part of the run, since Lightning's CSV logger would overwrite it."""
     metrics = folder / "metrics.csv"
     if metrics.exists():
