@@ -24,6 +24,13 @@ from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
 
 Outputs = TypeVar("Outputs")
 
+SCORE_THRESHOLD = 0.001
+"""Minimum score of the detections of every detector, low enough for AP to be measured at high recall.
+
+One value for all, since AP grows with the number of detections: papers and their code use 0.0001 to 0.05. For showing
+detections, `zoo predict` and the report choose higher ones.
+"""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -157,17 +164,20 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         return self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
 
     @final
-    def frame_batch(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> Batch:
+    def frame_batch(
+        self, images: Sequence[Image], targets: Sequence[Target] | None = None, for_training: bool = False
+    ) -> Batch:
         """Frame raw images and their targets, with region proposals if the detector uses them.
 
         Args:
             images: uint8 [3, H, W] RGB, any sizes.
             targets: one for each image.
+            for_training: whether the losses are trained on; matters with `native_at_test` only.
         """
         if self.proposals is None:
-            return self.frame(images, targets)
+            return self.frame(images, targets, None, for_training)
         given = [target.get("proposals") for target in targets] if targets is not None else [None] * len(images)
-        return self.frame(images, targets, [*map(self._find_proposals, images, given)])
+        return self.frame(images, targets, [*map(self._find_proposals, images, given)], for_training)
 
     def _find_proposals(self, image: Image, given: Tensor | None) -> Tensor:
         assert self.proposals is not None
@@ -179,8 +189,8 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def compute_raw_losses(self, batch: RawBatch) -> Losses:
-        """Losses of a raw batch, for training loops other than Lightning's."""
-        framed = self.frame_batch(*batch)
+        """Losses of a raw batch to train on, for training loops other than Lightning's, too."""
+        framed = self.frame_batch(*batch, for_training=True)
         return self.compute_losses(self.encode(framed), framed)
 
     @final

@@ -186,13 +186,13 @@ def test_voc_equals_a_slow_loop(make_case, arguments):
 
 
 def one_class(objects, detections) -> tuple[GroundTruth, Predictions]:
-    """One class in images 1 to 3; objects are (image, box, difficult), detections (image, box, score)."""
+    """One class in images 1 to 7; objects are (image, box, difficult), detections (image, box, score)."""
     objects = sorted(objects, key=lambda item: item[0])
     boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
     ground_truth = GroundTruth.from_counts(
         classes=["thing"],
-        image_ids=np.array([1, 2, 3]),
-        counts=np.array([sum(image == i for image, _, _ in objects) for i in (1, 2, 3)]),
+        image_ids=np.arange(1, 8),
+        counts=np.array([sum(image == i for image, _, _ in objects) for i in range(1, 8)]),
         boxes=boxes,
         areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
         labels=np.zeros(len(objects), dtype=np.int64),
@@ -263,6 +263,37 @@ A, B, NEAR_A, ELSEWHERE = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 8), (50, 5
 )
 def test_voc_by_hand(objects, detections, voc07, voc10):
     assert voc(objects, detections) == pytest.approx((voc07, voc10), abs=1e-12)
+
+
+OBJECTS_OF_THE_REVIEW = """
+    1 25 16 38 56    1 129 123 41 62    2 123 11 43 55    2 38 132 59 45    3 16 14 35 48    3 123 30 49 44
+    3 99 139 47 47    4 53 42 40 52    4 154 43 31 34    5 59 31 44 51    5 48 128 34 52    6 36 89 52 76
+    6 62 58 44 67    7 28 31 55 63    7 58 67 50 58
+"""  # image, then x, y, w, h
+DETECTIONS_OF_THE_REVIEW = """
+    1 .88 5 67 31 48    1 .70 119 111 40 67    1 .80 124 9 49 67    2 .71 64 111 64 58    2 .54 26 140 60 47
+    2 .74 19 18 43 35    3 .18 109 15 77 39    3 .67 86 63 46 45    3 .38 160 62 36 53    3 .91 105 131 47 47
+    3 .44 18 148 40 44    4 .35 83 28 28 26    4 .78 28 68 42 67    4 .45 87 89 25 39    4 .14 10 155 60 26
+    5 .62 50 38 28 46    5 .44 95 11 53 28    5 .95 29 131 72 29    5 .23 29 163 72 29    6 .45 43 48 74 38
+    6 .84 17 155 29 35    6 .43 95 110 25 42    7 .48 16 20 101 88    7 .95 33 116 37 49
+"""  # image, score, then x, y, w, h
+
+
+def test_voc_of_a_published_example():
+    """The example and results of rafaelpadilla/review_object_detection_metrics (tests/test_eval_pascal.py), IoU 0.5."""
+
+    def edges(x, y, w, h):
+        return (x, y, x + w, y + h)
+
+    objects = np.array(OBJECTS_OF_THE_REVIEW.split(), dtype=np.float64).reshape(-1, 5)
+    detections = np.array(DETECTIONS_OF_THE_REVIEW.split(), dtype=np.float64).reshape(-1, 6)
+    voc07, voc10 = voc(
+        [(int(image), edges(*box), False) for image, *box in objects],
+        [(int(image), edges(*box), score) for image, score, *box in detections],
+    )
+    assert (len(objects), len(detections)) == (15, 24)
+    assert voc07 == pytest.approx(0.0303030303, abs=1e-10)
+    assert voc10 == pytest.approx(0.0222222222, abs=1e-10)
 
 
 def test_voc07_recall_of_0_3_is_reached_by_three_of_ten_objects():

@@ -49,6 +49,10 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         "faster_rcnn",
         {"trunk": "resnet10t", "pyramid_norm": True, "head_convs": 1, "head_fcs": 1, "channels": 64, "head_width": 64},
     ),
+    "retinanet at the images' own size": (
+        "retinanet",
+        {"trunk": "resnet10t", "channels": 64, "head_depth": 1, "frame": FrameConfig(32, 48, native_at_test=True)},
+    ),
     "retinanet with frozen and group norm": (
         "retinanet",
         {"trunk": "resnet10t", "norm": "frozen", "group_norm": True, "channels": 64, "head_depth": 1},
@@ -266,6 +270,8 @@ def test_unusable_input_is_reported_in_one_line(
     detector = build("sliding_window")
     detector.arguments["evaluation"] = "crops"
     assert "evaluation: dense" in error_line(save(detector, tmp_path / "crops.ckpt"))
+    detector.arguments |= {"evaluation": "dense", "suppression": "merging"}
+    assert "suppression: nms" in error_line(save(detector, tmp_path / "merging.ckpt"))
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the cause") from ValueError("of it\nand more")

@@ -54,6 +54,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "pooling": "pool",
             "anchor_scales": (2.0, 4.0, 8.0),
             "head_width": 64,
+            "min_proposal_side": 4.0,
             **FEW_REGIONS,
         },
     ),
@@ -106,9 +107,10 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "box_widths": (64,),
         },
     ),
-    "sliding_window in crops": (
+    "sliding_window in crops, with merging": (
         "sliding_window",
         {
+            "suppression": "merging",
             "trunk": "resnet10t",
             "stride": 8,
             "evaluation": "crops",

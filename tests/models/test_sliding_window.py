@@ -395,5 +395,5 @@ def test_what_cannot_be_built() -> None:
         build(head_kernel=4)
     with pytest.raises(ValueError, match="OverFeat's cells are 12 pixels apart"):
         build(trunk="overfeat", stride=36)
-    with pytest.raises(ValueError, match="no published weights"):
+    with pytest.raises(ValueError, match="for their own program"):
         build(trunk="overfeat", stride=12, pretrained=True)

@@ -23,6 +23,18 @@ def test_framed_sizes(given: tuple[int, int], framed: tuple[int, int]) -> None:
     assert FrameConfig(min_size=64, max_size=64, stretch=True).framed_size(*given) == (64, 64)
 
 
+def test_images_are_resized_for_training_only() -> None:
+    target = make_target([[10, 20, 50, 60]], [0])
+    images, targets = [make_image(100, 140, target)], [target]
+    frame = Frame(FrameConfig(min_size=50, max_size=100, native_at_test=True))
+    trained, tested = frame(images, targets, for_training=True), frame(images, targets)
+    assert trained.sizes.tolist() == [[70, 50]]
+    assert trained.boxes.tolist() == [[[5, 10, 25, 30]]]
+    assert tested.sizes.tolist() == [[140, 100]]
+    assert tested.boxes.tolist() == [[[10, 20, 50, 60]]]
+    assert tested.images.shape == (1, 3, 128, 160)
+
+
 def test_same_pixels_as_torchvision() -> None:
     images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0])), make_image(77, 50, make_target([], []))]
     config = FrameConfig(min_size=96, max_size=150)
@@ -85,10 +97,11 @@ def test_invalid_configurations_raise(wrong: dict[str, object]) -> None:
 
 
 def test_framing_under_export_equals_eager_framing() -> None:
-    config = FrameConfig(min_size=96, max_size=150)
     generator = torch.Generator().manual_seed(0)
-    for height, width in torch.randint(1, 4000, (2000, 2), generator=generator).tolist():
-        assert _trace_framed_size(config, height, width) == config.framed_size(height, width)
+    sizes = torch.randint(1, 4000, (2000, 2), generator=generator).tolist()
+    for config in (FrameConfig(min_size=96, max_size=150), FrameConfig(native_at_test=True)):
+        for height, width in sizes:
+            assert _trace_framed_size(config, height, width) == config.framed_size(height, width)
     for stretch in (False, True):
         config = FrameConfig(min_size=96, max_size=150, stretch=stretch)
         image = make_image(120, 181, make_target([[10, 10, 50, 60]], [0]))

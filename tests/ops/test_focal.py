@@ -27,6 +27,11 @@ def test_focal_loss_by_hand() -> None:
     assert loss.item() == pytest.approx((1 / 16 + 3 / 16) * math.log(2))
 
 
+def test_focal_loss_of_a_positive_at_logit_0() -> None:
+    loss = focal_loss_per_image(torch.zeros(1, 1, 1), torch.tensor([[0]]), torch.tensor([[False]]), ALPHA, GAMMA)
+    assert loss.item() == pytest.approx(0.0433217, abs=1e-7)
+
+
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
 def test_focal_loss_equals_a_slow_loop(gamma: float) -> None:
     torch.manual_seed(0)

@@ -28,6 +28,11 @@ def test_radius_by_hand() -> None:
     )
 
 
+def test_radius_of_the_original_code() -> None:
+    """`gaussian_radius` of princeton-vl/CornerNet since March 2019, for 40 x 40 cells at IoU 0.3."""
+    assert gaussian_radius(torch.tensor([40.0, 40.0]), 0.3).item() == pytest.approx(9.04555, abs=1e-5)
+
+
 def slow_gaussians(cells: Tensor, radii: Tensor, labels: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     maps = torch.zeros(shape, dtype=torch.float64)
     for b, m in mask.nonzero().tolist():

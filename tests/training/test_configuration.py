@@ -18,6 +18,7 @@ from zoo.data.formats.shapes import Shapes
 from zoo.data.formats.voc import Voc
 from zoo.data.formats.yolo import Yolo
 from zoo.data.images import ImageFolder
+from zoo.detector import SCORE_THRESHOLD
 from zoo.errors import InputError
 from zoo.models import MODELS
 from zoo.training.configuration import build_data, first_difference, instantiate, make_parser, parse
@@ -51,6 +52,11 @@ def test_model_files_parse_to_their_detector(file: Path, parser: LightningArgume
     key = max((key for key in MODELS if file.stem.startswith(f"{key}_")), key=len)
     assert yaml.safe_load(file.read_text())["class_path"] == MODELS[key].__name__
     assert parse(parser, ["--model", str(file)]).model.class_path == full_path(MODELS[key])
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.stem)
+def test_all_detectors_are_measured_from_one_score_threshold(file: Path, parser: LightningArgumentParser) -> None:
+    assert parse(parser, ["--model", str(file)]).model.init_args.score_threshold == SCORE_THRESHOLD == 0.001
 
 
 def test_every_detector_has_a_model_file() -> None:

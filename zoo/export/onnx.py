@@ -99,6 +99,8 @@ def unsupported_reason(detector: Detector) -> str | None:
         return "R-CNN classifies each warped proposal separately, which cannot be exported; export a Fast R-CNN"
     if isinstance(detector, SlidingWindow) and detector.evaluation == "crops":
         return "this sliding window evaluates crops separately, which cannot be exported; use evaluation: dense"
+    if isinstance(detector, SlidingWindow) and detector.suppression == "merging":
+        return "this sliding window merges boxes in a loop, which cannot be exported; use suppression: nms"
     if sum(values.nbytes for values in detector.state_dict().values()) >= LARGEST_FILE:
         return "its weights exceed the 2 GB limit of an ONNX file; export a smaller detector"
     return None

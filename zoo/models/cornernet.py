@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.nn.hourglass import ConvNorm, StackedHourglass, UpsampledTrunk
 from zoo.nn.trunk import Norm, Trunk
@@ -194,7 +194,7 @@ class CornerNet(Detector[Outputs]):
         embedding_distance: float = 0.5,
         pairs_per_image: int = 1000,
         soft_nms_sigma: float = 0.5,
-        score_threshold: float = 0.001,
+        score_threshold: float = SCORE_THRESHOLD,
         detections_per_image: int = 100,
         flip_test: bool = False,
         frame: FrameConfig = FrameConfig(),

@@ -21,6 +21,9 @@ Original code: rbgirshick/fast-rcnn. Deviations:
   - biases have the learning rate of the weights (paper and code: twice that);
   - the truncated SVD of section 3.1, which makes the head faster at a cost of 0.3 mAP, is left out;
   - proposals are OpenCV's selective search in another order (`zoo.proposals`).
+  Not in the original code:
+  - detections have scores from 0.001, as all detectors here (code: the highest 100 of an image and class, and 40 times
+    the number of images of each class, before NMS).
 
 Legend: B images, M objects, P proposals of an image (padded), R sampled regions of an image, C classes.
 """
@@ -31,7 +34,7 @@ from typing import Literal, final
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.roi import POOLED_SIDE, RoIHead, build_pooled_trunk, roi_losses, roi_predictions, sample_rois, score_rois
 from zoo.nn.trunk import Norm
@@ -91,7 +94,7 @@ class FastRCNN(Detector[Outputs]):
         dropout: float = 0.0,
         rois_per_image: int = 64,
         background_iou: float = 0.1,
-        score_threshold: float = 0.05,
+        score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.3,
         detections_per_image: int = 100,
         proposals: SelectiveSearch = SelectiveSearch(),

@@ -21,8 +21,8 @@ Original code: rbgirshick/py-faster-rcnn (end-to-end training). Deviations, as i
   - anchors across the frame's edge are trained as well;
   - smooth L1 is linear from 1/9 for the RoI head, too (Fast R-CNN: from 1); 512 RoIs per image with FPN.
   Not in the original code:
-  - anchors are centred on the top-left corner of their cell (code: on its middle, 8 pixels away at stride 16);
-  - proposals have no minimum size (code: 16 pixels).
+  - detections have scores from 0.001 (code: 0.05), as all detectors here;
+  - with FPN, anchors are centred on the top-left corner of their cell (code: on its middle, as here without FPN).
 
 Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals of an image, R sampled RoIs, C classes.
 """
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.nn.roi import (
     POOLED_SIDE,
@@ -50,7 +50,7 @@ from zoo.nn.roi import (
     score_rois,
 )
 from zoo.nn.trunk import Norm
-from zoo.ops.anchors import cell_anchors, pyramid_anchors
+from zoo.ops.anchors import cell_anchors, middle_cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
@@ -130,6 +130,7 @@ class FasterRCNN(Detector[Outputs]):
         rois_per_image: sampled for the RoI head's losses.
         proposals_before_nms: of each level, in training and in testing.
         proposals_after_nms: of each image, in training and in testing.
+        min_proposal_side: proposals with a shorter side, in pixels of the given image, are dropped.
         score_threshold: of detections.
         nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
@@ -159,7 +160,8 @@ class FasterRCNN(Detector[Outputs]):
         rois_per_image: int = 512,
         proposals_before_nms: tuple[int, int] = (2000, 1000),
         proposals_after_nms: tuple[int, int] = (2000, 1000),
-        score_threshold: float = 0.05,
+        min_proposal_side: float = 0.0,
+        score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
         frame: FrameConfig = FrameConfig(),
@@ -171,6 +173,7 @@ class FasterRCNN(Detector[Outputs]):
         self.rois_per_image = rois_per_image
         self.proposals_before_nms = proposals_before_nms
         self.proposals_after_nms = proposals_after_nms
+        self.min_proposal_side = min_proposal_side
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
@@ -183,7 +186,10 @@ class FasterRCNN(Detector[Outputs]):
         strides = self.trunk.strides
         anchor_strides = (*strides, 2 * strides[-1]) if pyramid else strides
         for level, stride in enumerate(anchor_strides):
-            cells = cell_anchors([scale * stride for scale in anchor_scales], ASPECT_RATIOS)
+            if pyramid:
+                cells = cell_anchors([scale * stride for scale in anchor_scales], ASPECT_RATIOS)
+            else:
+                cells = middle_cell_anchors(stride, anchor_scales, ASPECT_RATIOS)
             self.register_buffer(f"cell_anchors_{level}", cells, persistent=False)
 
     def encode(self, batch: Batch) -> Outputs:
@@ -216,6 +222,8 @@ class FasterRCNN(Detector[Outputs]):
     ) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
         """Proposals: top anchors of each level, decoded and clipped, NMS within each level, top boxes of each image.
 
+        Without `min_proposal_side` only the top anchors are decoded.
+
         Returns:
             Boxes in framed pixels, padded to the longest, and their mask.
         """
@@ -223,9 +231,15 @@ class FasterRCNN(Detector[Outputs]):
         for number, (objectness, deltas, anchors) in enumerate(
             zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True)
         ):
-            best, index = upcast(objectness).topk(min(before_nms, objectness.shape[1]), dim=1)
+            candidates = upcast(objectness)
+            if self.min_proposal_side:
+                decoded = clip_boxes(decode_boxes(upcast(deltas), anchors), batch.sizes)
+                sides = (decoded[..., 2:] - decoded[..., :2]) / batch.scales[:, None]
+                candidates = candidates.masked_fill((sides < self.min_proposal_side).any(dim=-1), -torch.inf)
+            best, index = candidates.topk(min(before_nms, objectness.shape[1]), dim=1)
             best_deltas = upcast(deltas.gather(1, index[..., None].expand(-1, -1, 4)))
-            boxes.append(clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes))
+            decoded = clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes)
+            boxes.append(torch.where(best[..., None].isfinite(), decoded, 0.0))  # NMS drops boxes without area
             scores.append(best)
             levels.append(torch.full_like(index, number))
         all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)

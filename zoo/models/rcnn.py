@@ -22,7 +22,8 @@ Original code: rbgirshick/rcnn. Deviations, neither in the paper nor in the orig
   - a batch has windows of few images, not of the whole data set;
   - a decision value d becomes the score sigmoid(3 d), 0.05 and 0.95 at the margins; AP depends on the order of d alone;
   - difficult objects and crowds are neither positives nor negatives of the SVMs (code: difficult ones are positives);
-  - 100 detections per image (code: 100 of each class);
+  - detections have scores from 0.001, 100 of an image (code: 100 of an image and class, 40 times the number of images
+    of each class, before NMS);
   - for SVMs and regressors, those listed in `zoo.nn.linear_heads`.
 
 SVMs and regressors are fitted before each validation of a training and at its end (`zoo.nn.head_fitting`). Without
@@ -46,7 +47,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.head_fitting import FitLinearHeads
 from zoo.nn.linear_heads import Examples, HeadFitter, LinearHeads
@@ -97,7 +98,7 @@ class RCNN(Detector[Tensor]):
         positive_fraction: of the windows, at most.
         fit_images: number of training images that SVMs and regressors are fitted to; processes share them.
         svm_cost: of the SVMs (C).
-        svm_examples: windows whose features are kept for the SVMs, at most; 4 D bytes each.
+        svm_examples: windows of all classes whose features are kept for the SVMs, at most; 4 D bytes each.
         ridge_penalty: of the regressors (lambda).
         crops_at_once: bounds memory; a crop of 227 pixels takes about 2 MB without its feature maps.
         score_threshold: of detections.
@@ -128,7 +129,7 @@ class RCNN(Detector[Tensor]):
         svm_examples: int = 20000,
         ridge_penalty: float = 1000.0,
         crops_at_once: int = 128,
-        score_threshold: float = 0.05,
+        score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.3,
         detections_per_image: int = 100,
         proposals: SelectiveSearch = SelectiveSearch(),
@@ -232,7 +233,7 @@ class RCNN(Detector[Tensor]):
 
     def find_examples(self, raw: RawBatch) -> Examples:
         """Sections 2.3 and 3.5: every proposal and object as an example of the SVMs and box regressors."""
-        batch = self.frame_batch(*raw)
+        batch = self.frame_batch(*raw, for_training=True)
         candidates, mask = all_candidates(batch)
         image, index = mask.nonzero(as_tuple=True)
         iou = pairwise_iou(batch.boxes, candidates)

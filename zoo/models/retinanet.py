@@ -8,12 +8,13 @@
     equation 5   FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), alpha 0.25, gamma 2, summed over all anchors and divided
                  by the number of positive anchors
     section 4.1  last bias of the class subnet -log((1 - pi) / pi), pi = 0.01; other biases 0, weights N(0, 0.01^2);
-                 at most 1000 candidates per level above 0.05, NMS at 0.5
+                 at most 1000 candidates per level, NMS at 0.5
 
 Original code: facebookresearch/Detectron. Deviations, as in torchvision, so that its weights load:
   Neither in the paper nor in the original code:
   - the best anchor of each object is positive however low its IoU (code: from IoU 0.4; paper: none);
   - the box loss is L1 (smooth L1; code: beta 0.11), or GIoU (arXiv 1902.09630);
+  - candidates have scores from 0.001 (paper and code: 0.05), as the detections of all detectors here;
   - anchor edges are rounded to pixels;
   - the losses of each image are divided by its own positive anchors, then averaged over the batch (code: divided by
     those of all images of a GPU, plus one per image).
@@ -33,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.fpn import Extra, Pyramid
 from zoo.nn.frame import FrameConfig
 from zoo.nn.trunk import Norm, Trunk
@@ -141,7 +142,7 @@ class RetinaNet(Detector[Outputs]):
         box_loss_weight: float = 1.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
-        score_threshold: float = 0.05,
+        score_threshold: float = SCORE_THRESHOLD,
         candidates_per_level: int = 1000,
         nms_threshold: float = 0.5,
         detections_per_image: int = 300,

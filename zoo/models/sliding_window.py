@@ -24,7 +24,8 @@ on their mixture (measured on one overfitted image: loss 0.001 in training mode 
 
 Original code: sermanet/OverFeat, the classifier only. Deviations, not in the paper:
   - classifier and regressor are trained together with the trunk (paper: one after the other, the trunk fixed);
-  - boxes are coded as R-CNN's deltas (paper: edges), and merged by NMS (paper: greedy merging, section 4.3);
+  - boxes are coded as R-CNN's deltas (paper: edges);
+  - NMS instead of greedy merging (section 4.3; `suppression: merging`, see `zoo.ops.merging`), which measures worse;
   - windows have several aspect ratios, by resizing a level differently along both axes (paper: squares only);
   - training windows lie on the grid only (paper: random offsets and scales around an object);
   - the best window of an object is positive however low its IoU; windows with IoU from 0.3 to 0.5 are ignored;
@@ -43,17 +44,18 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.nn.image_pyramid import ImagePyramid
 from zoo.nn.overfeat import OverFeat
 from zoo.nn.receptive_field import receptive_field
 from zoo.nn.roi import roi_predictions
 from zoo.nn.trunk import Norm, Trunk
-from zoo.ops.boxes import pairwise_iou
-from zoo.ops.coding import ROI_WEIGHTS, encode_boxes
+from zoo.ops.boxes import clip_boxes, pairwise_iou
+from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
 from zoo.ops.matching import BACKGROUND, gather_matched, match
+from zoo.ops.merging import merge_by_class
 from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
@@ -199,6 +201,7 @@ class SlidingWindow(Detector[Outputs]):
         positive_fraction: of those, at most.
         hard_negative_fraction: of the negatives, those with the highest foreground score; the others are random.
         box_loss_weight: of the box loss.
+        suppression: NMS by class, or the paper's greedy merging.
         score_threshold: of detections.
         nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
@@ -231,7 +234,8 @@ class SlidingWindow(Detector[Outputs]):
         positive_fraction: float = 0.25,
         hard_negative_fraction: float = 0.5,
         box_loss_weight: float = 1.0,
-        score_threshold: float = 0.05,
+        suppression: Literal["nms", "merging"] = "nms",
+        score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
         crops_at_once: int = 128,
@@ -247,13 +251,17 @@ class SlidingWindow(Detector[Outputs]):
         self.positive_fraction = positive_fraction
         self.hard_negative_fraction = hard_negative_fraction
         self.box_loss_weight = box_loss_weight
+        self.suppression: Literal["nms", "merging"] = suppression
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
         self.crops_at_once = crops_at_once
 
         if trunk == "overfeat" and (pretrained or frozen_stages):
-            raise ValueError("the trunk overfeat has no published weights to start from, and no stages to freeze")
+            raise ValueError(
+                "the weights that OverFeat's authors published are for their own program and cannot be read here, and "
+                "the trunk overfeat has no stages to freeze; train it from scratch, or load a checkpoint of your own"
+            )
         built = OverFeat() if trunk == "overfeat" else Trunk(trunk, (stride,), pretrained, norm, frozen_stages)
         if stride not in built.strides:
             raise ValueError(f"stride is {stride}: OverFeat's cells are {built.strides[0]} pixels apart")
@@ -305,12 +313,16 @@ class SlidingWindow(Detector[Outputs]):
         return {"class": losses["class"], "box": self.box_loss_weight * losses["box"]}
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """Class and box of every window, then NMS by class over all levels together."""
+        """Class and box of every window, then NMS or merging by class over all levels together."""
         windows = outputs.windows or self.network.crops(outputs.canvas, outputs.cells, self.crops_at_once)
         boxes = outputs.boxes.expand(len(batch.images), -1, -1)
+        inside = is_inside(outputs.boxes, batch.sizes)
+        if self.suppression == "merging":
+            decoded = clip_boxes(decode_boxes(upcast(windows.deltas), boxes, ROI_WEIGHTS), batch.sizes)
+            scores = upcast(windows.logits).softmax(dim=-1)[..., 1:]
+            return merge_by_class(decoded, scores, inside, self.score_threshold, self.detections_per_image)
         deltas = windows.deltas[:, :, None].expand(-1, -1, self.num_classes, -1)  # one regressor for all classes
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
-        inside = is_inside(outputs.boxes, batch.sizes)
         return roi_predictions(windows.logits, deltas, boxes, inside, batch.sizes, *limits)
 
 

@@ -24,12 +24,12 @@ Original code: pjreddie/darknet (src/detection_layer.c, cfg/yolov1). Deviations:
   - batch norm in every convolution;
   - head "local", of the released weights: a locally connected layer instead of the first fully connected one.
   Neither in the paper nor in the original code:
-  - of two objects with centres in one cell the larger is assigned, of equal ones the first (darknet: the first);
+  - of objects with centres in one cell the largest is assigned, of equal ones the first (darknet: a random one, the
+    first after shuffling);
   - head "conv", of 1x1 convolutions, which share weights between cells and so learn from far fewer images.
   Not in the original code:
   - where no box of a cell overlaps the object, the first box is responsible (darknet: the one of least squared error).
     This is rare, since boxes start centred in their cell with sizes spread over 0..1 (darknet: at 0);
-  - boxes are clipped to the image before NMS (darknet: after it);
   - the loss is divided by the number of images; its gradient is twice darknet's, which leaves out the factor 2.
 
 Legend: B images, M objects of an image, S cells per side, G = S * S cells, K boxes per cell, C classes.
@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.detector import Detector, Recipe, plain_arguments
+from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.errors import InputError
 from zoo.nn.cell_head import CellHead, HeadKind
 from zoo.nn.darknet import TRUNKS, ConvUnit, Darknet
@@ -123,7 +123,7 @@ class YOLOv1(Detector[Outputs]):
         boxes_per_cell: K (the paper's B).
         coord_weight: lambda_coord.
         no_object_weight: lambda_noobj.
-        score_threshold: of detections; darknet's for the VOC evaluation.
+        score_threshold: of detections.
         nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other.
         detections_per_image: kept after NMS.
         frame: resizing and normalisation of images; must stretch.
@@ -148,7 +148,7 @@ class YOLOv1(Detector[Outputs]):
         boxes_per_cell: int = 2,
         coord_weight: float = 5.0,
         no_object_weight: float = 0.5,
-        score_threshold: float = 0.001,
+        score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
         frame: FrameConfig = FrameConfig(448, 448, stretch=True),
@@ -192,9 +192,9 @@ class YOLOv1(Detector[Outputs]):
         return yolo_losses(outputs, boxes, batch.labels, matched, self.grid, self.coord_weight, self.no_object_weight)
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """Scores of every box and class (equation 1), then NMS by class."""
+        """Scores of every box and class (equation 1), then NMS by class; `Frame.unframe` clips the boxes."""
         scores = class_scores(upcast(outputs.classes), upcast(outputs.confidences))
-        boxes = decode_boxes(upcast(outputs.boxes), self.grid).clamp(0, 1) * batch.images.shape[3]
+        boxes = decode_boxes(upcast(outputs.boxes), self.grid) * batch.images.shape[3]
         num_classes = scores.shape[3]
         sorted_scores, order = scores.flatten(1).sort(dim=1, descending=True)
         counts = (sorted_scores > self.score_threshold).sum(dim=1).tolist()

@@ -27,6 +27,7 @@ class FrameConfig:
         min_size: the shorter side of an image is resized to this many pixels ...
         max_size: ... unless the longer side would then be longer than this.
         stretch: resize every image to min_size x min_size instead, ignoring its aspect ratio (YOLOv1).
+        native_at_test: resize images in training only; all other passes are on the images' own size (CornerNet).
         divisor: frames are padded to multiples of this, usually the network's largest stride.
         mean: of each channel, on the scale 0..1.
         std: of each channel, on the scale 0..1.
@@ -35,23 +36,28 @@ class FrameConfig:
     min_size: int = 800
     max_size: int = 1333
     stretch: bool = False
+    native_at_test: bool = False
     divisor: int = 32
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        """Check sizes, divisor and std."""
+        """Check sizes, divisor and std, and that images are not both stretched and native."""
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f"min_size {self.min_size}, max_size {self.max_size}: must be 0 < min_size <= max_size")
         if self.divisor < 1 or min(self.std) <= 0:
             raise ValueError("divisor must be at least 1 and every std above 0")
+        if self.stretch and self.native_at_test:
+            raise ValueError("stretch and native_at_test exclude each other")
 
-    def framed_size(self, height: int, width: int) -> tuple[int, int]:
+    def framed_size(self, height: int, width: int, for_training: bool = False) -> tuple[int, int]:
         """(height, width) to which an image of the given size is resized."""
         if self.stretch:
             return self.min_size, self.min_size
         if torch.compiler.is_exporting():
             return _trace_framed_size(self, height, width)
+        if self.native_at_test and not for_training:
+            return height, width
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(int(height * scale), 1), max(int(width * scale), 1)
 
@@ -78,6 +84,7 @@ class Frame(nn.Module):
         images: Sequence[Image],
         targets: Sequence[Target] | None = None,
         proposals: Sequence[Float[Tensor, "_ 4"]] | None = None,
+        for_training: bool = False,
     ) -> Batch:
         """Frame images, with targets and region proposals if given.
 
@@ -85,8 +92,9 @@ class Frame(nn.Module):
             images: uint8 [3, H, W], any sizes.
             targets: one for each image; boxes, labels, image ids and flags are read.
             proposals: [P, 4] of each image, in its pixels.
+            for_training: whether the losses are trained on; matters with `native_at_test` only.
         """
-        framed_sizes = [self.config.framed_size(*image.shape[-2:]) for image in images]
+        framed_sizes = [self.config.framed_size(image.shape[1], image.shape[2], for_training) for image in images]
         batch_images = self._stack(images, framed_sizes)
         given_sizes = _tensor_like([[image.shape[2], image.shape[1]] for image in images], batch_images)
         sizes = _tensor_like([[width, height] for height, width in framed_sizes], batch_images)
@@ -149,6 +157,8 @@ def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[in
     # Tensors on both sides: torch computes number / tensor as number * reciprocal, which rounds twice.
     limits = torch.tensor([config.min_size, config.max_size], dtype=torch.float64)
     scale = (limits / torch.stack([sides.min(), sides.max()])).min()
+    if config.native_at_test:
+        scale = torch.ones_like(scale)
     framed_height, framed_width = (sides * scale).long().clamp(min=1).tolist()
     return framed_height, framed_width
 

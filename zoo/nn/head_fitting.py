@@ -112,7 +112,8 @@ def fit_linear_heads(
     fitter.finish(detector.linear_heads)
     for module, training in modes.items():
         module.training = training
-    report(f"SVMs and box regressors fitted in {time.monotonic() - start:.1f} s")
+    dropped = f"; svm_examples had no room for {fitter.num_dropped} hard negatives" if fitter.num_dropped else ""
+    report(f"SVMs and box regressors fitted in {time.monotonic() - start:.1f} s{dropped}")
 
 
 def make_fit_loader(trainer: Trainer, num_images: int) -> tuple[DataLoader, int]:

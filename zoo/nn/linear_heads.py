@@ -105,6 +105,7 @@ class HeadFitter:
         self.ridge = RidgeSums.zeros(num_classes, num_features, 4, device)
         self.scale: Tensor | None = None
         self.num_new = 0
+        self.num_dropped = 0  # hard negatives for which the bank had no room
         self.has_svms = False
 
     def add_round(
@@ -151,8 +152,9 @@ class HeadFitter:
         # Positives rank before all negatives, and hard negatives before easy ones.
         rank = values.masked_fill(self.signs >= 0, -torch.inf).amax(dim=1)
         rank = rank.masked_fill((self.signs > 0).any(dim=1), torch.inf)
-        kept = rank.argsort(descending=True, stable=True)[: self.bank_size]
-        kept = kept[rank[kept] > -torch.inf].sort().values
+        useful = rank.argsort(descending=True, stable=True)[: int((rank > -torch.inf).sum())]
+        kept = useful[: self.bank_size].sort().values
+        self.num_dropped += len(useful) - len(kept)
         self.features, self.signs = self.features[kept], self.signs[kept]
 
     def _values(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:

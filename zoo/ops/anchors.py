@@ -25,6 +25,20 @@ def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | i
     return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).round()
 
 
+def middle_cell_anchors(
+    stride: int, scales: Sequence[float | int], aspect_ratios: Sequence[float | int]
+) -> Float[Tensor, "A 4"]:
+    """Anchors centred on the middle of a cell of `stride` pixels, as py-faster-rcnn makes them.
+
+    Each aspect ratio (height / width) of the cell's area, its sides rounded to whole pixels, times each scale.
+    """
+    ratios = torch.tensor(aspect_ratios, dtype=torch.float32)
+    widths = (stride / ratios.sqrt()).round()
+    heights = (widths * ratios).round()
+    halves = torch.tensor(scales, dtype=torch.float32)[:, None] * torch.stack((widths, heights), dim=1)[:, None] / 2
+    return stride / 2 + torch.cat((-halves, halves), dim=2).flatten(0, 1)
+
+
 def grid_anchors(
     cell: Float[Tensor, "A 4"], grid_size: tuple[int, int], stride: tuple[int, int]
 ) -> Float[Tensor, "N 4"]:
