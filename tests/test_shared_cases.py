@@ -23,10 +23,10 @@ REFUSED = {
     "c39_cvat_default": "zoo split",
     "c43_no_labels_found": "has an object",
     "c01_ls_windows_names": "zoo split",
-    "c58_cvat_yolo_1_1": "neither a test nor a val split",
+    "c58_cvat_yolo_1_1": "has no test or val images; name them in the data configuration, or divide the images",
     "c74_coco_empty_train": "has an object",
     "c76_empty_train_json": "no images",
-    "m05_150_objects": "train",
+    "m05_150_objects": "has no train images",
 }
 """Cases that `zoo compare` does not train on -> a part of its one line."""
 

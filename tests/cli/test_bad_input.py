@@ -130,7 +130,7 @@ BAD_INPUT = [
     ("no_annotations", COMPARE, ["train.json"]),
     ("nothing", [*COMPARE, "--trainer.accelerator", "gpux"], ["trainer", "gpux"]),
     ("nothing", [*COMPARE, "--trainer.enable_checkpointing", "false"], ["enable_checkpointing"]),
-    ("train_alone", COMPARE, ["neither a test nor a val split"]),
+    ("train_alone", COMPARE, ["has no test or val images", "zoo split"]),
     ("train_alone", ["validate", *TEST[1:], "--checkpoint", "CHECKPOINT"], ["no val images"]),
     ("checkpoint_without_config", [*FIT, "--out", "run"], ["run", "no config.yaml"]),
     ("nothing", [*FIT, "--data.batch_size", "0"], ["batch_size", "is 0"]),

@@ -59,20 +59,23 @@ def test_run_folder_is_resumed_without_loggers(folder: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_comparison_saves_a_checkpoint(folder: Path) -> None:
-    """A terminal sends SIGINT to all processes; the run ignores it, and saves on its parent's SIGTERM."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_comparison_saves_a_checkpoint(folder: Path, number: signal.Signals) -> None:
+    """Terminals send SIGINT, `timeout`, systemd and batch systems SIGTERM, to workers and the fork server too."""
     compare = [sys.executable, "-m", "zoo.cli", "compare", "--models", "model.yaml", *FILES[2:], "--out", "out"]
-    compare += ENDLESS
+    compare += [*ENDLESS, "--data.num_workers", "2"]
     last = folder / "out/model_seed0/checkpoints/last.ckpt"
     with subprocess.Popen(compare, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not last.exists():
             assert process.poll() is None
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, errors
     assert "run the same command again to resume" in errors
+    assert "DataLoader worker" not in errors
     assert not (folder / "out/model_seed0/result.json").exists()
+    assert not (folder / "out/model_seed0/error.log").exists()
     assert torch.load(last, weights_only=True)["global_step"] > 0
 
 

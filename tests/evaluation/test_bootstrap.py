@@ -10,7 +10,7 @@ from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
 from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap, stretched_interval
 from zoo.evaluation.matches import Matches, collect_matches
-from zoo.report.interval_warning import interval_warning
+from zoo.report.warnings import interval_warning
 
 CLASSES = ("frequent", "rare")
 

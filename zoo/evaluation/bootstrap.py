@@ -28,7 +28,7 @@ The plain percentile interval covers the true value too rarely, as measured on s
 
 Not corrected: dozens of classes on a few hundred images with about ten objects each, where AP is too high by several
 times its standard deviation. Differences are then covered in 8 to 10 of 10 trials, but single values only in 3 to 9;
-`zoo.report.interval_warning` has the table and warns the reader of a report.
+`zoo.report.warnings` has the table and warns the reader of a report.
 
 An interval says how much the value would vary with other test images, for the weights that were trained. How much it
 would vary with another training is the spread over seeds, which is reported separately.

@@ -100,7 +100,7 @@ def read_predictions(path: str | Path, table: "AnnotationTable") -> MatchedPredi
         "category",
     )
     _refuse_shifted_images(results, images, table, path)
-    notes = [_describe(images, "image"), _describe(classes, "category")]
+    notes = [_describe(images, "image"), _describe(classes, "category"), *_describe_scores(results)]
     kept = np.flatnonzero((images.index >= 0) & (classes.index >= 0))
     predictions = Predictions(
         image_ids=table.image_ids[images.index[kept]],
@@ -265,6 +265,14 @@ def _describe_shifted_classes(
                 f" would if all category ids were {change} by one; write `category_name` into each entry"
             ]
     return []
+
+
+def _describe_scores(results: ResultsFile) -> list[str]:
+    """Scores that are not probabilities; AP depends on their order alone."""
+    if not len(results.scores) or (results.scores.min() >= 0 and results.scores.max() <= 1):
+        return []
+    lowest, highest = f"{results.scores.min():.4g}", f"{results.scores.max():.4g}"
+    return [f"scores are {lowest} to {highest}, not 0 to 1: metrics use their order, calibration is left out"]
 
 
 def _describe_boxes(predictions: Predictions, table: "AnnotationTable") -> list[str]:

@@ -23,7 +23,7 @@ from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.identity import read_predictions
 from zoo.evaluation.matches import collect_matches
 from zoo.evaluation.predictions import Predictions
-from zoo.evaluation.scores import evaluate
+from zoo.evaluation.scores import describe_detection_limit, evaluate
 from zoo.evaluation.slices import evaluate_slices
 from zoo.experiment.run import final_split
 from zoo.report.entries import find_entries, first_runs
@@ -85,6 +85,8 @@ def analyse(
         progress: called with a description of each step.
     """
     ground_truth = GroundTruth.from_table(table)
+    limit = describe_detection_limit(ground_truth)
+    results.notes = [f"{limit[0].upper()}{limit[1:]}."] if limit else []
     done = [run for run in results.runs if run.status == "done"]
     for run in done:
         progress(f"errors of {run.folder}")
@@ -136,7 +138,7 @@ def evaluate_run(run: Run, ground_truth: GroundTruth, predictions: Predictions, 
     run.analysis = Analysis(
         errors=tide_errors(ground_truth, predictions),
         curves=precision_recall(ground_truth, predictions),
-        confusion=confusion_matrix(ground_truth, predictions, run.shown_score).tolist(),
+        confusion=confusion_matrix(ground_truth, predictions, shown_score(run)).tolist(),
         slices={
             by: [_convert(part, Slice) for part in parts]
             for by, parts in evaluate_slices(ground_truth, predictions).items()

@@ -39,7 +39,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.data.summary import check_objects, describe_split
 from zoo.detector import Detector
-from zoo.errors import InputError
+from zoo.errors import InputError, Preempted
 from zoo.experiment.analysis import analyse_and_report
 from zoo.experiment.gather import describe_data
 from zoo.experiment.launch import CAN_FORK, launch_command, launch_fork, warm_up
@@ -221,7 +221,7 @@ def plan_runs(
         built = instantiate(parser, config)
         detector: Detector = built.model
         module = module or built.data
-        check_splits_and_checkpoints(module, built.trainer)
+        check_splits_and_checkpoints(module, built.trainer, data)
         processes = count(config)
         if budget is not None:
             per_step = module.batch_size * (config.trainer.accumulate_grad_batches or 1) * processes
@@ -246,15 +246,26 @@ def plan_runs(
     return specs, module
 
 
-def check_splits_and_checkpoints(module: DetectionDataModule, trainer: Namespace) -> None:
+def check_splits_and_checkpoints(module: DetectionDataModule, trainer: Namespace, data: Path) -> None:
     """Check that the data has the splits to train and test on, and that the run writes its own checkpoints.
+
+    Args:
+        module: the data.
+        trainer: arguments of the Trainer.
+        data: data file, for the message.
 
     Raises:
         InputError: the data has no training split, or none to evaluate on, or no objects in one of these, or the
             Trainer's arguments replace the checkpoints of a comparison.
     """
-    measured = final_split(module)
-    for split in ("train", measured):
+    for needed in (("train",), ("test", "val")):
+        if not set(needed) & set(module.sources):
+            raise InputError(
+                f"has no {' or '.join(needed)} images; name them in the data configuration, or divide the images: zoo "
+                f"split {shlex.quote(str(data))} --out DIR",
+                file=data,
+            )
+    for split in ("train", final_split(module)):
         check_objects(split, module.table(split))
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     if trainer.enable_checkpointing is False or any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
@@ -308,9 +319,15 @@ def check_folder(spec: RunSpec) -> None:
 
 
 def start_run(spec: RunSpec, launch: Callable[[Path], int]) -> Run:
-    """Start or resume a run in a process, wait for it, and return its result."""
+    """Start or resume a run in a process, wait for it, and return its result.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the run, which resumes with the same command.
+    """
     write_folder(spec)
     code = launch(spec.folder)
+    if code == Preempted.exit_code:
+        raise KeyboardInterrupt
     run = read_result(spec.folder)
     if run is None:
         what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

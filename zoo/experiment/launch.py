@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -18,10 +19,19 @@ SECONDS_TO_FINISH = 60  # for an interrupted run, to write its checkpoint
 
 
 def warm_up() -> None:
-    """Start the fork server where forking is safe, so that it imports the modules of a run in the background."""
-    if CAN_FORK:
-        multiprocessing.set_forkserver_preload(["zoo.experiment.run"])
-        forkserver.ensure_running()
+    """Start the fork server where forking is safe, so that it imports the modules of a run in the background.
+
+    The server ignores SIGTERM, which it inherits: many systems send it to all processes, and without the server the
+    exit code of a run is lost. The server ends with this process.
+    """
+    if not CAN_FORK:
+        return
+    multiprocessing.set_forkserver_preload(["zoo.experiment.run"])
+    is_main = threading.current_thread() is threading.main_thread()  # other threads may not set signal handlers
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if is_main else None
+    forkserver.ensure_running()
+    if is_main:
+        signal.signal(signal.SIGTERM, before)
 
 
 def launch_fork(folder: Path) -> int:
@@ -75,6 +85,7 @@ def _run_in_fork(folder: Path, working_directory: Path, environment: dict[str, s
     would share no memory with the run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
     os.chdir(working_directory)
     os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)

@@ -140,6 +140,7 @@ def make_fit_loader(trainer: Trainer, num_images: int) -> tuple[DataLoader, int]
             sampler=share,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
             generator=generator,
         ),

@@ -6,7 +6,6 @@ import hashlib
 from markupsafe import Markup
 
 from zoo.report.entries import Entry, find_entries, find_timing, first_runs, model_name, run_labels
-from zoo.report.interval_warning import interval_warning
 from zoo.report.jinja import make_environment
 from zoo.report.number_format import format_ap
 from zoo.report.pictures.draw import class_color, format_score
@@ -22,6 +21,7 @@ from zoo.report.tables.breakdown import ceiling_rows, confusions, format_thresho
 from zoo.report.tables.pairwise import head_to_head, pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, class_table, cost_table, entry_table, legend, run_table, time_table
+from zoo.report.warnings import report_warnings
 
 
 def render_html(results: Results, examples: list[Example]) -> str:
@@ -42,7 +42,7 @@ def render_html(results: Results, examples: list[Example]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=headline(results),
-        interval_warning=interval_warning(results),
+        warnings=report_warnings(results),
         interval_notes=interval_notes(entries),
         images=evaluated_images(results),
         entries=entries,

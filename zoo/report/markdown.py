@@ -4,7 +4,6 @@ import html
 from collections.abc import Iterable
 
 from zoo.report.entries import Entry, find_entries, run_labels
-from zoo.report.interval_warning import interval_warning
 from zoo.report.number_format import format_or_missing
 from zoo.report.plots.bars import MAIN_ERRORS, SPECIAL_ERRORS, error_share
 from zoo.report.plots.pareto import pareto_plot
@@ -14,6 +13,7 @@ from zoo.report.tables.breakdown import ceiling_rows
 from zoo.report.tables.pairwise import pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, Cell, class_table, entry_table, legend
+from zoo.report.warnings import report_warnings
 
 
 def render_markdown(results: Results) -> str:
@@ -21,8 +21,8 @@ def render_markdown(results: Results) -> str:
     entries = find_entries(results)
     name = results.data.get("name", "one data set")
     lines = [f"# Object detectors on {_escape(str(name))}", "", _escape(headline(results)), ""]
-    warning = interval_warning(results)
-    lines += [f"> {_escape(warning)}", ""] if warning else []
+    for warning in report_warnings(results):
+        lines += [f"> {_escape(warning)}", ""]
     if entries:
         lines += _ranking(results, entries)
         lines += _pairs(results, entries)

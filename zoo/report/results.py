@@ -196,6 +196,7 @@ class Results:
     pairs: list[Pair] = field(default_factory=list)  # each pair of configurations once
     class_images: dict[str, int] = field(default_factory=dict)  # class name -> number of evaluated images with it
     resamples: int = 0  # of the bootstrap behind intervals and verdicts; 0 if there was none
+    notes: list[str] = field(default_factory=list)  # limits of the metrics on these images, a sentence each
 
 
 def write_results(results: Results, path: str | Path) -> None:

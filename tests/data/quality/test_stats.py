@@ -215,3 +215,22 @@ def test_images_of_unknown_size_are_counted_and_their_boxes_are_not_invalid(tmp_
     assert expected in stats.notes
     assert any("1 invalid box is left out" in note for note in stats.notes)
     assert [row.cells for row in statistics_rows(stats) if row.name == "of unknown size, left out"] == [["2"]]
+
+
+@pytest.mark.parametrize("num_objects", [100, 101])
+def test_more_objects_of_a_class_than_coco_counts_give_a_note(tmp_path, num_objects):
+    """Two hundred objects of two classes, and a crowd, which does not count."""
+    labels = np.array([0] * num_objects + [1] * (200 - num_objects) + [0])
+    corners = np.arange(201)[:, None] // [1, 2] % 90
+    table = make_table(
+        labels=labels,
+        boxes=np.concatenate([corners, corners + 5], axis=1) * 1.0,
+        image_index=np.zeros(201, np.int64),
+        iscrowd=np.arange(201) == 200,
+        difficult=np.zeros(201, bool),
+        heights=np.array([100, 50, 100]),
+    )
+    write_coco(table, tmp_path / "a.json")
+    notes = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))}).notes
+    found = [note for note in notes if "more than 100 objects of one class (at most 101)" in note]
+    assert len(found) == (num_objects > 100)

@@ -40,11 +40,10 @@ def test_large_images_and_their_boxes_are_scaled_down(make_target, make_predicti
 def test_only_the_highest_scoring_detections_are_kept(make_target, make_prediction):
     count = 150
     prediction = make_prediction([[0.0, 0.0, 1.0, 1.0]] * count, [0] * count, [1 - at / count for at in range(count)])
-    low = make_prediction([[0.0, 0.0, 1.0, 1.0]] * 2, [0, 0], [0.02, 0.004])
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    example = make_example("x", image, make_target([], []), {"many": prediction, "low": low})
+    example = make_example("x", image, make_target([], []), {"many": prediction})
     assert len(example.predictions["many"].boxes) == 100
-    assert example.predictions["low"].scores == [0.02]
+    assert example.predictions["many"].scores[-1] == 0.34
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_object_is_matched_once_and_low_scores_are_left_out():
 
 def test_best_f1_score(make_target, make_prediction):
     # Sorted by score: right .9, right .7, false .6, right .4, false .3 of 4 objects.
-    # F1 from .9: 2/5, .7: 4/6, .6: 4/7, .4: 6/8, .3: 6/9; best for all thresholds in (.3, .4], the lowest is .31.
+    # F1 from .9: 2/5, .7: 4/6, .6: 4/7, .4: 6/8, .3: 6/9
     boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10], [80, 0, 90, 10]]
     boxes = [[float(edge) for edge in box] for box in boxes]
     targets = [make_target(boxes[:3], [0, 0, 0]), make_target(boxes[:1], [1])]
@@ -122,14 +121,30 @@ def test_best_f1_score(make_target, make_prediction):
         make_prediction([boxes[0], boxes[1], boxes[3]], [0, 0, 0], [0.9, 0.7, 0.6]),
         make_prediction([boxes[0], boxes[4]], [1, 1], [0.4, 0.3]),
     ]
-    assert best_f1_score(predictions, targets) == pytest.approx(0.31)
+    assert best_f1_score(predictions, targets) == 0.4
 
 
-def test_best_f1_score_of_logits(make_target, make_prediction):
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.5, -3.0], 0.5),
+        ([87.65432, 3.0], 87.65),
+        ([0.00098765, 0.00001], 0.0009876),
+        ([-2.00004, -5.0], -2.001),
+        ([0.0, -1.0], 0.0),
+    ],
+)
+def test_best_f1_score_of_any_range_of_scores(make_target, make_prediction, scores, best):
+    """The first detection is correct, the second is not; the threshold keeps the first, stored to four digits."""
+    box, other = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]
+    prediction, target = make_prediction([box, other], [0, 0], scores), make_target([box], [0])
+    found = best_f1_score([prediction], [target])
+    assert found == best
+    example = make_example("x", torch.zeros(3, 50, 50, dtype=torch.uint8), target, {"run": prediction})
+    assert match_detections(example.predictions["run"], example.truth, found).verdicts == ["right"]
+
+
+def test_best_f1_score_without_correct_detections(make_target, make_prediction):
     box = [0.0, 0.0, 10.0, 10.0]
-    predictions = [make_prediction([box, box], [0, 0], [0.5, -3.0])]
-    assert best_f1_score(predictions, [make_target([box], [0])]) == pytest.approx(0.01)
-
-
-def test_best_f1_score_without_detections_and_objects(make_target, make_prediction):
-    assert 0 < best_f1_score([make_prediction([], [], [])], [make_target([], [])]) < 1
+    assert best_f1_score([make_prediction([], [], [])], [make_target([], [])]) is None
+    assert best_f1_score([make_prediction([box], [0], [0.9])], [make_target([], [])]) is None

@@ -28,6 +28,8 @@ SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**
 """COCO's size classes by annotated area: [low, high) in pixels^2."""
 GRID = 24
 """Number of cells per side of the map of box centres."""
+COCO_MAX_DETECTIONS = 100
+"""Highest-scoring detections of a class in an image that COCO's metrics count."""
 OVERLAPPING = 0.5
 """Boxes with at least this IoU overlap: non-maximum suppression at this threshold would keep only one of them."""
 
@@ -165,8 +167,24 @@ def compute_statistics(data: str, sources: Mapping[str, Source], progress: Progr
         if skipped:
             boxes = "box is" if skipped == 1 else "boxes are"
             notes.append(f"{split}: {skipped} invalid {boxes} left out; `zoo doctor` lists them")
+        notes += [f"{split}: {note}" for note in _describe_crowding(table)]
         splits[split] = replace(split_statistics(table), skipped_boxes=skipped, skipped_images=len(unknown))
     return Statistics(data, splits, notes)
+
+
+def _describe_crowding(table: AnnotationTable) -> list[str]:
+    """Images with more objects of one class than detections that COCO's metrics count."""
+    counted = ~table.iscrowd
+    image_index = np.repeat(np.arange(len(table)), np.diff(table.offsets))[counted]
+    counts = np.bincount(image_index * len(table.classes) + table.labels[counted])
+    num_images = len(np.unique(np.flatnonzero(counts > COCO_MAX_DETECTIONS) // max(len(table.classes), 1)))
+    if not num_images:
+        return []
+    images = "1 image has" if num_images == 1 else f"{num_images} images have"
+    return [
+        f"{images} more than {COCO_MAX_DETECTIONS} objects of one class (at most {counts.max()}), but COCO's metrics "
+        f"count {COCO_MAX_DETECTIONS} detections of a class in an image: no detector can reach AP 1"
+    ]
 
 
 def _read_sizes(raw: RawSplit, progress: Progress) -> RawSplit:

@@ -23,7 +23,7 @@ from zoo.types import Image, Prediction, Target
 
 _ADVICE = "expected a file that `zoo compare` wrote"
 _LONGEST_SIDE = 480  # pixels of the stored picture: forty pictures stay below two megabytes
-_MIN_SHOWN_SCORE = 0.01  # lowest possible `Run.shown_score`: detections below it are never drawn
+_DIGITS = 4  # of a stored score
 _MAX_DETECTIONS = 100
 _MATCH_IOU = 0.5
 
@@ -175,15 +175,17 @@ def match_detections(detections: Detections, truth: Objects, min_score: float) -
     return Matching(verdicts=verdicts, found=found)
 
 
-def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) -> float:
+def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) -> float | None:
     """Score threshold with the best F1 at IoU 0.5 over all images and classes together, for `Run.shown_score`.
+
+    F1 is evaluated at every score that occurs, so scores may have any range.
 
     Args:
         predictions: of each image, highest score first.
         targets: of the same images.
 
     Returns:
-        One of 0.01, 0.02 .. 0.99; the lowest among ties.
+        The best score, rounded down to four digits; the highest among ties. None without a correct detection.
     """
     scores: dict[Verdict, list[float]] = {"right": [], "false": [], "ignored": []}
     num_objects = 0
@@ -197,12 +199,14 @@ def best_f1_score(predictions: Iterable[Prediction], targets: Iterable[Target]) 
         for verdict, score in zip(verdicts, detections.scores, strict=True):
             scores[verdict].append(score)
         num_objects += truth.ignored.count(False)
-    thresholds = np.arange(round(100 * _MIN_SHOWN_SCORE), 100) / 100
+    if not scores["right"]:
+        return None
+    thresholds = np.unique(scores["right"])[::-1]
     num_right, num_false = (
         len(scores[verdict]) - np.searchsorted(np.sort(scores[verdict]), thresholds) for verdict in ("right", "false")
     )
     f1 = 2 * num_right / np.maximum(num_right + num_false + num_objects, 1)
-    return float(thresholds[f1.argmax()])
+    return _round_down(float(thresholds[f1.argmax()]))
 
 
 def write_examples(path: str | Path, examples: list[Example]) -> None:
@@ -247,12 +251,17 @@ def _to_objects(target: Target, scale: float = 1.0) -> Objects:
 
 
 def _to_detections(prediction: Prediction, scale: float) -> Detections:
-    kept = int((prediction["scores"][:_MAX_DETECTIONS] >= _MIN_SHOWN_SCORE).sum())
     return Detections(
-        boxes=_to_boxes(prediction["boxes"][:kept] * scale),
-        labels=prediction["labels"][:kept].tolist(),
-        scores=[round(score, 4) for score in prediction["scores"][:kept].tolist()],
+        boxes=_to_boxes(prediction["boxes"][:_MAX_DETECTIONS] * scale),
+        labels=prediction["labels"][:_MAX_DETECTIONS].tolist(),
+        scores=[float(f"{score:.{_DIGITS}g}") for score in prediction["scores"][:_MAX_DETECTIONS].tolist()],
     )
+
+
+def _round_down(score: float) -> float:
+    """A score rounded down to the digits of stored scores, which are rounded to the nearest and so not below it."""
+    step = 10.0 ** (math.floor(math.log10(abs(score))) + 1 - _DIGITS) if score else 1.0
+    return float(f"{math.floor(score / step) * step:.{_DIGITS}g}")
 
 
 def _to_boxes(boxes: Tensor) -> list[Box]:

@@ -1,10 +1,10 @@
-"""When a report warns that its intervals are too narrow."""
+"""Warnings of a report: intervals that are too narrow, checkpoints chosen on the evaluated images, other notes."""
 
 import pytest
 from made_up import make_examples, make_results
 
-from zoo.report.interval_warning import interval_warning
 from zoo.report.results import Results, read_results, write_results
+from zoo.report.warnings import interval_warning, report_warnings, selection_warning
 from zoo.report.write import write_report
 
 
@@ -66,3 +66,27 @@ def test_warning_is_below_the_headline(tmp_path):
 def test_class_images_round_trip(tmp_path):
     write_results(make([7, 9]), tmp_path / "results.json")
     assert read_results(tmp_path / "results.json").class_images == {"class 0": 7, "class 1": 9}
+
+
+def test_checkpoints_chosen_on_the_evaluated_images_are_a_warning(tmp_path):
+    results = make_results(2)
+    assert selection_warning(results) == ""
+    results.data["val"] = results.data.pop("test")
+    assert "was chosen by its AP on the same validation images" in selection_warning(results)
+    write_report(results, tmp_path, [])
+    for name in ("report.html", "report.md"):
+        assert "There is no test split" in (tmp_path / name).read_text()
+    for run in results.runs:
+        run.curve = []
+    assert selection_warning(results) == "", "no checkpoint was chosen"
+
+
+def test_notes_are_shown_and_stored(tmp_path):
+    results = make_results(2)
+    results.notes = ["An image has 150 objects of one class."]
+    assert report_warnings(results) == results.notes
+    write_report(results, tmp_path, [])
+    write_results(results, tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json").notes == results.notes
+    for name in ("report.html", "report.md"):
+        assert results.notes[0] in (tmp_path / name).read_text()

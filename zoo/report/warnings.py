@@ -1,4 +1,6 @@
-"""Warning that bootstrap intervals are too narrow: too few images for the number of classes.
+"""Warnings below the headline of a report.
+
+Bootstrap intervals are too narrow where there are too few images for the number of classes.
 
 AP is biased upwards on few objects (see `zoo.evaluation.bootstrap`), by about the same amount for every class: the mean
 over C classes keeps the bias of one class, while its interval shrinks by sqrt(C). The decisive ratio is C / m, where m
@@ -24,6 +26,21 @@ from zoo.report.summary_text import evaluated_images
 
 _LOWEST_COVERAGE = ((3.0, 29, 77), (1.0, 51, 75), (0.25, 78, 88))
 """(C / m, lowest coverage in per cent above it of an AP, of a difference)."""
+
+
+def report_warnings(results: Results) -> list[str]:
+    """All warnings about the results, a sentence or two each."""
+    return [text for text in (interval_warning(results), selection_warning(results), *results.notes) if text]
+
+
+def selection_warning(results: Results) -> str:
+    """Warning that checkpoints were chosen on the evaluated images; "" where there is a test split."""
+    if "test" in results.data or "val" not in results.data or not any(run.curve for run in results.runs):
+        return ""
+    return (
+        "There is no test split: the checkpoint of each run was chosen by its AP on the same validation images that all"
+        " metrics are of, so they are optimistic. `zoo split` divides the data into train, val and test."
+    )
 
 
 def interval_warning(results: Results) -> str:
