@@ -211,10 +211,8 @@ VOC_FAULTS = {
     "annotation_without_image": [lambda root: shutil.copyfile(voc_xml(root), root / "Annotations" / "9.xml")],
     "image_listed_twice": [lambda root: (root / "ImageSets/Main/train.txt").write_text("1\n2\n3\n2\n")],
     "wrong_size": [
-        lambda root: replace_in(voc_xml(root), "<width>96</width>", "<width>90</width>"),  # the boxes fit
-        lambda root: (
-            picture(1).resize((WIDTH // 2, HEIGHT // 2)).save(image_path(root, "voc", 1))
-        ),  # the boxes do not fit
+        lambda root: replace_in(voc_xml(root), "<width>96</width>", "<width>90</width>"),
+        lambda root: picture(1).resize((WIDTH // 2, HEIGHT)).save(image_path(root, "voc", 1)),
     ],
     "class_names_alike": [lambda root: replace_in(voc_xml(root), "<name>bolt</name>", "<name>BOLT</name>")],
     "box_reversed": [lambda root: replace_in(voc_xml(root), "<xmax>40</xmax>", "<xmax>4</xmax>")],

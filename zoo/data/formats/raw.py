@@ -71,6 +71,8 @@ class RawSplit:
         annotated_class: row -> id or name of the class, as written in the object's annotation.
         has_ids: whether image and annotation ids are those of the data set.
         relative: whether boxes are relative to the image size.
+        box_scales: factors of x and y of each image by which `boxes` were multiplied (see `resolve_resized`); None if
+            they are as annotated.
         notes: how annotations that are not in the standard form of their format were interpreted, a sentence each.
     """
 
@@ -96,6 +98,7 @@ class RawSplit:
     annotated_class: Callable[[int], str]
     has_ids: bool = False
     relative: bool = False
+    box_scales: Float64[np.ndarray, "N 2"] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -117,12 +117,15 @@ def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspe
             continue
         file = inspection.files[draft.raw.path(finding.image)]
         assert file is not None  # missing files have no finding `wrong_size`
+        width, height = sizes[finding.image]
         sizes[finding.image] = (file.width, file.height)
         boxes = draft.raw.boxes[draft.raw.image_index == finding.image]
         fits = bool((boxes[:, 2:] <= np.array([file.width, file.height]) + EDGE_TOLERANCE).all())
-        draft.images[finding.image] &= fits
+        # a size that is swapped or not positive cannot be that of another version of the image
+        is_plain = fits and (min(width, height) <= 0 or (height, width) == (file.width, file.height))
+        draft.images[finding.image] &= is_plain
         draft.add_change(
-            finding, "size corrected" if fits else "image left out, since its boxes do not fit the actual size"
+            finding, "size corrected" if is_plain else "image left out, since its boxes may be of another image"
         )
     # images of unknown size are left out
     draft.raw = draft.raw.with_sizes(sizes)

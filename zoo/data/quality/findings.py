@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
         "error",
         "Sizes that differ from the annotation",
         "correct the size, and check whether the boxes still fit",
-        "size corrected where the boxes fit, else image left out",
+        "size corrected where it is swapped or not positive and the boxes fit, else image left out",
     ),
     "rotated_image": Kind(
         "warning",

@@ -22,6 +22,7 @@ from zoo.data.formats.raw import (
     select_valid_boxes,
     warn_of_notes,
 )
+from zoo.data.formats.resized import resolve_resized
 from zoo.data.formats.voc.annotation_file import VocFile, VocObject, read_voc_file
 from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, split_file
 from zoo.data.images import load_image, upright_size
@@ -195,7 +196,7 @@ def parse_voc(
     numbers = {name: number for number, name in enumerate(classes)}
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     files, lists = found.files, found.lists
-    return RawSplit(
+    raw = RawSplit(
         classes=tuple(classes),
         class_ids=np.arange(1, len(classes) + 1),
         image_ids=np.arange(1, len(files) + 1),
@@ -218,6 +219,7 @@ def parse_voc(
         annotated_class=lambda row: objects[row].name,
         notes=tuple(found.notes) + _decimal_notes(found),
     )
+    return resolve_resized(raw)
 
 
 def _read_root(
