@@ -1,12 +1,14 @@
 import io
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from paths import SHARED_CASES, SHARED_DATA
 from PIL import Image as PILImage
 
-from zoo.data.images import SUFFIXES, ImageFolder, list_images, load_image, upright_size
+from zoo.data.images import SUFFIXES, ImageFolder, bits_in_use, deep_pixels, list_images, load_image, upright_size
 from zoo.errors import InputError
 
 
@@ -77,6 +79,39 @@ def test_a_size_that_does_not_match_with_or_without_rotation_is_an_error(tmp_pat
 
 def grey16() -> PILImage.Image:
     return PILImage.fromarray(np.arange(0, 65536, 256, dtype=np.uint16).reshape(8, 32) + 200)
+
+
+def write_deep_colour(path: Path, values: np.ndarray) -> None:
+    assert cv2.imwrite(str(path), values[:, :, ::-1])
+
+
+@pytest.mark.parametrize(("bits", "brightest"), [(8, 255), (12, 256), (12, 4095), (16, 4096), (16, 65535)])
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "colour.png", "colour.tif"])
+def test_16_bit_images_keep_the_8_highest_bits_in_use(tmp_path, name, bits, brightest):
+    values = np.random.default_rng(0).integers(0, brightest + 1, (12, 20, 3)).astype(np.uint16)
+    values[0, 0] = brightest
+    if name.startswith("grey"):
+        values = values[:, :, :1]
+        PILImage.fromarray(values[:, :, 0]).save(tmp_path / name)
+    else:
+        write_deep_colour(tmp_path / name, values)
+    assert bits_in_use(values) == bits
+    expected = np.broadcast_to(values >> (bits - 8), (12, 20, 3)).transpose(2, 0, 1)
+    assert torch.equal(load_image(tmp_path / name), torch.from_numpy(expected.astype(np.uint8)))
+    np.testing.assert_array_equal(deep_pixels(tmp_path / name).reshape(values.shape), values)
+
+
+def test_truncated_16_bit_colour_image_is_damaged(tmp_path):
+    write_deep_colour(tmp_path / "a.png", np.random.default_rng(0).integers(0, 4096, (90, 90, 3)).astype(np.uint16))
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:9000])
+    with pytest.raises(InputError, match=r"a.png: image is damaged"):
+        load_image(tmp_path / "a.png")
+
+
+def test_images_of_8_bits_are_not_deep(tmp_path):
+    for name in ("a.png", "a.jpg", "a.tif"):
+        photo().save(tmp_path / name)
+        assert deep_pixels(tmp_path / name) is None
 
 
 MODES = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import simplejpeg
 import torch
@@ -76,6 +77,9 @@ def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
         if is_jpeg and not (upright and _has_metadata(data) and _orientation(data) != 1):
             return _decode_jpeg(data)
         with PILImage.open(io.BytesIO(data)) as image:
+            deep = _read_deep_colour(image, data)
+            if deep is not None:
+                return torch.from_numpy(_keep_eight_bits(deep)).permute(2, 0, 1)
             oriented = ImageOps.exif_transpose(image) if upright else image
             return torch.from_numpy(to_rgb(oriented)).permute(2, 0, 1)
     except UnidentifiedImageError:
@@ -123,12 +127,13 @@ def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
     """Converts a Pillow image of any mode to uint8 [H, W, 3].
 
     Grey becomes three equal channels, palettes are looked up, CMYK is converted, alpha is dropped without blending,
-    16-bit grey keeps its 8 high bits, and 32-bit integers and floats are scaled from their own range to 0..255.
+    16-bit grey keeps 8 bits (see `bits_in_use`), and 32-bit integers and floats are scaled from their own range to
+    0..255.
     """
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         grey = np.asarray(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and grey.min() >= 0 and grey.max() < 1 << 16):
-            grey = (grey.astype(np.uint32) >> 8).astype(np.uint8)
+            grey = _keep_eight_bits(grey)
         else:
             low, high = float(grey.min()), float(grey.max())
             grey = ((grey - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
@@ -136,6 +141,42 @@ def to_rgb(image: PILImage.Image) -> NDArray[np.uint8]:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
+
+
+def bits_in_use(pixels: NDArray[np.integer]) -> int:
+    """Bits of 16-bit pixels that are in use: 8, 12 or 16, the fewest that hold the brightest pixel.
+
+    Cameras and scanners of 12 bits store them in 16 without scaling, so that the 8 highest bits would hold 16 levels.
+    """
+    highest = int(pixels.max(initial=0))
+    return next(bits for bits in (8, 12, 16) if highest < 1 << bits)
+
+
+def deep_pixels(path: str | Path) -> NDArray[np.integer] | None:
+    """Pixels of an image of more than 8 bits a channel, as the file has them; None for other images."""
+    data = Path(path).read_bytes()
+    with PILImage.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):
+            return np.asarray(image)
+        return _read_deep_colour(image, data)
+
+
+def _keep_eight_bits(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """The 8 highest of the bits in use."""
+    return (pixels.astype(np.uint32) >> (bits_in_use(pixels) - 8)).astype(np.uint8)
+
+
+def _read_deep_colour(image: PILImage.Image, data: bytes) -> NDArray[np.uint16] | None:
+    """RGB [H, W, 3] of an image with 16 bits a colour, of which Pillow keeps the 8 highest; None for others.
+
+    Images with an EXIF rotation are left to Pillow.
+    """
+    tiles = str(getattr(image, "tile", ""))  # names the encoding of the pixels, such as RGB;16B
+    if image.mode not in ("RGB", "RGBA") or ";16" not in tiles or orientation(image) != 1:
+        return None
+    image.load()  # raises an error for a truncated file, which OpenCV reads in part
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return np.array(pixels[:, :, 2::-1], np.uint16) if pixels is not None and pixels.dtype == np.uint16 else None
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:

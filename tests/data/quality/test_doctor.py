@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from faulty_data import (
@@ -157,10 +158,16 @@ def add_image(root, form):
     picture(50).save(image_path(root, form, 1).with_name("new.png"))
 
 
+def store_12_bits(root, form):
+    path = image_path(root, form, 1)
+    PILImage.fromarray(np.asarray(PILImage.open(path).convert("L")).astype(np.uint16) << 4).save(path)
+
+
 IMAGE_FAULTS = {
     "missing_image": [remove_image],
     "broken_image": [cut_image, no_image],
     "rotated_image": [turn_image],
+    "unused_bits": [store_12_bits],
     "in_two_splits": [share_image],
     "near_duplicate_in_two_splits": [share_encoded_image],
     "same_image_twice": [repeat_image],

@@ -66,6 +66,11 @@ KINDS: dict[str, Kind] = {
         "save it upright without the EXIF tag, which many tools ignore",
         "saved upright, without the tag",
     ),
+    "unused_bits": Kind(
+        "warning",
+        "16-bit images that use fewer bits",
+        "check that all images of the data set use as many, since each is read by the bits that it uses",
+    ),
     "in_two_splits": Kind(
         "error", "Images in two splits", "keep it in one split only", "kept in the later split (of train, val, test)"
     ),

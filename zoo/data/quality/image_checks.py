@@ -18,7 +18,7 @@ QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def image_findings(split: str, raw: RawSplit, files: Mapping[Path, ImageFile | None]) -> Iterator[Finding]:
-    """Images that are missing, cannot be decoded, have an EXIF rotation, or differ in size from the annotation.
+    """Images that are missing, cannot be decoded, have an EXIF rotation or unused bits, or another size than annotated.
 
     Args:
         split: name of the split.
@@ -40,6 +40,10 @@ def image_findings(split: str, raw: RawSplit, files: Mapping[Path, ImageFile | N
         if file.orientation != 1:
             message = f"has an EXIF rotation (orientation {file.orientation})"
             yield Finding("rotated_image", split, str(path), None, message, index)
+        if file.unused_bits:
+            bits = 16 - file.unused_bits
+            message = f"has no value above {(1 << bits) - 1} and is read as an image of {bits} bits"
+            yield Finding("unused_bits", split, str(path), None, message, index)
         annotated = (int(raw.widths[index]), int(raw.heights[index]))
         if annotated not in possible_sizes(file) and annotated != (0, 0):
             message = f"image is {file.width}x{file.height}, its annotation says {annotated[0]}x{annotated[1]}"

@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from zoo.data.images import load_image, orientation
+from zoo.data.images import bits_in_use, deep_pixels, load_image, orientation
 from zoo.errors import InputError
 
 MAX_DIFFERING_BITS = 40
@@ -58,6 +58,7 @@ class ImageFile:
         width: pixels, after EXIF rotation.
         height: pixels, after EXIF rotation.
         orientation: EXIF orientation, 1 to 8; 1 is upright.
+        unused_bits: of the 16 that it stores of each channel (see `bits_in_use`); 0 for other images.
         digest: hash of the file's bytes.
         fingerprint: perceptual hash of the pixels; None for an image without contrast.
     """
@@ -66,6 +67,7 @@ class ImageFile:
     width: int = 0
     height: int = 0
     orientation: int = 1
+    unused_bits: int = 0
     digest: bytes = b""
     fingerprint: UInt64[np.ndarray, "4"] | None = None
 
@@ -76,12 +78,14 @@ def inspect_image(path: Path) -> ImageFile:
         image = load_image(path)
         with PILImage.open(path) as file:
             exif_orientation = orientation(file)
+        deep = deep_pixels(path)
         digest = hashlib.sha256(path.read_bytes()).digest()
     except InputError as error:
         return ImageFile(str(error).removeprefix(f"{path}: "))
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     height, width = pixels.shape[:2]
-    return ImageFile(None, width, height, exif_orientation, digest, fingerprint(pixels))
+    unused_bits = 0 if deep is None or deep.max(initial=0) >= 1 << 16 else 16 - bits_in_use(deep)
+    return ImageFile(None, width, height, exif_orientation, unused_bits, digest, fingerprint(pixels))
 
 
 def inspect_images(paths: Sequence[Path], progress: Progress = no_progress) -> list[ImageFile]:
