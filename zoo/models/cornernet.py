@@ -16,12 +16,11 @@ Original code: princeton-vl/CornerNet, as it is since March 2019. Deviations:
   Not in the paper, but in the original code: the losses are averaged over the stacks of hourglasses.
   Neither in the paper nor in the original code:
   - a bottom-right corner is in cell ceil(x/n) - 1, not floor(x/n): an edge at the end of the frame would have no cell;
-  - images are framed whole (paper and code: random crops at several scales);
+  - images are framed whole in training (paper and code: random crops at several scales);
   - a timm trunk can replace the hourglasses: the sum of its levels of stride 4 to 32 at stride 4; one stack.
   Not in the original code:
-  - each loss is divided by the number of objects N of its image, as in the paper, then averaged over the batch; without
-    objects the heat-map loss is not divided. The code divides heat-map and offset losses by the objects of a GPU's five
-    images, and sums their pull and push losses: configurations therefore weight these by 0.5, not 0.1;
+  - heat-map and offset losses are divided by the objects of the batch (code: of a GPU's five images), pull and push
+    losses are means over images (code: sums over five, so configurations weight them by 0.5, not 0.1);
   - cell (i, j) is at pixel (4i, 4j) at every size (code: frames of 128k - 1 pixels, scaled by 128k / (128k - 1));
   - soft-NMS uses the IoU of continuous boxes (code: each side a pixel longer).
 
@@ -45,6 +44,7 @@ from zoo.nn.hourglass import ConvNorm, StackedHourglass, UpsampledTrunk
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.boxes import clip_boxes
 from zoo.ops.corner_pooling import Corner, corner_pool
+from zoo.ops.distributed import mean_count
 from zoo.ops.flip import flip_boxes, flip_images
 from zoo.ops.focal import penalty_reduced_focal_loss_per_image
 from zoo.ops.heatmap import draw_gaussians, gather_cells, gaussian_radius, top_peaks
@@ -332,15 +332,15 @@ def corner_cells(
 def stack_losses(
     pair: CornerPair, targets: tuple[CornerTargets, CornerTargets], mask: Bool[Tensor, "B M"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unweighted heat-map, pull, push and offset loss of one stack, divided by objects and averaged over images."""
-    num_objects = mask.sum(dim=1).clamp(min=1)
+    """Unweighted heat-map, pull, push and offset loss of one stack."""
+    num_objects = mean_count(mask.sum())
     heat, offset, embeddings = [], [], []
     for corners, target in zip(pair, targets, strict=True):
         heat.append(penalty_reduced_focal_loss_per_image(corners.heat, target.heat, alpha=2.0, beta=4.0))
         offset.append(offset_loss(gather_cells(corners.offset, target.index), target.offset, mask))
         embeddings.append(gather_cells(corners.embedding, target.index)[..., 0])
     pull, push = pull_push_losses(embeddings[0], embeddings[1], mask)
-    return ((heat[0] + heat[1]) / num_objects).mean(), pull.mean(), push.mean(), (offset[0] + offset[1]).mean()
+    return (heat[0] + heat[1]).sum() / num_objects, pull.mean(), push.mean(), (offset[0] + offset[1]) / num_objects
 
 
 def pull_push_losses(
@@ -359,10 +359,10 @@ def pull_push_losses(
 
 def offset_loss(
     pred: Float[Tensor, "B M 2"], gt: Float[Tensor, "B M 2"], mask: Bool[Tensor, "B M"]
-) -> Float[Tensor, "B"]:
-    """Equation 3 for each image and one kind of corner."""
+) -> Float[Tensor, ""]:
+    """Equation 3 for one kind of corner, summed over objects."""
     loss = F.smooth_l1_loss(pred, gt, reduction="none").sum(dim=2)
-    return torch.where(mask, loss, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return torch.where(mask, loss, 0.0).sum()
 
 
 # --------------------------------------------------------------------------------------------------------- decoding
