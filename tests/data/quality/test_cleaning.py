@@ -16,6 +16,7 @@ from faulty_data import (
     edit_json,
     image_path,
     json_path,
+    label_path,
     make,
     picture,
     replace_in,
@@ -32,7 +33,7 @@ from zoo.data.formats.shapes import Shapes
 from zoo.data.formats.voc import Voc, write_voc
 from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
-from zoo.data.quality.findings import count_kinds
+from zoo.data.quality.findings import CLEANING_FLAGS, count_kinds
 from zoo.errors import InputError
 
 
@@ -97,18 +98,21 @@ def test_similar_classes_are_merged_under_the_most_frequent_name(tmp_path):
     assert np.bincount(raw.labels)[raw.classes.index("bolt")] == 3
 
 
-def test_objects_of_an_ambiguous_class_id_are_left_out_where_splits_have_different_classes(tmp_path):
+def test_images_with_an_ambiguous_class_id_are_left_out_where_splits_have_different_classes(tmp_path):
     root = make(tmp_path / "a", "coco")
-    edit_json(
-        root, lambda c: c.update(categories=[{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))])
-    )
+
+    def damage(content):
+        content["categories"] = [{"id": i, "name": n} for i, n in ((1, "nut"), (1, "cog"), (2, "bolt"))]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 2 or a["image_id"] == 1]
+
+    edit_json(root, damage)
     inspection = examine(recognise(root))
     assert {finding.kind for finding in inspection.findings} >= {"class_id_twice", "classes_differ"}
     changes = write_cleaned(inspection, tmp_path / "copy")
-    assert any("boxes of that id left out" in change.what for change in changes)
+    assert any("images with objects of that id left out" in change.what for change in changes)
     raws = examine(recognise(tmp_path / "copy")).raws
     labels = {split: [raw.classes[label] for label in raw.labels] for split, raw in raws.items()}
-    assert labels == {"train": ["bolt"] * 3, "val": ["nut", "bolt"] * 3}
+    assert labels == {"train": ["bolt"] * 2, "val": ["nut", "bolt"] * 3}
 
 
 def test_splits_with_files_and_splits_in_memory_can_be_mixed(tmp_path):
@@ -262,3 +266,75 @@ def test_classes_that_differ_in_case_and_symbols_only_stay_apart(tmp_path):
     assert inspection.num_errors == 0
     write_cleaned(inspection, tmp_path / "copy")
     assert len(examine(recognise(tmp_path / "copy")).raws["train"].classes) == 8
+
+
+def set_in_first(**values):
+    return lambda content: content["annotations"][0].update(values)
+
+
+def set_label(line):
+    def damage(root):
+        path = label_path(root)
+        path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]) + "\n")
+
+    return damage
+
+
+def set_in_xml(old, new):
+    return lambda root: replace_in(voc_xml(root), old, new)
+
+
+UNREADABLE = {
+    "coco": {
+        "three numbers": lambda root: edit_json(root, set_in_first(bbox=[1, 2, 3])),
+        "text": lambda root: edit_json(root, set_in_first(bbox=["a", 2, 3, 4])),
+        "null": lambda root: edit_json(root, set_in_first(bbox=None)),
+        "not finite": lambda root: edit_json(root, set_in_first(bbox=[float("nan"), 5, 9, 9])),
+        "outside": lambda root: edit_json(root, set_in_first(bbox=[WIDTH + 2, 5, 9, 9])),
+        "unknown class": lambda root: edit_json(root, set_in_first(category_id=77)),
+        "no class": lambda root: edit_json(root, set_in_first(category_id="nut")),
+        "reversed": lambda root: edit_json(root, set_in_first(bbox=[40, 40, -30, -30])),
+    },
+    "voc": {
+        "no edge": set_in_xml("<xmax>40</xmax>", ""),
+        "text": set_in_xml("<xmax>40</xmax>", "<xmax>x</xmax>"),
+        "outside": set_in_xml(
+            "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax>", "<xmin>97</xmin><ymin>11</ymin><xmax>99</xmax>"
+        ),
+        "no name": set_in_xml("<name>nut</name>", ""),
+        "no xml": lambda root: voc_xml(root).write_text("<annotation><object>"),
+    },
+    "yolo": {
+        "three numbers": set_label("0 .5 .5 .1"),
+        "text": set_label("0 .5 .5 .1 x"),
+        "unknown class": set_label("7 .5 .5 .1 .1"),
+        "not finite": set_label("0 nan .5 .1 .1"),
+        "outside": set_label("0 1.5 .5 .1 .1"),
+        "pixels": set_label("0 50 30 10 10"),
+    },
+}
+
+
+@pytest.mark.parametrize(("form", "fault"), [(form, fault) for form, faults in UNREADABLE.items() for fault in faults])
+def test_images_in_a_copy_have_all_objects_that_were_annotated(tmp_path, form, fault):
+    """An object of the first image is damaged: the copy has the image with the object as it was, or not at all."""
+    root = make(tmp_path / "a", form)
+    truth = objects_by_image(root)
+    UNREADABLE[form][fault](root)
+    write_cleaned(examine(recognise(root)), tmp_path / "copy", flags=CLEANING_FLAGS)
+    copied = objects_by_image(tmp_path / "copy")
+    assert {name: truth[name] for name in copied} == copied
+    assert len(copied) == (6 if fault == "reversed" else 5)
+
+
+def objects_by_image(root):
+    """File name -> its (class, box)."""
+    found = {}
+    for source in recognise(root).values():
+        table = source.read()
+        for index in range(len(table)):
+            target = table.target(index)
+            boxes = [tuple(round(edge, 1) for edge in box) for box in target["boxes"].tolist()]
+            classes = [table.classes[label] for label in target["labels"].tolist()]
+            found[Path(table.file_name(index)).name] = sorted(zip(classes, boxes, strict=True))
+    return found

@@ -26,6 +26,18 @@ class ListedTwiceError(InputError):
     """A split lists an image more than once."""
 
 
+class BrokenRecordError(InputError):
+    """A record of an object cannot be read, in a file that all images share.
+
+    Args:
+        image_id: of its image; None if that cannot be read either.
+    """
+
+    def __init__(self, message: str, file: str | Path, place: str, image_id: int | None) -> None:
+        super().__init__(message, file, place)
+        self.image_id = image_id
+
+
 class CoordinatesAboveOneError(InputError):
     """A label file has coordinates above 1 where they are fractions of the image's size."""
 

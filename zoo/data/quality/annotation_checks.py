@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zoo.data.formats.coco import Coco, rows_unlike_polygons
 from zoo.data.formats.coco.boxes import BoxesAreCornersError
 from zoo.data.formats.raw import (
+    BrokenRecordError,
     CoordinatesAboveOneError,
     ListedTwiceError,
     RawSplit,
@@ -52,6 +53,10 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
                     yield Finding("annotation_shared", split, file, None, message, sharing)
         elif isinstance(error, BoxesAreCornersError):
             yield Finding("boxes_are_corners", split, file, error.place, message)
+        elif isinstance(error, BrokenRecordError):
+            listed = np.flatnonzero(raw.image_ids == error.image_id).tolist() if error.image_id is not None else []
+            image = listed[0] if listed else -1
+            yield Finding("broken_annotation", split, file, error.place, message, image)
         elif image >= 0 and not raw.annotation_files[image].exists():
             yield Finding("missing_annotation", split, file, None, message, image)
         else:

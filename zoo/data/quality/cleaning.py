@@ -1,4 +1,6 @@
-"""Write a cleaned copy of a data set: correct errors where this needs no judgement, else leave records out.
+"""Write a cleaned copy of a data set: correct errors where this needs no judgement, else leave the image out.
+
+A copy never has an image without some of its objects, where these were annotated: it would be trained as background.
 
 The copy has the format of the original. Fields that our writer of the format does not support are lost (COCO's masks,
 VOC's poses and parts). Images are copied; only those with an EXIF rotation are encoded again.
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.formats.parse import origin
 from zoo.data.formats.raw import RawSplit
 from zoo.data.quality.annotation_checks import EDGE_TOLERANCE, box_findings, similar_names
 from zoo.data.quality.doctor import Inspection
@@ -19,6 +22,7 @@ from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 
 _LEFT_OUT_IMAGES = {
+    "broken_annotation",
     "missing_annotation",
     "missing_image",
     "broken_image",
@@ -29,7 +33,8 @@ _LEFT_OUT_IMAGES = {
     "coordinates_above_1",
     "annotation_shared",
 }
-_LEFT_OUT_BOXES = {"box_not_finite", "box_without_area", "box_outside", "box_doubled"}
+_LEFT_OUT_BOXES = {"box_without_area", "box_doubled"}
+_LEFT_OUT_IMAGES_OF_BOXES = {"box_not_finite", "box_outside"}  # it is unknown where the object is
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class _Draft:
         what = f"{finding.message}: {remedy or KINDS[finding.kind].remedy}"
         self.changes.append(Change(finding.split or self.split, finding.file, finding.place, what))
 
+    def leave_out_images_of(self, *rows: int) -> None:
+        """Leaves out the images of objects, as far as they are listed."""
+        images = self.raw.image_index[list(rows)]
+        self.images[images[images >= 0]] = False
+
 
 def clean(inspection: Inspection, flags: Collection[str] = ()) -> tuple[dict[str, AnnotationTable], list[Change]]:
     """Cleaned tables of a data set, and a list of the changes.
@@ -64,7 +74,7 @@ def clean(inspection: Inspection, flags: Collection[str] = ()) -> tuple[dict[str
     remedy needs a flag that is not among `flags`.
 
     Raises:
-        InputError: the image folder of a split is missing, or its boxes are corners.
+        InputError: the image folder of a split is missing, its boxes are corners, or none of its images can be kept.
     """
     for finding in inspection.findings:
         if finding.kind == "boxes_are_corners":
@@ -83,12 +93,16 @@ def clean(inspection: Inspection, flags: Collection[str] = ()) -> tuple[dict[str
             findings = [finding for finding in findings if finding.kind != "coordinates_above_1"]
         _leave_out_images(draft, findings)
         _correct_sizes(draft, findings, inspection)
-        _leave_out_objects(draft, findings, inspection.parsed[split])
+        _leave_out_uncertain_objects(draft, findings, inspection.parsed[split])
         _correct_boxes(draft)
-        _leave_out_emptied_images(draft, findings)
         _renumber_ids(draft, findings)
         tables[split] = draft.raw.table(draft.images, draft.objects)
         changes += draft.changes
+        if len(raw) and not len(tables[split]):
+            raise InputError(
+                f"a cleaned copy would have no image of the {split} split; correct what `zoo doctor` lists first",
+                origin(inspection.sources[split]),
+            )
     tables, merged = _share_classes(tables, inspection, wanted)
     return tables, [*changes, *merged, *_implicit_changes(inspection)]
 
@@ -108,6 +122,8 @@ def _leave_out_images(draft: _Draft, findings: Iterable[Finding]) -> None:
             # it is ambiguous which of the images the boxes belong to
             draft.images[draft.raw.image_ids == draft.raw.image_ids[finding.image]] = False
             draft.add_change(finding)
+        elif finding.kind == "broken_annotation":
+            draft.add_change(finding, "record left out, since its image is unknown")
 
 
 def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspection) -> None:
@@ -131,15 +147,16 @@ def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspe
     draft.raw = draft.raw.with_sizes(sizes)
 
 
-def _leave_out_objects(draft: _Draft, findings: Iterable[Finding], parsed: RawSplit) -> None:
+def _leave_out_uncertain_objects(draft: _Draft, findings: Iterable[Finding], parsed: RawSplit) -> None:
     # use the class ids of the split's own file: the common list of classes may have new ids
     ambiguous = _ambiguous_labels(parsed)
     for finding in findings:
         if finding.kind in ("unknown_image", "unknown_class"):
             draft.objects[finding.row] = False
+            draft.leave_out_images_of(finding.row)
             draft.add_change(finding)
         elif finding.kind == "class_id_twice" and ambiguous:
-            draft.objects &= ~np.isin(parsed.labels, ambiguous)
+            draft.leave_out_images_of(*np.flatnonzero(np.isin(parsed.labels, ambiguous)))
             draft.add_change(finding)
 
 
@@ -170,7 +187,10 @@ def _correct_boxes(draft: _Draft) -> None:
             if not draft.images[image]:  # all boxes of the image are dropped
                 draft.objects[row] = False
                 continue
-            if finding.kind in _LEFT_OUT_BOXES:
+            if finding.kind in _LEFT_OUT_IMAGES_OF_BOXES:
+                draft.objects[row] = False
+                draft.leave_out_images_of(row)
+            elif finding.kind in _LEFT_OUT_BOXES:
                 draft.objects[row] = False
             elif finding.kind == "box_reversed":
                 near, far = np.minimum(boxes[row, :2], boxes[row, 2:]), np.maximum(boxes[row, :2], boxes[row, 2:])
@@ -182,19 +202,6 @@ def _correct_boxes(draft: _Draft) -> None:
     # areas of masks are not changed
     areas = np.where(has_box_area, box_areas(draft.raw.boxes), draft.raw.areas)
     draft.raw = replace(draft.raw, areas=np.abs(areas))
-
-
-def _leave_out_emptied_images(draft: _Draft, findings: Iterable[Finding]) -> None:
-    """Leaves out images without objects whose annotation was unreadable: training would take them as background."""
-    counts = np.bincount(draft.raw.image_index[draft.objects], minlength=len(draft.raw))
-    for finding in findings:
-        if finding.kind == "broken_annotation":
-            emptied = finding.image >= 0 and counts[finding.image] == 0
-            if emptied:
-                draft.images[finding.image] = False
-            draft.add_change(
-                finding, "image left out, since no object of its annotation could be read" if emptied else None
-            )
 
 
 def _renumber_ids(draft: _Draft, findings: Iterable[Finding]) -> None:

@@ -27,9 +27,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # Files that hold annotations
-    "broken_annotation": Kind(
-        "error", "Annotations that cannot be read", "correct the record", "unreadable records left out"
-    ),
+    "broken_annotation": Kind("error", "Annotations that cannot be read", "correct the record", "image left out"),
     "missing_annotation": Kind(
         "error", "Images without annotation", "annotate the image, or remove it from the split", "image left out"
     ),
@@ -85,9 +83,11 @@ KINDS: dict[str, Kind] = {
     # Ids and classes
     "image_id_twice": Kind("error", "Image ids used twice", "give each image its own id", "images left out"),
     "annotation_id_twice": Kind("error", "Annotation ids used twice", "renumber the annotations", "renumbered"),
-    "class_id_twice": Kind("error", "Class ids used twice", "give each class its own id", "boxes of that id left out"),
+    "class_id_twice": Kind(
+        "error", "Class ids used twice", "give each class its own id", "images with objects of that id left out"
+    ),
     "unknown_image": Kind("error", "Boxes of unlisted images", "list the image, or remove the box", "left out"),
-    "unknown_class": Kind("error", "Boxes of unknown classes", "add the class, or correct the box", "left out"),
+    "unknown_class": Kind("error", "Boxes of unknown classes", "add the class, or correct the box", "image left out"),
     "class_name_twice": Kind(
         "error", "Class names used twice", "give each class its own name", "merged into one class"
     ),
@@ -102,10 +102,12 @@ KINDS: dict[str, Kind] = {
         "error", "Splits with different classes", "use the same classes in all splits", "one list of classes"
     ),
     # Boxes
-    "box_not_finite": Kind("error", "Boxes with edges that are not finite numbers", "annotate it again", "left out"),
+    "box_not_finite": Kind(
+        "error", "Boxes with edges that are not finite numbers", "annotate it again", "image left out"
+    ),
     "box_reversed": Kind("error", "Reversed boxes", "swap its edges", "edges swapped"),
     "box_without_area": Kind("error", "Boxes without area", "annotate it again, or remove it", "left out"),
-    "box_outside": Kind("error", "Boxes outside their image", "correct or remove it", "left out"),
+    "box_outside": Kind("error", "Boxes outside their image", "correct or remove it", "image left out"),
     "box_doubled": Kind("error", "Duplicate boxes", "remove one; a detector can find only one of them", "left out"),
     "box_sticks_out": Kind("warning", "Boxes that extend beyond their image", "clip it to the image", "clipped"),
     "boxes_are_corners": Kind(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
-from zoo.data.formats.raw import OnError
+from zoo.data.formats.raw import BrokenRecordError, OnError
 from zoo.errors import InputError
 
 # ranges of the integer columns of a table
@@ -201,7 +201,8 @@ def _convert(
             msgspec.json.encode([getattr(converted, field) for field in fields if field not in _RAW_FIELDS])
         except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
             reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
-            on_error(InputError(reason, path, place))
+            image_id = value.get("image_id") if isinstance(value, dict) else None
+            on_error(BrokenRecordError(reason, path, place, image_id if isinstance(image_id, int) else None))
             continue
         for field, raw_value in raw_values.items():
             setattr(converted, field, _encode(raw_value))
