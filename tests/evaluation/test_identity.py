@@ -172,6 +172,18 @@ def test_boxes_that_are_not_in_pixels_are_a_warning(tmp_path: Path) -> None:
     assert read(tmp_path, [], table)[2] == []
 
 
+@pytest.mark.parametrize(("factor", "noted"), [(1.0, False), (100.0, True), (-1.0, True)])
+def test_scores_that_are_not_probabilities_are_noted(tmp_path: Path, factor: float, noted: bool) -> None:
+    table = make_table()
+    rows = entries(table)
+    scaled = [row | {"score": row["score"] * factor} for row in rows]
+    ap, notes, warnings = read(tmp_path, scaled, table)
+    assert any("not 0 to 1: metrics use their order" in note for note in notes) is noted
+    assert warnings == []
+    if factor > 0:
+        assert ap == read(tmp_path, rows, table)[0]
+
+
 def test_written_predictions_have_names(tmp_path: Path) -> None:
     table = make_table()
     file = tmp_path / "p.json"

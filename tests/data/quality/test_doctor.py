@@ -47,8 +47,7 @@ def duplicate_image_id(content):
 
 
 def share_class_id(content):
-    """The id of nuts, of which one is left, is also that of birds."""
-    content["categories"].append({"id": 1, "name": "bird"})
+    content["categories"].append({"id": 1, "name": "bird"})  # the id of nuts, of which one is left
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 1 or a["image_id"] in (1, 4)]
 
 
