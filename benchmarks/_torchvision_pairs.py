@@ -70,7 +70,8 @@ def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn
         if is_retinanet
         else tv.FasterRCNN(backbone, SLOTS, **sizes)
     )
-    arguments: dict[str, Any] = {"extra_levels": "p6p7_from_pyramid"} if is_retinanet else {}
+    arguments: dict[str, Any] = {"score_threshold": 0.05}  # torchvision's
+    arguments |= {"extra_levels": "p6p7_from_pyramid"} if is_retinanet else {}
     ours = MODELS[name](
         num_classes=SLOTS if is_retinanet else SLOTS - 1, trunk=TRUNK, frame=FrameConfig(**sizes), **arguments
     )

@@ -27,8 +27,8 @@ Outputs = TypeVar("Outputs")
 SCORE_THRESHOLD = 0.001
 """Minimum score of the detections of every detector, low enough for AP to be measured at high recall.
 
-One value for all, since AP grows with the number of detections: papers and their code use 0.0001 to 0.05. For showing
-detections, `zoo predict` and the report choose higher ones.
+One value for all, since AP grows with the number of detections: papers and their code use none, 0.001 or 0.05. For
+showing detections, `zoo predict` and the report choose higher ones.
 """
 
 

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.data.workers import outlive_sigterm
+from zoo.data.workers import ignore_sigterm_of_others
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system has no sigwaitinfo")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="the system has no sigtimedwait")
 
 
 class Pids(Dataset[int]):
@@ -25,7 +25,7 @@ class Pids(Dataset[int]):
 def test_a_worker_outlives_sigterm_from_others_and_ends_on_that_of_its_parent() -> None:
     loader = DataLoader(
         Pids(), batch_size=None, num_workers=1, prefetch_factor=1, persistent_workers=True,
-        worker_init_fn=outlive_sigterm,
+        worker_init_fn=ignore_sigterm_of_others,
     )  # fmt: skip
     items = iter(loader)
     worker = next(items)

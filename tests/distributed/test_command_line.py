@@ -1,10 +1,12 @@
 """Multi-process runs from the command line, and runs that are interrupted and resumed by the same command."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,8 @@ def test_a_signal_to_all_processes_of_a_comparison_saves_a_checkpoint(folder: Pa
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, number)
+        time.sleep(0.01)
+        process.send_signal(number)  # `timeout` sends it to the process and to the group
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, errors
     assert "run the same command again to resume" in errors
@@ -126,3 +130,57 @@ from zoo.cli.main import main
 zoo.models.MODELS["tiny"] = TinyDetector
 sys.exit(main())
 """
+
+
+KILLS = 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_outlives_a_comparison_that_is_killed(folder: Path) -> None:
+    """SIGKILL at random moments: all of its processes end, and the same command goes on to the same weights."""
+    compare = [sys.executable, "-m", "zoo.cli", "compare", "--models", "model.yaml", *FILES[2:], "--epochs", "40"]
+    compare += ["--data.num_workers", "2", "--out"]
+    subprocess.run([*compare, "whole"], check=True, capture_output=True, timeout=SECONDS)
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(KILLS):
+        with subprocess.Popen([*compare, "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(moments.uniform(1, 12))
+            family = descendants(process.pid)
+            if process.poll() is None:
+                process.kill()
+                killed += 1
+        deadline = time.monotonic() + SECONDS
+        while any(map(is_running, family)):
+            assert time.monotonic() < deadline, family
+            time.sleep(0.1)
+    assert killed
+    done = subprocess.run([*compare, "killed"], check=False, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (
+        torch.load(folder / out / "model_seed0/checkpoints/last.ckpt", weights_only=True) for out in ("whole", "killed")
+    )
+    assert resumed["global_step"] == whole["global_step"]
+    assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of all processes below one that are alive, without itself."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found

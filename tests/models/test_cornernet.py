@@ -125,7 +125,7 @@ def test_a_stack_s_losses_read_the_cells_of_each_object() -> None:
     """All that is predicted, each at its corner's cell of its image, by loops; the third object is a crowd."""
     targets = [
         make_target([[9, 14, 53, 37], [70, 21, 101, 90], [4, 5, 50, 60]], [1, 0, 1]),
-        make_target([[30, 30, 61, 75]], [2], 1),
+        make_target([[30, 30, 61, 75], [13, 41, 34, 79]], [2, 0], 1),
         make_target([], [], 2),
     ]
     targets[0]["iscrowd"][2] = True
@@ -155,7 +155,7 @@ def test_a_stack_s_losses_read_the_cells_of_each_object() -> None:
             at_corner = (1 - p) ** 2 * p.log()
             elsewhere = (1 - y) ** 4 * p**2 * (1 - p).log()
             heat -= torch.where(y == 1, at_corner, elsewhere).sum().item()
-    assert found == pytest.approx([value / 3 for value in (heat, pull, push, offset)])
+    assert found == pytest.approx([heat / 4, pull / 3, push / 3, offset / 4])  # of four objects, of three images
 
 
 def test_every_stack_is_supervised() -> None:

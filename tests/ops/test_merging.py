@@ -21,7 +21,7 @@ def slow_match(a: Box, b: Box) -> float:
 
 
 def slow_merge(boxes: list[Box], scores: list[float], max_match: float) -> list[tuple[float, ...]]:
-    """Section 4.3, steps (d) to (f): merge the best pair until none is good enough."""
+    """Section 4.3, steps (d) to (g): merge the best pair until none is good enough."""
     found = list(zip(boxes, scores, strict=True))
     while len(found) > 1:
         pairs = [(i, j) for i in range(len(found)) for j in range(i + 1, len(found))]
@@ -39,15 +39,15 @@ def test_match_scores_by_hand() -> None:
     # equal; half of it beside it: distance 2 of a diagonal of hypot(6, 3), IoU 6 / 18; far away: IoU 0
     others = torch.tensor([[0.0, 0, 4, 3], [2, 0, 6, 3], [1000, 0, 1004, 3]])
     expected = [0, 2 / math.hypot(6, 3) + 1 - 1 / 3, 1000 / math.hypot(1004, 3) + 1]
-    assert match_scores(box, others)[0].tolist() == pytest.approx(expected)
+    assert match_scores(box[None], others[None])[0, 0].tolist() == pytest.approx(expected)
 
 
 def test_two_boxes_become_their_average_with_the_sum_of_scores() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60]])
-    merged, scores = merge_greedily(boxes, torch.tensor([0.75, 0.25, 0.5]), max_match=0.5)
-    assert merged.tolist() == [[0.5, 0, 10.5, 10], [50, 50, 60, 60]]
-    assert scores.tolist() == [1.0, 0.5]
-    assert boxes[0].tolist() == [0, 0, 10, 10], "the given boxes are not changed"
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60]]])
+    merged, scores = merge_greedily(boxes, torch.tensor([[0.75, 0.25, 0.5]]), max_match=0.5)
+    assert scores.tolist() == [[1.0, 0.0, 0.5]]
+    assert merged[scores > 0].tolist() == [[0.5, 0, 10.5, 10], [50, 50, 60, 60]]
+    assert boxes[0, 0].tolist() == [0, 0, 10, 10], "the given boxes are not changed"
 
 
 def random_boxes(num: int, generator: torch.Generator) -> Tensor:
@@ -55,14 +55,22 @@ def random_boxes(num: int, generator: torch.Generator) -> Tensor:
     return torch.cat((corner, corner + 5 + 20 * torch.rand(num, 2, generator=generator, dtype=torch.float64)), dim=1)
 
 
-@pytest.mark.parametrize("num", [0, 1, 2, 25])
 @pytest.mark.parametrize("max_match", [0.2, 0.5, 1.0])
-def test_merging_equals_a_slow_loop(num: int, max_match: float) -> None:
-    generator = torch.Generator().manual_seed(num)
-    boxes, scores = random_boxes(num, generator), torch.rand(num, generator=generator, dtype=torch.float64)
+def test_merging_equals_a_slow_loop(max_match: float) -> None:
+    """Groups of several sizes at once; the places of smaller groups beyond their boxes are empty."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [25, 0, 1, 2, 12]
+    boxes = torch.stack([random_boxes(25, generator) for _ in sizes])
+    scores = torch.rand(len(sizes), 25, generator=generator, dtype=torch.float64)
+    scores *= torch.arange(25) < torch.tensor(sizes)[:, None]
     merged, sums = merge_greedily(boxes, scores, max_match)
-    expected = slow_merge([tuple(box) for box in boxes.tolist()], scores.tolist(), max_match)
-    assert torch.cat((merged, sums[:, None]), dim=1).tolist() == [pytest.approx(list(row)) for row in expected]
+    for group, size in enumerate(sizes):
+        kept = sums[group] > 0
+        found = torch.cat((merged[group, kept], sums[group, kept, None]), dim=1)
+        expected = slow_merge(
+            [tuple(box) for box in boxes[group, :size].tolist()], scores[group, :size].tolist(), max_match
+        )
+        assert found.tolist() == [pytest.approx(list(row)) for row in expected]
 
 
 def test_predictions_are_merged_within_their_class_and_sorted() -> None:

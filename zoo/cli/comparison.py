@@ -109,11 +109,13 @@ def report(args: list[str]) -> int:
     from zoo.cli.comparison_tables import print_runs
     from zoo.experiment.analysis import analyse_and_report
     from zoo.experiment.gather import gather_runs
+    from zoo.io.ownership import own_folder
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
     results, module = gather_runs(options.runs, out, options.data)
-    analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True))
+    with own_folder(out):
+        analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True))
     print_runs(results)
     print(f"report: {out / 'report.html'}")
     return OK

@@ -13,6 +13,7 @@ from importlib import import_module
 from zoo.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
 from zoo.cli.verbs import VERBS
 from zoo.errors import InputError, Preempted, SharedInputError
+from zoo.io.parent import end_with_starter, start_others_by_command
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -35,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return OK
+    end_with_starter()
+    start_others_by_command()
     try:
         return _call(arguments[0], arguments[1:])
     except SystemExit as exit_request:  # --help and --print_config

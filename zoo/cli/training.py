@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.scores import scores_table
 from zoo.io.files import write_atomically
+from zoo.io.ownership import own_folder
 from zoo.models import load, read_checkpoint
 from zoo.training.configuration import (
     DEFAULT_SEED,
@@ -191,8 +192,9 @@ class TrainingCLI(LightningCLI):
         resume = {} if self.resume_checkpoint is None else {"ckpt_path": self.resume_checkpoint}
         folder = self._run_folder() or Path(self.trainer.log_dir or RUNS_FOLDER)
         new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        owned = self._run_folder() if process_rank() == 0 else None
         try:
-            with terminate_children_on_error(self.trainer):
+            with nullcontext() if owned is None else own_folder(owned), terminate_children_on_error(self.trainer):
                 self.trainer.fit(**arguments | resume, weights_only=True)
         except Preempted:
             raise

@@ -169,7 +169,7 @@ def _keep_eight_bits(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
 def _read_deep_colour(image: PILImage.Image, data: bytes) -> NDArray[np.uint16] | None:
     """RGB [H, W, 3] of an image with 16 bits a colour, of which Pillow keeps the 8 highest; None for others.
 
-    Images with an EXIF rotation are left to Pillow.
+    Images with an EXIF rotation and PPM files are left to Pillow.
     """
     tiles = str(getattr(image, "tile", ""))  # names the encoding of the pixels, such as RGB;16B
     if image.mode not in ("RGB", "RGBA") or ";16" not in tiles or orientation(image) != 1:

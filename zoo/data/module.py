@@ -20,7 +20,7 @@ from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.summary import check_objects
 from zoo.data.table import AnnotationTable
-from zoo.data.workers import outlive_sigterm
+from zoo.data.workers import ignore_sigterm_of_others
 from zoo.errors import InputError, SharedInputError
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Image
@@ -306,7 +306,7 @@ class DetectionDataModule(LightningDataModule):
             drop_last=drop_last,
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=ignore_sigterm_of_others,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

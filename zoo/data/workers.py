@@ -4,26 +4,32 @@
 training then ends after its current step or validation (`zoo.callbacks.preemption`), for which it needs its workers.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
 
+_SECONDS = 1.0  # between two checks of the parent
 
-def outlive_sigterm(worker: int) -> None:
-    """End this worker on SIGTERM from its parent process, and ignore SIGTERM from others.
+
+def ignore_sigterm_of_others(worker: int) -> None:
+    """End this worker with its parent process or on SIGTERM from it, and ignore SIGTERM from others.
 
     For `worker_init_fn` of a DataLoader. Without effect where the system does not say who sent a signal (macOS,
-    Windows).
+    Windows); PyTorch's workers then end within five seconds after their parent.
 
     Args:
         worker: its number.
     """
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # also in the thread
         threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
+    parent = multiprocessing.parent_process()  # not `os.getppid`, which is the fork server's where there is one
+    while parent is not None and parent.is_alive():
+        received = signal.sigtimedwait([signal.SIGTERM], _SECONDS)
+        if received is not None and received.si_pid == parent.pid:
+            break
     os._exit(0)

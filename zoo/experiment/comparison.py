@@ -45,6 +45,7 @@ from zoo.experiment.gather import describe_data
 from zoo.experiment.launch import CAN_FORK, launch_command, launch_fork, warm_up
 from zoo.experiment.run import failed_run, final_split, read_result
 from zoo.io.files import write_atomically
+from zoo.io.ownership import own_folder
 from zoo.profiling.hardware import describe_hardware, list_versions
 from zoo.report.benchmark_results import FILE_NAME as BENCHMARK_FILE
 from zoo.report.benchmark_results import with_benchmark
@@ -138,7 +139,7 @@ def run_comparison(
 
     Raises:
         InputError: files, configurations or data cannot be used, or a folder of `out` holds a run of another
-            configuration; raised before anything is trained.
+            configuration, or another process works there; raised before anything is trained.
         ComparisonInterrupted: Ctrl-C or SIGTERM; finished runs and checkpoints are kept.
     """
     if launch is None:
@@ -147,6 +148,15 @@ def run_comparison(
     for split in ANNOTATED:
         if split in module.sources:
             print(describe_split(split, module.table(split)), flush=True)
+    with own_folder(out):
+        runs = _execute_runs(specs, launch)
+        results = assemble_results(runs, specs, module, command or shlex.join(sys.argv), data, out)
+        analyse_and_report(results, module, out, progress=partial(print, flush=True))
+    return results
+
+
+def _execute_runs(specs: Sequence[RunSpec], launch: Callable[[Path], int] | None) -> list[Run]:
+    """Results of all runs; finished ones are kept, the others started or resumed one after the other."""
     runs: list[Run] = []
     start = time.monotonic()
     with _interruptible():
@@ -164,9 +174,7 @@ def run_comparison(
             minutes = (time.monotonic() - start) / 60
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"
             print(f"{title}: {outcome}  ({minutes:.1f} min since the start)", flush=True)
-    results = assemble_results(runs, specs, module, command or shlex.join(sys.argv), data, out)
-    analyse_and_report(results, module, out, progress=partial(print, flush=True))
-    return results
+    return runs
 
 
 def plan_runs(
@@ -324,8 +332,9 @@ def start_run(spec: RunSpec, launch: Callable[[Path], int]) -> Run:
     Raises:
         KeyboardInterrupt: a signal stopped the run, which resumes with the same command.
     """
-    write_folder(spec)
-    code = launch(spec.folder)
+    with own_folder(spec.folder):  # a task of a job array may be working in it
+        write_folder(spec)
+        code = launch(spec.folder)
     if code == Preempted.exit_code:
         raise KeyboardInterrupt
     run = read_result(spec.folder)
@@ -349,6 +358,7 @@ def _interruptible() -> Iterator[None]:
     """On Ctrl-C and SIGTERM, raise `ComparisonInterrupted` once the process of the current run has ended."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice: the wait for the run goes on
         raise KeyboardInterrupt
 
     is_main = threading.current_thread() is threading.main_thread()  # other threads may not set signal handlers

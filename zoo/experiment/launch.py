@@ -14,6 +14,8 @@ import threading
 from multiprocessing import forkserver
 from pathlib import Path
 
+from zoo.io.parent import end_with_parent, start_others_by_command
+
 CAN_FORK = sys.platform == "linux"  # on other platforms the libraries below PyTorch do not survive a fork
 SECONDS_TO_FINISH = 60  # for an interrupted run, to write its checkpoint
 
@@ -42,7 +44,8 @@ def launch_fork(folder: Path) -> int:
     """
     context = multiprocessing.get_context("forkserver")
     start_method = multiprocessing.get_start_method()
-    process = context.Process(target=_run_in_fork, args=(folder, Path.cwd(), dict(os.environ), start_method))
+    arguments = (folder, Path.cwd(), dict(os.environ), start_method, os.getpid())
+    process = context.Process(target=_run_in_fork, args=arguments)
     process.start()
     try:
         process.join()
@@ -59,6 +62,7 @@ def launch_fork(folder: Path) -> int:
 
 def launch_command(folder: Path) -> int:
     """Execute the run of a folder by `python -m zoo.experiment.run`; otherwise as `launch_fork`."""
+    start_others_by_command()
     # In its own process group, which Ctrl-C does not reach: see `_run_in_fork`.
     process = subprocess.Popen([sys.executable, "-m", "zoo.experiment.run", str(folder)], process_group=0)
     try:
@@ -73,10 +77,13 @@ def launch_command(folder: Path) -> int:
         raise
 
 
-def _run_in_fork(folder: Path, working_directory: Path, environment: dict[str, str], start_method: str) -> None:
+def _run_in_fork(
+    folder: Path, working_directory: Path, environment: dict[str, str], start_method: str, comparison: int
+) -> None:
     """Execute the run of a folder with the parent's working directory, environment and start method.
 
-    The server may have been started in another directory and with other variables.
+    The server may have been started in another directory and with other variables. It ends with the process of the
+    comparison, and this process with the server.
 
     Ctrl-C reaches all processes of a terminal. This process ignores it: the parent sends SIGTERM instead, on which the
     training writes a checkpoint.
@@ -84,6 +91,7 @@ def _run_in_fork(folder: Path, working_directory: Path, environment: dict[str, s
     By default the children of a fork of the server would be forked from the server as well, so that loader workers
     would share no memory with the run.
     """
+    end_with_parent(comparison)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
     os.chdir(working_directory)

@@ -12,6 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
 from zoo.experiment.ceilings import compute_ceilings
 from zoo.io.files import atomic_path
+from zoo.io.ownership import own_folder
+from zoo.io.parent import end_with_starter, start_others_by_command
 from zoo.profiling.energy import find_energy_meter
 from zoo.profiling.flops import count_flops, count_parameters, measure_memory
 from zoo.profiling.hardware import describe_hardware
@@ -263,5 +266,13 @@ def read_result(folder: Path) -> Run | None:
         return None
 
 
+def _execute(folder: Path) -> int:
+    """Execute the run of a folder in a process of its own; the comparison owns the folder of a run that it started."""
+    is_of_comparison = end_with_starter()
+    start_others_by_command()
+    with nullcontext() if is_of_comparison or process_rank() else own_folder(folder):
+        return main(folder)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(_execute(Path(sys.argv[1])))

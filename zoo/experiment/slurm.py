@@ -20,6 +20,7 @@ from zoo.errors import InputError
 from zoo.experiment.analysis import analyse_and_report
 from zoo.experiment.comparison import RunSpec, assemble_results, read_finished, write_folder
 from zoo.experiment.run import read_result
+from zoo.io.ownership import own_folder
 from zoo.report.results import Results, Run
 
 SECONDS_TO_SAVE = 180  # SLURM sends SIGUSR1 this long before the time limit, and the run writes a checkpoint
@@ -79,7 +80,8 @@ def collect_runs(specs: Sequence[RunSpec], module: DetectionDataModule, command:
         raise InputError("no run has finished; --slurm prints the script that executes them", file=out)
     runs = [run or unfinished_run(spec) for spec, run in zip(specs, found, strict=True)]
     results = assemble_results(runs, specs, module, command, data, out)
-    analyse_and_report(results, module, out, progress=partial(print, flush=True))
+    with own_folder(out):
+        analyse_and_report(results, module, out, progress=partial(print, flush=True))
     return results
 
 

@@ -21,11 +21,11 @@ Original code: princeton-vl/CornerNet, as it is since March 2019. Deviations:
   Not in the original code:
   - heat-map and offset losses are divided by the objects of the batch (code: of a GPU's five images), pull and push
     losses are means over images (code: sums over five, so configurations weight them by 0.5, not 0.1);
-  - cell (i, j) is at pixel (4i, 4j) at every size (code: frames of 128k - 1 pixels, scaled by 128k / (128k - 1));
+  - cell (i, j) is at pixel (4i, 4j) of frames of 128k pixels, images at their top left, padded with the mean (code:
+    frames of 128k - 1 pixels, scaled by 128k / (128k - 1), images in the middle, padded with black);
   - soft-NMS uses the IoU of continuous boxes (code: each side a pixel longer).
 
-Legend: B images, M objects of an image (padded), C classes, H x W cells of stride 4, K corners of each kind, P pairs.
-Corners are (x, y); cells are (column, row).
+Legend: B images, M objects (padded), C classes, H x W cells (column, row), K corners (x, y) of each kind, P pairs.
 """
 
 import math

@@ -22,7 +22,8 @@ Original code: rbgirshick/py-faster-rcnn (end-to-end training). Deviations, as i
   - smooth L1 is linear from 1/9 for the RoI head, too (Fast R-CNN: from 1); 512 RoIs per image with FPN.
   Not in the original code:
   - detections have scores from 0.001 (code: 0.05), as all detectors here;
-  - with FPN, anchors are centred on the top-left corner of their cell (code: on its middle, as here without FPN).
+  - with FPN, anchors are centred on the top-left corner of their cell (code: on its middle, as here without FPN), and
+    proposals have no minimum size (code: 16 pixels, as in faster_rcnn_vgg16).
 
 Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals of an image, R sampled RoIs, C classes.
 """

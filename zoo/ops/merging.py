@@ -5,11 +5,12 @@
 
 The paper's match score is "the sum of the distance between centers of the two bounding boxes and the intersection area
 of the boxes", without units. Here it is the distance between the centres, relative to the diagonal of the smallest box
-around both, plus 1 - IoU: 0 for equal boxes, at most 2. The average is weighted by the class scores (paper: not
-weighted), since windows with scores near 0 are merged, too. A sum of scores S is reported as S / (1 + S), which is
-below 1 and keeps the order.
+around both, plus 1 - IoU: 0 for equal boxes, at most 2. Other deviations: the average is weighted by the class scores,
+since windows with scores near 0 are merged, too; each class is merged by itself, from its highest-scoring windows
+(paper: all classes together, of windows of the top k classes of their scale). A sum of scores S is reported as
+S / (1 + S), which is below 1 and keeps the order.
 
-Legend: B images, N windows of an image, n boxes of one class.
+Legend: B images, C classes, N windows of an image, G groups of boxes to merge (of an image and class), n boxes of each.
 """
 
 import torch
@@ -42,45 +43,61 @@ def merge_by_class(
         score_threshold: lower scores are left out.
         limit: boxes per image.
     """
-    predictions = []
-    for boxes_per_image, scores_per_image, used in zip(boxes, scores, mask, strict=True):
-        merged = []
-        for label, class_scores in enumerate(scores_per_image.unbind(dim=1)):
-            index = ((class_scores > score_threshold) & used).nonzero()[:, 0]
-            index = index[class_scores[index].argsort(descending=True, stable=True)[:MAX_BOXES]]
-            found, sums = merge_greedily(boxes_per_image[index], class_scores[index], MAX_MATCH)
-            merged.append((found, sums / (1 + sums), torch.full_like(sums, label, dtype=torch.int64)))
-        all_boxes, all_scores, labels = (torch.cat(parts) for parts in zip(*merged, strict=True))
-        top = all_scores.argsort(descending=True, stable=True)[:limit]
-        predictions.append(Prediction(boxes=all_boxes[top], scores=all_scores[top], labels=labels[top]))
-    return predictions
+    num_images, num_windows, num_classes = scores.shape
+    usable = torch.where((scores > score_threshold) & mask[..., None], scores, 0.0).mT.flatten(0, 1)
+    top, index = usable.topk(min(MAX_BOXES, num_windows), dim=1)
+    candidates = boxes.repeat_interleave(num_classes, dim=0).gather(1, index[..., None].expand(-1, -1, 4))
+    merged, sums = merge_greedily(candidates, top, MAX_MATCH)
+    found = (sums / (1 + sums)).view(num_images, -1)
+    labels = torch.arange(num_classes, device=sums.device).repeat_interleave(top.shape[1])
+    best, order = found.topk(min(limit, found.shape[1]), dim=1)
+    return [
+        Prediction(boxes=of_image[which[kept]], scores=values[kept], labels=labels[which[kept]])
+        for of_image, values, which, kept in zip(merged.view(num_images, -1, 4), best, order, best > 0, strict=True)
+    ]
 
 
 def merge_greedily(
-    boxes: Float[Tensor, "n 4"], scores: Float[Tensor, "n"], max_match: float
-) -> tuple[Float[Tensor, "_ 4"], Float[Tensor, "_"]]:
-    """Merged boxes of one class and the sums of their scores; the given tensors are not changed."""
+    boxes: Float[Tensor, "G n 4"], scores: Float[Tensor, "G n"], max_match: float
+) -> tuple[Float[Tensor, "G n 4"], Float[Tensor, "G n"]]:
+    """Merged boxes of each group and the sums of their scores.
+
+    All groups are merged at once, one pair of each in a round.
+
+    Args:
+        boxes: of all groups.
+        scores: above 0; 0 for empty places, in the arguments and in the result.
+        max_match: t.
+    """
     boxes, scores = boxes.clone(), scores.clone()
-    kept = torch.ones_like(scores, dtype=torch.bool)
-    scores_of_pairs = match_scores(boxes, boxes).fill_diagonal_(torch.inf)
-    for _ in range(len(boxes) - 1):
-        first, second = sorted(divmod(int(scores_of_pairs.argmin()), len(boxes)))
-        if scores_of_pairs[first, second] > max_match:
-            break
-        pair = [first, second]
-        boxes[first] = (boxes[pair] * scores[pair, None]).sum(dim=0) / scores[pair].sum()
-        scores[first] += scores[second]
-        kept[second] = False
-        row = match_scores(boxes[first : first + 1], boxes)[0].masked_fill(~kept, torch.inf)
-        row[first] = torch.inf
-        scores_of_pairs[first] = scores_of_pairs[:, first] = row
-        scores_of_pairs[second] = scores_of_pairs[:, second] = torch.inf
-    return boxes[kept], scores[kept]
+    places = torch.arange(boxes.shape[1], device=boxes.device)
+    matches = match_scores(boxes, boxes).masked_fill(places[:, None] == places, torch.inf)
+    matches = matches.masked_fill(((scores == 0)[:, :, None] | (scores == 0)[:, None]), torch.inf)
+    groups = torch.arange(len(boxes), device=boxes.device)
+    while len(groups):
+        best, pair = matches.flatten(1).min(dim=1)
+        going_on = best <= max_match
+        if not bool(going_on.all()):
+            groups, matches, pair = groups[going_on], matches[going_on], pair[going_on]
+            continue
+        first, second = pair // len(places), pair % len(places)
+        first, second = torch.minimum(first, second), torch.maximum(first, second)
+        weights = scores[groups, first], scores[groups, second]
+        total = weights[0] + weights[1]
+        one, other = boxes[groups, first] * weights[0][:, None], boxes[groups, second] * weights[1][:, None]
+        boxes[groups, first] = (one + other) / total[:, None]
+        scores[groups, first], scores[groups, second] = total, torch.zeros_like(total)
+        rows = torch.arange(len(groups), device=boxes.device)
+        row = match_scores(boxes[groups, first][:, None], boxes[groups])[:, 0]
+        row = row.masked_fill((scores[groups] == 0) | (places == first[:, None]), torch.inf)
+        matches[rows, first], matches[rows, :, first] = row, row
+        matches[rows, second], matches[rows, :, second] = torch.inf, torch.inf
+    return boxes, scores
 
 
-def match_scores(boxes1: Float[Tensor, "n 4"], boxes2: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+def match_scores(boxes1: Float[Tensor, "G n 4"], boxes2: Float[Tensor, "G m 4"]) -> Float[Tensor, "G n m"]:
     """Match score of every pair: distance of the centres / diagonal of the box around both + 1 - IoU."""
-    first, second = boxes1[:, None], boxes2[None]
+    first, second = boxes1[:, :, None], boxes2[:, None]
     offsets = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
     hull = first[..., 2:].maximum(second[..., 2:]) - first[..., :2].minimum(second[..., :2])
     return offsets.norm(dim=-1) / hull.norm(dim=-1).clamp(min=1e-6) + 1 - pairwise_iou(boxes1, boxes2)

@@ -111,13 +111,45 @@ def test_boxes_that_leave_it_open_are_not_guessed(tmp_path, size, reach, num):
     boxes[num:] = boxes[:1]
     boxes = boxes[:, : 3 if num == NUM else 1]
     source = write_coco(tmp_path, size, boxes)
-    table = source.read()
-    with pytest.raises(InputError, match="but its annotation says 160x120"):
-        source.load_image(table, 0)
+    with pytest.raises(InputError, match="but its annotation says 160x120; 10 of 10 images differ"):
+        source.read()
     inspection = examine({"train": source})
     assert count_kinds(inspection.findings)["wrong_size"] == NUM
     with pytest.raises(InputError, match="a cleaned copy would have no image of the train split"):
         clean(inspection)
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "scale"),
+    [
+        # a box that sticks out a little says nothing; few objects do not either
+        ((320, 240), [[10, 10, 163, 60], *[[5, 5, 70, 50]] * 9], None),
+        ((200, 150), [[10, 10, 163, 60], *[[5 + at, 5, 100 + at, 119] for at in range(59)]], 1.25),
+        # objects in the middle of the files, of which the annotated size is the smaller one
+        ((240, 180), [[96, 72, 144, 108]] * 25, None),
+        # a few bad boxes of many do not hide that the others fit
+        ((80, 60), [[0, 0, 500, 400], *[[1 + at, 1, 100 + at, 119] for at in range(59)]], 0.5),
+    ],
+)
+def test_evidence_of_single_boxes(tmp_path, size, boxes, scale):
+    of_images = np.array((boxes + boxes[-1:] * (-len(boxes) % NUM)), np.float64).reshape(NUM, -1, 4)
+    source = write_coco(tmp_path, size, of_images)
+    if scale is None:
+        with pytest.raises(InputError, match="but its annotation says"):
+            source.read()
+    else:
+        with pytest.warns(DataWarning, match="scaled to the actual one"):
+            assert source.read().widths[0] == size[0]
+
+
+def test_an_object_of_an_unknown_image_has_no_scale(tmp_path):
+    source = write_coco(tmp_path, (80, 60), make_boxes(1.0), polygons=True)
+    content = json.loads(Path(source.annotations).read_text())
+    content["annotations"].append(content["annotations"][0] | {"id": 99, "image_id": 77})
+    Path(source.annotations).write_text(json.dumps(content))
+    kinds = count_kinds(examine({"train": source}).findings)
+    assert "box_unlike_polygon" not in kinds
+    assert kinds["unknown_image"] == 1
 
 
 def test_polygons_of_resized_images_are_scaled_too(tmp_path):
@@ -128,6 +160,8 @@ def test_polygons_of_resized_images_are_scaled_too(tmp_path):
 def test_sizes_that_are_swapped_are_corrected_in_a_copy(tmp_path):
     boxes = make_boxes(0.5)
     source = write_coco(tmp_path, ANNOTATED[::-1], boxes)
+    with pytest.raises(InputError, match="image is 120x160 but its annotation says 160x120"):
+        source.read()
     tables, changes = clean(examine({"train": source}))
     assert (tables["train"].widths[0], tables["train"].heights[0]) == ANNOTATED[::-1]
     np.testing.assert_allclose(tables["train"].boxes, boxes.reshape(-1, 4))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_data import (
+    FORMATS,
     HEIGHT,
     WIDTH,
     check_copy,
@@ -293,6 +294,8 @@ UNREADABLE = {
         "outside": lambda root: edit_json(root, set_in_first(bbox=[WIDTH + 2, 5, 9, 9])),
         "unknown class": lambda root: edit_json(root, set_in_first(category_id=77)),
         "no class": lambda root: edit_json(root, set_in_first(category_id="nut")),
+        "no area": lambda root: edit_json(root, set_in_first(bbox=[10, 10, 0, 20])),
+        "mostly outside": lambda root: edit_json(root, set_in_first(bbox=[60, 40, 95, 75])),
         "reversed": lambda root: edit_json(root, set_in_first(bbox=[40, 40, -30, -30])),
     },
     "voc": {
@@ -301,6 +304,7 @@ UNREADABLE = {
         "outside": set_in_xml(
             "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax>", "<xmin>97</xmin><ymin>11</ymin><xmax>99</xmax>"
         ),
+        "no area": set_in_xml("<xmax>40</xmax>", "<xmax>10</xmax>"),
         "no name": set_in_xml("<name>nut</name>", ""),
         "no xml": lambda root: voc_xml(root).write_text("<annotation><object>"),
     },
@@ -325,6 +329,33 @@ def test_images_in_a_copy_have_all_objects_that_were_annotated(tmp_path, form, f
     copied = objects_by_image(tmp_path / "copy")
     assert {name: truth[name] for name in copied} == copied
     assert len(copied) == (6 if fault == "reversed" else 5)
+
+
+def test_an_object_of_an_unknown_image_is_not_left_out_of_a_copy_silently(tmp_path):
+    root = make(tmp_path / "a", "coco")
+    edit_json(root, set_in_first(image_id="the first"))
+    with pytest.raises(InputError, match=r"annotations\[0\].*any image may have this object"):
+        write_cleaned(examine(recognise(root)), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_identical_files_with_other_objects_are_both_left_out(tmp_path, form):
+    """The same image in two splits with the same objects is kept in one of them, with other objects in none."""
+    root = make(tmp_path / "a", form)
+    shutil.copyfile(image_path(root, form, 2), image_path(root, form, 5))
+    write_cleaned(examine(recognise(root)), tmp_path / "same")
+    assert objects_by_image(tmp_path / "same").keys() == {f"{number}.png" for number in (1, 3, 4, 5, 6)}
+    if form == "coco":
+        edit_json(root, lambda c: c["annotations"].pop(2))
+    elif form == "voc":
+        replace_in(voc_xml(root, 2), "<name>nut</name>", "<name>bolt</name>")
+    else:
+        path = label_path(root, 2)
+        path.write_text("\n".join(path.read_text().splitlines()[1:]))
+    changes = write_cleaned(examine(recognise(root)), tmp_path / "other")
+    assert sum("an identical file has other objects" in change.what for change in changes) == 2
+    assert objects_by_image(tmp_path / "other").keys() == {f"{number}.png" for number in (1, 3, 4, 6)}
 
 
 def objects_by_image(root):

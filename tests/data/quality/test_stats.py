@@ -232,5 +232,6 @@ def test_more_objects_of_a_class_than_coco_counts_give_a_note(tmp_path, num_obje
     )
     write_coco(table, tmp_path / "a.json")
     notes = compute_statistics("a", {"train": Coco(str(tmp_path / "a.json"), str(tmp_path))}).notes
-    found = [note for note in notes if "more than 100 objects of one class (at most 101)" in note]
+    found = [note for note in notes if "objects of one class" in note]
     assert len(found) == (num_objects > 100)
+    assert all("1 image has more than 100 objects of one class (at most 101)" in note for note in found)

@@ -20,7 +20,8 @@ from zoo.data.formats.raw import (
     SharedAnnotationError,
     same_record,
 )
-from zoo.data.quality.findings import Finding
+from zoo.data.formats.resized import WrongSizesError
+from zoo.data.quality.findings import UNKNOWN_IMAGE, Finding
 from zoo.data.quality.neighbours import pair_iou, same_image_pairs
 from zoo.data.source import Source, describe_bad_box
 from zoo.errors import InputError
@@ -43,6 +44,8 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
         prefix = ": ".join(part for part in (file, error.place) if part) + ": "
         message = str(error).removeprefix(prefix)
         image = images.get(file, -1)
+        if isinstance(error, WrongSizesError):
+            continue  # each image has its own finding
         if isinstance(error, ListedTwiceError):
             yield Finding("image_listed_twice", split, file, error.place, message)
         elif isinstance(error, CoordinatesAboveOneError):
@@ -55,7 +58,7 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
             yield Finding("boxes_are_corners", split, file, error.place, message)
         elif isinstance(error, BrokenRecordError):
             listed = np.flatnonzero(raw.image_ids == error.image_id).tolist() if error.image_id is not None else []
-            image = listed[0] if listed else -1
+            image = listed[0] if listed else -1 if error.image_id is not None else UNKNOWN_IMAGE
             yield Finding("broken_annotation", split, file, error.place, message, image)
         elif image >= 0 and not raw.annotation_files[image].exists():
             yield Finding("missing_annotation", split, file, None, message, image)

@@ -6,6 +6,7 @@ The copy has the format of the original. Fields that our writer of the format do
 VOC's poses and parts). Images are copied; only those with an EXIF rotation are encoded again.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from zoo.data.formats.parse import origin
 from zoo.data.formats.raw import RawSplit
 from zoo.data.quality.annotation_checks import EDGE_TOLERANCE, box_findings, similar_names
 from zoo.data.quality.doctor import Inspection
-from zoo.data.quality.findings import KINDS, Finding
+from zoo.data.quality.findings import KINDS, UNKNOWN_IMAGE, Finding
 from zoo.data.quality.pixel_boxes import boxes_in_pixels
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -33,8 +34,9 @@ _LEFT_OUT_IMAGES = {
     "coordinates_above_1",
     "annotation_shared",
 }
-_LEFT_OUT_BOXES = {"box_without_area", "box_doubled"}
-_LEFT_OUT_IMAGES_OF_BOXES = {"box_not_finite", "box_outside"}  # it is unknown where the object is
+_LEFT_OUT_IMAGES_OF_BOXES = {"box_not_finite", "box_without_area", "box_outside"}  # unknown where the object is
+MAX_CLIPPED = 0.05
+"""Part of the image's side by which a box may extend beyond it and is clipped; a longer one may be another box."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ def clean(inspection: Inspection, flags: Collection[str] = ()) -> tuple[dict[str
     remedy needs a flag that is not among `flags`.
 
     Raises:
-        InputError: the image folder of a split is missing, its boxes are corners, or none of its images can be kept.
+        InputError: the image folder of a split is missing, its boxes are corners, it is unknown which image an object
+            is of, or none of its images can be kept.
     """
     for finding in inspection.findings:
         if finding.kind == "boxes_are_corners":
             raise InputError(f"{finding.message}; a cleaned copy would be a guess", finding.file, finding.place)
     tables, changes = {}, []
+    ambiguous = _find_ambiguous_duplicates(inspection)
     wanted = [finding for finding in inspection.findings if KINDS[finding.kind].flag in ("", *flags)]
     for split, raw in inspection.raws.items():
         findings = [finding for finding in wanted if finding.split == split]
@@ -91,6 +95,7 @@ def clean(inspection: Inspection, flags: Collection[str] = ()) -> tuple[dict[str
         if in_pixels:
             draft.changes += [_converted(finding) for finding in findings if finding.kind == "coordinates_above_1"]
             findings = [finding for finding in findings if finding.kind != "coordinates_above_1"]
+        findings = _leave_out_ambiguous_duplicates(draft, findings, ambiguous[split])
         _leave_out_images(draft, findings)
         _correct_sizes(draft, findings, inspection)
         _leave_out_uncertain_objects(draft, findings, inspection.parsed[split])
@@ -122,8 +127,45 @@ def _leave_out_images(draft: _Draft, findings: Iterable[Finding]) -> None:
             # it is ambiguous which of the images the boxes belong to
             draft.images[draft.raw.image_ids == draft.raw.image_ids[finding.image]] = False
             draft.add_change(finding)
+        elif finding.kind == "broken_annotation" and finding.image == UNKNOWN_IMAGE:
+            raise InputError(
+                f"{finding.message}: any image may have this object; correct it to write a cleaned copy",
+                finding.file,
+                finding.place,
+            )
         elif finding.kind == "broken_annotation":
-            draft.add_change(finding, "record left out, since its image is unknown")
+            draft.add_change(finding, "record left out")
+
+
+def _find_ambiguous_duplicates(inspection: Inspection) -> dict[str, list[int]]:
+    """Split -> images that are identical files with other objects than their duplicates: which are right is unknown."""
+    groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for split, raw in inspection.raws.items():
+        for index, path in enumerate(raw.paths() if raw.folders else []):
+            file = inspection.files[path]
+            if file is not None and file.error is None:
+                groups[file.digest].append((split, index))
+    found: dict[str, list[int]] = {split: [] for split in inspection.raws}
+    for group in groups.values():
+        objects = [_objects_of(inspection.raws[split], index) for split, index in group]
+        if any(other != objects[0] for other in objects):
+            for split, index in group:
+                found[split].append(index)
+    return found
+
+
+def _leave_out_ambiguous_duplicates(draft: _Draft, findings: list[Finding], images: Sequence[int]) -> list[Finding]:
+    """Leaves out images; returns the findings without those about their duplicates."""
+    for index in images:
+        draft.images[index] = False
+        what = "an identical file has other objects: both images left out"
+        draft.changes.append(Change(draft.split, str(draft.raw.path(index)), None, what))
+    return [finding for finding in findings if finding.kind != "in_two_splits" or finding.image not in images]
+
+
+def _objects_of(raw: RawSplit, index: int) -> list[tuple[float, ...]]:
+    rows = np.flatnonzero(raw.image_index == index)
+    return sorted((float(label), *box) for label, box in zip(raw.labels[rows], raw.boxes[rows].tolist(), strict=True))
 
 
 def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspection) -> None:
@@ -190,13 +232,20 @@ def _correct_boxes(draft: _Draft) -> None:
             if finding.kind in _LEFT_OUT_IMAGES_OF_BOXES:
                 draft.objects[row] = False
                 draft.leave_out_images_of(row)
-            elif finding.kind in _LEFT_OUT_BOXES:
+            elif finding.kind == "box_doubled":
                 draft.objects[row] = False
             elif finding.kind == "box_reversed":
                 near, far = np.minimum(boxes[row, :2], boxes[row, 2:]), np.maximum(boxes[row, :2], boxes[row, 2:])
                 boxes[row] = np.concatenate([near, far])
             elif finding.kind == "box_sticks_out":
-                boxes[row] = np.clip(boxes[row], 0, np.tile([draft.raw.widths[image], draft.raw.heights[image]], 2))
+                size = np.tile([draft.raw.widths[image], draft.raw.heights[image]], 2)
+                clipped = np.clip(boxes[row], 0, size)
+                if (np.abs(clipped - boxes[row]) > MAX_CLIPPED * size).any():
+                    draft.objects[row] = False
+                    draft.leave_out_images_of(row)
+                    draft.add_change(finding, "image left out, since this may not be its box")
+                    continue
+                boxes[row] = clipped
             draft.add_change(finding)
         draft.raw = replace(draft.raw, boxes=boxes)
     # areas of masks are not changed

@@ -5,6 +5,8 @@ from typing import Literal
 
 Severity = Literal["error", "warning"]
 
+UNKNOWN_IMAGE = -2
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -106,10 +108,12 @@ KINDS: dict[str, Kind] = {
         "error", "Boxes with edges that are not finite numbers", "annotate it again", "image left out"
     ),
     "box_reversed": Kind("error", "Reversed boxes", "swap its edges", "edges swapped"),
-    "box_without_area": Kind("error", "Boxes without area", "annotate it again, or remove it", "left out"),
+    "box_without_area": Kind("error", "Boxes without area", "annotate it again, or remove it", "image left out"),
     "box_outside": Kind("error", "Boxes outside their image", "correct or remove it", "image left out"),
     "box_doubled": Kind("error", "Duplicate boxes", "remove one; a detector can find only one of them", "left out"),
-    "box_sticks_out": Kind("warning", "Boxes that extend beyond their image", "clip it to the image", "clipped"),
+    "box_sticks_out": Kind(
+        "warning", "Boxes that extend beyond their image", "clip it to the image", "clipped where this changes little"
+    ),
     "boxes_are_corners": Kind(
         "error", "Corners where width and height are expected", "write each box as x, y, width, height"
     ),
@@ -144,7 +148,8 @@ class Finding:
         file: file to look at.
         place: place in the file; None for the file itself.
         message: what is wrong.
-        image: index of the image in the RawSplit; -1 where the finding is not about an image.
+        image: index of the image in the RawSplit; -1 where the finding is not about an image, UNKNOWN_IMAGE where it is
+            about an object of an image that cannot be told.
         row: row of the object in the RawSplit; -1 where the finding is not about an object.
     """
 

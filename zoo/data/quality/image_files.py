@@ -84,7 +84,8 @@ def inspect_image(path: Path) -> ImageFile:
         return ImageFile(str(error).removeprefix(f"{path}: "))
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     height, width = pixels.shape[:2]
-    unused_bits = 0 if deep is None or deep.max(initial=0) >= 1 << 16 else 16 - bits_in_use(deep)
+    is_16_bit = deep is not None and deep.min(initial=0) >= 0 and deep.max(initial=0) < 1 << 16
+    unused_bits = 16 - bits_in_use(deep) if deep is not None and is_16_bit else 0
     return ImageFile(None, width, height, exif_orientation, unused_bits, digest, fingerprint(pixels))
 
 

@@ -167,12 +167,12 @@ def compute_statistics(data: str, sources: Mapping[str, Source], progress: Progr
         if skipped:
             boxes = "box is" if skipped == 1 else "boxes are"
             notes.append(f"{split}: {skipped} invalid {boxes} left out; `zoo doctor` lists them")
-        notes += [f"{split}: {note}" for note in _describe_crowding(table)]
+        notes += [f"{split}: {note}" for note in _describe_detection_limit(table)]
         splits[split] = replace(split_statistics(table), skipped_boxes=skipped, skipped_images=len(unknown))
     return Statistics(data, splits, notes)
 
 
-def _describe_crowding(table: AnnotationTable) -> list[str]:
+def _describe_detection_limit(table: AnnotationTable) -> list[str]:
     """Images with more objects of one class than detections that COCO's metrics count."""
     counted = ~table.iscrowd
     image_index = np.repeat(np.arange(len(table)), np.diff(table.offsets))[counted]

@@ -89,8 +89,8 @@ def draw_boxes(
 
 
 def format_score(score: float) -> str:
-    """A score with two decimals, without the leading zero: `.93`."""
-    text = f"{score:.2f}"
+    """A score with two decimals, or two digits where it is below 0.01, without the leading zero: `.93`, `.0024`."""
+    text = f"{score:.2f}" if abs(score) >= 0.01 or score == 0 else f"{score:.2g}"
     return text[1:] if text.startswith("0") else text
 
 

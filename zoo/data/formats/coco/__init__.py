@@ -37,7 +37,7 @@ from zoo.data.formats.raw import (
     select_valid_boxes,
     warn_of_notes,
 )
-from zoo.data.formats.resized import resolve_resized
+from zoo.data.formats.resized import resolve_resized, scales_of_objects
 from zoo.data.images import load_image, upright_size
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable
@@ -170,14 +170,14 @@ def parse_coco(
         has_ids=True,
         notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes),
     )
-    return resolve_resized(raw)
+    return resolve_resized(raw, on_error)
 
 
 def rows_unlike_polygons(raw: RawSplit, annotations: str | Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(rows of boxes that contradict their polygons [K], extents of all polygons [T, 4], NaN without polygon)."""
     extents = polygon_extents(annotations)
     if raw.box_scales is not None:
-        extents = extents * np.tile(raw.box_scales, 2)[raw.image_index]
+        extents = extents * np.tile(scales_of_objects(raw.box_scales, raw), 2)
     return np.flatnonzero(unlike_polygons(raw.boxes, extents) & ~raw.iscrowd), extents
 
 

@@ -201,8 +201,11 @@ def _convert(
             msgspec.json.encode([getattr(converted, field) for field in fields if field not in _RAW_FIELDS])
         except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
             reason = f"{error.reason} in a text" if isinstance(error, UnicodeEncodeError) else str(error)
-            image_id = value.get("image_id") if isinstance(value, dict) else None
-            on_error(BrokenRecordError(reason, path, place, image_id if isinstance(image_id, int) else None))
+            if issubclass(record, Annotation):
+                image_id = value.get("image_id") if isinstance(value, dict) else None
+                on_error(BrokenRecordError(reason, path, place, image_id if isinstance(image_id, int) else None))
+            else:
+                on_error(InputError(reason, path, place))
             continue
         for field, raw_value in raw_values.items():
             setattr(converted, field, _encode(raw_value))

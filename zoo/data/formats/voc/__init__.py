@@ -219,7 +219,7 @@ def parse_voc(
         annotated_class=lambda row: objects[row].name,
         notes=tuple(found.notes) + _decimal_notes(found),
     )
-    return resolve_resized(raw)
+    return resolve_resized(raw, on_error)
 
 
 def _read_root(
