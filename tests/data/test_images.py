@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,9 @@ import torch
 from paths import SHARED_CASES, SHARED_DATA
 from PIL import Image as PILImage
 
+from zoo.data.formats.coco import Coco
 from zoo.data.images import SUFFIXES, ImageFolder, bits_in_use, deep_pixels, list_images, load_image, upright_size
+from zoo.data.source import DataWarning
 from zoo.errors import InputError
 
 
@@ -240,3 +243,14 @@ def test_shared_case_of_suffixes():
     table = source.read()
     assert len(table) == 12
     assert all(source.load_image(table, index).shape[0] == 3 for index in range(12))
+
+
+def test_reading_16_bit_images_that_use_fewer_bits_is_a_warning(tmp_path):
+    for number, bits in ((1, 12), (2, 12), (3, 16)):
+        pixels = np.full((8, 8), (1 << bits) - 1, np.uint16)
+        PILImage.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = [{"id": number, "file_name": f"{number}.png", "width": 8, "height": 8} for number in (1, 2, 3)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "bolt"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.warns(DataWarning, match=r"2 of 3 16-bit images of a sample use fewer bits .*/1.png \(12 bits\)"):
+        Coco(str(tmp_path / "a.json"), str(tmp_path)).read()

@@ -10,6 +10,7 @@ collects the error, and parsing continues without the record.
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -17,9 +18,13 @@ from typing import Self, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from zoo.data.images import bits_in_use, deep_pixels
 from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+
+NUM_SAMPLED = 16  # images of a split whose properties are checked at reading
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # of formats that are often used with 16 bits
 
 
 class ListedTwiceError(InputError):
@@ -205,9 +210,28 @@ def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
 
 
 def warn_of_notes(raw: RawSplit, file: str | Path) -> None:
-    """Warns once about each note of a split that was read from `file`."""
-    for note in raw.notes:
+    """Warns once about each note of a split that was read from `file`, and about 16-bit images that use fewer bits."""
+    for note in (*raw.notes, *_describe_unused_bits(raw.paths() if raw.folders else [])):
         warnings.warn(f"{file}: {note}", DataWarning, stacklevel=3)
+
+
+def _describe_unused_bits(paths: Sequence[Path]) -> list[str]:
+    """A sentence on 16-bit images that are read as images of 8 or 12 bits, from a sample of the images."""
+    deep = [path for path in paths if path.suffix.lower() in _DEEP_SUFFIXES]
+    found = []
+    for path in deep[:: len(deep) // NUM_SAMPLED + 1]:
+        with suppress(OSError, SyntaxError, ValueError):  # loading the image will say so
+            pixels = deep_pixels(path)
+            if pixels is not None:
+                found.append((path, bits_in_use(pixels)))
+    unused = [(path, bits) for path, bits in found if bits < 16]
+    if not unused:
+        return []
+    path, bits = unused[0]
+    return [
+        f"{len(unused)} of {len(found)} 16-bit images of a sample use fewer bits and are read by those, the first "
+        f"{path} ({bits} bits)"
+    ]
 
 
 def split_paths(paths: Sequence[Path], folder: str | Path) -> tuple[list[str], tuple[str, ...], Int64[np.ndarray, "N"]]:

@@ -16,11 +16,10 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from zoo.data.formats.raw import OnError, RawSplit
+from zoo.data.formats.raw import NUM_SAMPLED, OnError, RawSplit
 from zoo.data.images import upright_size
 from zoo.errors import InputError
 
-NUM_SAMPLED = 16  # images whose headers are read first; all are read where one of them has another size
 MIN_OBJECTS = 20  # of resized images, to decide by
 OUTSIDE = 0.05  # of a side: a box that ends farther outside is not one that sticks out a little
 MIN_OUTSIDE, MIN_OUTSIDE_SHARE = 3, 0.01  # boxes far outside that rule out a size
