@@ -62,7 +62,8 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         "fast_rcnn",
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
-    **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights", "sliding_window")},
+    **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
+    "sliding_window": ("sliding_window", CONTRACT["sliding_window"][1] | {"suppression": "nms"}),
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW
@@ -156,6 +157,16 @@ def test_onnx_detections_equal_pytorch_for_every_form(form: str, tmp_path: Path)
     write_onnx(detector, tmp_path / "m.onnx", {})
     # Not `check_file`: its large images are scaled to small frames here, which multiplies rounding errors of boxes.
     assert_same(detector, tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+def test_greedy_merging_is_exported_as_nms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    detector = MODELS["sliding_window"](num_classes=3, **CONTRACT["sliding_window"][1])
+    assert detector.suppression == "merging"
+    assert call(save(detector, tmp_path / "last.ckpt"), tmp_path / "m.onnx") == OK
+    assert "note: the file has NMS in place of greedy merging" in capsys.readouterr().out
+    metadata = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["arguments"])["suppression"] == "nms"
 
 
 def test_metadata_inputs_and_outputs_of_the_file(retinanet: tuple[Detector, Path]) -> None:
@@ -270,8 +281,6 @@ def test_unusable_input_is_reported_in_one_line(
     detector = build("sliding_window")
     detector.arguments["evaluation"] = "crops"
     assert "evaluation: dense" in error_line(save(detector, tmp_path / "crops.ckpt"))
-    detector.arguments |= {"evaluation": "dense", "suppression": "merging"}
-    assert "suppression: nms" in error_line(save(detector, tmp_path / "merging.ckpt"))
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the cause") from ValueError("of it\nand more")

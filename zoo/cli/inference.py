@@ -63,6 +63,8 @@ def export(args: list[str]) -> int:
         f" the same {check.num_detections} detections as PyTorch on {len(CHECK_SIZES)} images,"
         f" boxes within {check.box_difference:.1e} px, scores within {check.score_difference:.1e}"
     )
+    if check.note:
+        print(f"note: {check.note}")
     return OK
 
 

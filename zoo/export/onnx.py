@@ -16,7 +16,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class ExportCheck:
     num_detections: int
     box_difference: float  # pixels
     score_difference: float
+    note: str = ""  # how the file differs from the checkpoint
 
 
 def export_onnx(checkpoint: Path, out: Path) -> ExportCheck:
@@ -85,12 +86,22 @@ def export_onnx(checkpoint: Path, out: Path) -> ExportCheck:
     if reason is not None:
         raise InputError(reason, checkpoint)
 
+    note = _replace_merging(detector)
     with atomic_path(out) as temporary:
         write_onnx(detector, temporary, {"checkpoint": checkpoint.name})
         check = check_file(temporary, detector)
         if not check.num_detections:
             check = _check_without_score_threshold(temporary, detector)
-    return check
+    return replace(check, note=note)
+
+
+def _replace_merging(detector: Detector) -> str:
+    """Let a sliding window use NMS, since greedy merging is a loop that ONNX files do not have; a sentence on it."""
+    if not isinstance(detector, SlidingWindow) or detector.suppression == "nms":
+        return ""
+    detector.suppression = "nms"
+    detector.arguments["suppression"] = "nms"
+    return "the file has NMS in place of greedy merging, so its AP is another one"
 
 
 def unsupported_reason(detector: Detector) -> str | None:
@@ -99,8 +110,6 @@ def unsupported_reason(detector: Detector) -> str | None:
         return "R-CNN classifies each warped proposal separately, which cannot be exported; export a Fast R-CNN"
     if isinstance(detector, SlidingWindow) and detector.evaluation == "crops":
         return "this sliding window evaluates crops separately, which cannot be exported; use evaluation: dense"
-    if isinstance(detector, SlidingWindow) and detector.suppression == "merging":
-        return "this sliding window merges boxes in a loop, which cannot be exported; use suppression: nms"
     if sum(values.nbytes for values in detector.state_dict().values()) >= LARGEST_FILE:
         return "its weights exceed the 2 GB limit of an ONNX file; export a smaller detector"
     return None

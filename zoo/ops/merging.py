@@ -44,10 +44,12 @@ def merge_by_class(
         limit: boxes per image.
     """
     num_images, num_windows, num_classes = scores.shape
+    device = scores.device
     usable = torch.where((scores > score_threshold) & mask[..., None], scores, 0.0).mT.flatten(0, 1)
     top, index = usable.topk(min(MAX_BOXES, num_windows), dim=1)
     candidates = boxes.repeat_interleave(num_classes, dim=0).gather(1, index[..., None].expand(-1, -1, 4))
-    merged, sums = merge_greedily(candidates, top, MAX_MATCH)
+    # On the CPU, since each round waits for its result.
+    merged, sums = (part.to(device) for part in merge_greedily(candidates.cpu(), top.cpu(), MAX_MATCH))
     found = (sums / (1 + sums)).view(num_images, -1)
     labels = torch.arange(num_classes, device=sums.device).repeat_interleave(top.shape[1])
     best, order = found.topk(min(limit, found.shape[1]), dim=1)
