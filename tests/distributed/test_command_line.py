@@ -1,5 +1,6 @@
 """Multi-process runs from the command line, and runs that are interrupted and resumed by the same command."""
 
+import csv
 import os
 import random
 import signal
@@ -43,7 +44,11 @@ def test_run_folder_is_resumed_and_rejects_another_config(folder: Path, capsys: 
     assert main(fit) == 0  # two epochs
     assert last_step(folder) == 4
     assert "resuming after epoch 1, step 2" in capsys.readouterr().out
-    assert (folder / "run/metrics_part1.csv").exists()
+    with (folder / "run/metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["val/AP"]] == [1, 3]
+    assert main(fit) == 0  # nothing left to train
+    with (folder / "run/metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["val/AP"]] == [1, 3]
     assert main([*fit, "--model.width", "5"]) == 2
     assert "run: model.init_args.width: holds a run with 4, now it is 5; give another --out" in capsys.readouterr().err
     assert last_step(folder) == 4

@@ -258,8 +258,9 @@ def test_a_stopped_run_resumes_with_the_same_result(folder: Path, monkeypatch: p
     assert seen == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
     stopped = results(folder).runs[0]
     assert [point.epoch for point in stopped.curve] == [1, 2, 3, 4]
-    with (folder / "out/model_seed0/metrics_part1.csv").open() as file:
-        assert any(row["val/AP"] for row in csv.DictReader(file))
+    with (folder / "out/model_seed0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["val/AP"]] == [1, 3, 5, 7], "one file with all four epochs"
 
     monkeypatch.setattr(TinyDetector, "compute_losses", original)
     (folder / "out").rename(folder / "stopped")

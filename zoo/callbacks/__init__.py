@@ -9,6 +9,7 @@ they can monitor `val/AP`, on every process.
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
 from zoo.callbacks.learning_curve import LearningCurve
 from zoo.callbacks.mean_average_precision import MeanAveragePrecision
+from zoo.callbacks.metrics_file import KeepMetricsFile
 from zoo.callbacks.moving_average import MovingAverage
 from zoo.callbacks.preemption import Preemption
 from zoo.callbacks.progress import ProgressLines, ThrottledProgressBar
@@ -17,6 +18,7 @@ from zoo.callbacks.step_seeds import StepSeeds
 from zoo.callbacks.torch_compile import TorchCompile
 
 __all__ = [
+    "KeepMetricsFile",
     "LearningCurve",
     "MeanAveragePrecision",
     "MovingAverage",

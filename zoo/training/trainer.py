@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from zoo.callbacks import (
+    KeepMetricsFile,
     LearningCurve,
     MeanAveragePrecision,
     Preemption,
@@ -53,16 +54,13 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
     Args:
         arguments: of the Trainer. Its callbacks replace default ones of the same class, its loggers all default ones.
         data: without a validation split there is no best checkpoint.
-        folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`. The metrics.csv
-            of an earlier part of the run in it is renamed.
+        folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
         name: of the run.
 
     Raises:
         InputError: invalid Trainer arguments, for example an accelerator that is not available.
     """
     arguments = dict(arguments)
-    if folder is not None and process_rank() == 0:
-        _preserve_metrics_csv(folder)
     if arguments.get("logger") in (None, True):
         arguments["logger"] = default_loggers(folder, Path(arguments.get("default_root_dir") or RUNS_FOLDER), name)
     given = arguments.get("callbacks") or []
@@ -137,14 +135,6 @@ def terminate_children_on_error(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def _preserve_metrics_csv(folder: Path) -> None:
-    """Rename metrics.csv of an earlier part of the run, since Lightning's CSV logger would overwrite it."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        part = len(list(folder.glob("metrics_part*.csv"))) + 1
-        metrics.rename(folder / f"metrics_part{part}.csv")
-
-
 def make_inference_trainer(accelerator: str, precision: str, progress: bool = False, devices: int = 1) -> Trainer:
     """Trainer for validation and prediction that writes no files, with one process a device.
 
@@ -173,6 +163,8 @@ def default_callbacks(
     """Default callbacks, without those of the classes in `given` and those that the Trainer's arguments disable."""
     callbacks: list[Callback] = [MeanAveragePrecision(), StopOnNonFiniteLoss(), LearningCurve()]
     callbacks += [StepSeeds(), Resumption(), Preemption()]
+    if folder is not None:
+        callbacks.append(KeepMetricsFile(folder))
     if arguments.get("logger") is not False:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if arguments.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
