@@ -10,6 +10,7 @@ from pathlib import Path
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_parser
 from zoo.errors import InputError
+from zoo.io.files import require_writable
 
 _OVERRIDES = ("--data.", "--model.", "--trainer.")
 
@@ -33,6 +34,7 @@ def compare(args: list[str]) -> int:
         budget = DEFAULT_BUDGET
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
+    require_writable(out)
     plan = (
         options.models or sorted((configs / "models").glob("*_tiny.yaml")),
         data,
@@ -105,6 +107,7 @@ def report(args: list[str]) -> int:
         if len(options.runs) > 1 or first.is_file() or (first / "result.json").exists():
             raise InputError("give --out DIR; only the report of a single comparison has a default folder")
         out = first
+    require_writable(out)
 
     from zoo.cli.comparison_tables import print_runs
     from zoo.experiment.analysis import analyse_and_report

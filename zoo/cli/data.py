@@ -24,7 +24,7 @@ from zoo.data.quality.image_files import Item
 from zoo.data.quality.stats import compute_statistics
 from zoo.data.source import Source
 from zoo.errors import InputError
-from zoo.io.files import encode_json, write_atomically
+from zoo.io.files import encode_json, require_writable, write_atomically
 from zoo.report.dataset import render_statistics
 
 _DATA_HELP = "a data configuration, a COCO json, a VOC folder, a YOLO data.yaml, or a folder of one of these"
@@ -38,6 +38,8 @@ def stats(args: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     options = parser.parse_args(args)
     data: Path = options.data
+    for file in filter(None, (options.html, options.json)):
+        require_writable(file)
     statistics = compute_statistics(data.stem or str(data), find_sources(data), _Progress("reading image headers"))
     print_statistics(statistics, Console())
     if options.html is not None:
@@ -64,6 +66,8 @@ def doctor(args: list[str]) -> int:
     options = parser.parse_args(args)
     data: Path = options.data
     fix: Path | None = options.fix
+    if fix is not None:
+        require_writable(fix)
     sources = find_sources(data)
     if fix is not None and fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
         raise InputError("already exists; give --fix a new or empty folder", fix)  # before images are decoded
@@ -99,6 +103,7 @@ def split(args: list[str]) -> int:
     options = parser.parse_args(args)
     data: Path = options.data
     check_fractions(options.fractions)
+    require_writable(options.out)
     division = divide(find_sources(data), options.fractions, options.group, options.seed)
     config = write_division(division, options.out, data.absolute().stem)
     for name, table in division.tables.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.cli.exit_codes import OK
 from zoo.cli.parsers import make_data_parser, make_parser
+from zoo.io.files import require_writable
 
 _CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`"
 
@@ -26,6 +27,7 @@ def predict(args: list[str]) -> int:
     )
     parser.add_argument("--precision", default="32-true", help="Lightning's name of a precision (32-true)")
     options = parser.parse_args(args)
+    require_writable(options.out)
 
     from zoo.inference.predict import predict_images
     from zoo.training.trainer import silence_lightning
@@ -52,6 +54,8 @@ def export(args: list[str]) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write")
     options = parser.parse_args(args)
+    if options.out.parent.is_dir():
+        require_writable(options.out)
 
     from zoo.export.onnx import CHECK_SIZES, export_onnx
     from zoo.training.trainer import silence_lightning
@@ -92,6 +96,8 @@ def benchmark(args: list[str]) -> int:
     parser.add_argument("--precision", type=str | None, default=None, help=text)
     parser.add_lightning_class_args(DetectionDataModule, "data")
     built = instantiate(parser, parse(parser, args))
+    if built.out is not None:
+        require_writable(built.out)
     benchmarks = benchmark_checkpoints(
         built.runs,
         built.checkpoint,

@@ -4,6 +4,7 @@ The module of a verb is imported when the verb is called, so that `zoo --help` a
 Unusable input gives one line on stderr and exit code 2; `--debug`, or ZOO_DEBUG=1, also prints the traceback.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from zoo.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
 from zoo.cli.verbs import VERBS
 from zoo.errors import InputError, Preempted, SharedInputError
 from zoo.io.parent import end_with_starter, start_others_by_command
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"\nzoo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        input_error = _find_input_error(error)
+        input_error = _find_input_error(error) or _find_disk_error(error)
         if input_error is None:
             raise
         if debug:
@@ -75,6 +78,18 @@ def _find_input_error(error: BaseException) -> InputError | None:
     from zoo.training.configuration import find_input_error
 
     return find_input_error(error)
+
+
+def _find_disk_error(error: BaseException) -> InputError | None:
+    """An error of a full or read-only disk, also as the cause of another one, as an `InputError`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            return InputError(
+                f"{cause.strerror}; free or choose another disk, and run the same command again", cause.filename
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _overview() -> str:

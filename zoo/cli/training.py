@@ -23,7 +23,7 @@ from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.scores import scores_table
-from zoo.io.files import write_atomically
+from zoo.io.files import require_writable, write_atomically
 from zoo.io.ownership import own_folder
 from zoo.models import load, read_checkpoint
 from zoo.training.configuration import (
@@ -118,6 +118,9 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check that model and weights are given, and find the checkpoint to resume from."""
         verb, config = self.subcommand, self.config[self.subcommand]
+        written = config.out if verb == "fit" else config.predictions
+        if written is not None:
+            require_writable(Path(written))
         if verb == "fit" and config.get("model") is None:
             raise InputError("no model; give --model FILE")
         self.resume_checkpoint: str | None = None

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Check, before any work is done for it, that a file or folder can be written; nothing is left behind.
+
+    Raises:
+        InputError: the folder, or the one in which it would be created, cannot be written.
+    """
+    place = path if path.is_dir() else path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror}); give another path", path) from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
