@@ -106,7 +106,11 @@ BAD_INPUT = [
     ("nothing", [*FIT, "--checkpoint", "CHECKPOINT", "--model.width", "5"], ["best.ckpt", "body", "[4"]),
     ("nothing", [*PREDICT, "absent.ckpt"], ["absent.ckpt"]),
     ("nothing", ["predict", "absent.jpg", "--out", "out", "--checkpoint", "CHECKPOINT"], ["absent.jpg"]),
-    ("not_an_image", [*PREDICT, "CHECKPOINT"], ["2.png", "not an image"]),
+    (
+        "not_an_image",
+        ["predict", "test/2.png", "--out", "out", "--checkpoint", "CHECKPOINT"],
+        ["2.png", "not an image"],
+    ),
     ("out_is_a_file", [*PREDICT, "CHECKPOINT"], ["out", "folder"]),
     ("nothing", ["predict", "test"], ["--checkpoint"]),
     ("nothing", ["proposals"], ["--data"]),

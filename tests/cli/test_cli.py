@@ -128,6 +128,36 @@ def test_predict_writes_predictions_and_annotated_images(folder: Path, checkpoin
     torch.testing.assert_close(torch.tensor(scores), kept, atol=1e-5, rtol=0)
 
 
+def test_predict_skips_images_that_cannot_be_read(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (folder / "test/0.png").read_bytes()
+    (folder / "test/0a.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "test/0b.png").write_bytes(b"no image")
+    args = ["predict", "--checkpoint", str(checkpoint), "--out", "out"]
+    assert main([*args, "test"]) == 1
+    captured = capsys.readouterr()
+    assert "4 images: out (2 of 6 skipped)" in captured.out
+    skipped = [line for line in captured.err.splitlines() if line.startswith("skipped: ")]
+    assert [line.split(": ")[1] for line in skipped] == ["test/0a.png", "test/0b.png"]
+    images = json.loads((folder / "out/images.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [f"test/{number}.png" for number in range(4)]
+    assert main([*args[:-1], "none", "test/0a.png"]) == 2
+    assert "0a.png: image is damaged" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("https://example.org/a.jpg", "is a URL; download"), ("film.MP4", "is a video; save its frames")],
+)
+def test_predict_names_inputs_of_other_kinds(
+    folder: Path, checkpoint: Path, path: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "--checkpoint", str(checkpoint), path, "--out", "out"]) == 2
+    assert capsys.readouterr().err.startswith(f"zoo: {path}: {reason}")
+
+
 def test_proposals_fills_the_cache_and_reports_recall(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

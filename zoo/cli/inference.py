@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from zoo.cli.exit_codes import OK
+from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_data_parser, make_parser
 from zoo.io.files import require_writable
 
@@ -14,7 +14,7 @@ _CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`"
 
 def predict(args: list[str]) -> int:
     """`zoo predict`: detect objects in images."""
-    parser = make_parser("predict")
+    parser = make_parser("predict", epilog="Exit code: 0 all images, 1 some were skipped, 2 nothing could be done.")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, and folders of them")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
     text = "folder of predictions.json, images.json and the annotated images"
@@ -33,7 +33,7 @@ def predict(args: list[str]) -> int:
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
-    count = predict_images(
+    done = predict_images(
         options.checkpoint,
         options.images,
         options.out,
@@ -43,9 +43,14 @@ def predict(args: list[str]) -> int:
         options.precision,
         options.devices,
     )
-    if count:  # 0 on processes other than the first
-        print(f"{count} image{'s' if count != 1 else ''}: {options.out}")
-    return OK
+    if done is None:  # on processes other than the first
+        return OK
+    count, errors = done
+    for error in errors:
+        print(f"skipped: {error}", file=sys.stderr)
+    skipped = f" ({len(errors)} of {count + len(errors)} skipped)" if errors else ""
+    print(f"{count} image{'s' if count != 1 else ''}: {options.out}{skipped}")
+    return FAILED if errors else OK
 
 
 def export(args: list[str]) -> int:

@@ -8,6 +8,7 @@ about. Tensors have shape [3, H, W] and are channels-last in memory.
 import io
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,8 @@ SUFFIXES = frozenset(
     if form in PILImage.OPEN and form not in _OTHER_FORMATS
 )
 """Suffixes of image files that Pillow can open, in lower case."""
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 # EXIF orientations that swap width and height
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
@@ -251,6 +254,40 @@ def list_images(folder: str | Path) -> list[Path]:
     return found
 
 
+def find_unreadable(files: Sequence[Path]) -> dict[Path, InputError]:
+    """Files that cannot be decoded, with the reasons; decodes all of them, with a thread per core."""
+
+    def check(file: Path) -> InputError | None:
+        try:
+            load_image(file)
+        except InputError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return {file: error for file, error in zip(files, pool.map(check, files), strict=True) if error is not None}
+
+
+def list_inputs(paths: Sequence[str]) -> list[Path]:
+    """Image files among files and folders, which are searched at any depth.
+
+    Raises:
+        InputError: a path is a URL or a video, a folder has no images, or there is no path at all.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if "://" in path:
+            raise InputError("is a URL; download the image and give the file", path)
+        if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(
+                "is a video; save its frames as images (ffmpeg -i FILE frames/%06d.jpg) and give these", path
+            )
+        files += list_images(path) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise InputError("no image to predict on; give image files or folders")
+    return files
+
+
 @dataclass(frozen=True)
 class ImageFolder(Source):
     """Images without annotations, for prediction.
@@ -263,11 +300,7 @@ class ImageFolder(Source):
 
     def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
         """See `Source.read`; the table has no objects, and `classes` as its classes."""
-        files: list[Path] = []
-        for path in map(Path, self.paths):
-            files += list_images(path) if path.is_dir() else [path]
-        if not files:
-            raise InputError("no image to predict on; give image files or folders")
+        files = list_inputs(self.paths)
         for file in files:
             require_utf8_name(Path(file.name))
         sizes = image_sizes(files)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image as PillowImage
 from torch import distributed
 
+from zoo.data.images import find_unreadable, list_inputs
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -30,11 +31,11 @@ def predict_images(
     accelerator: str = "auto",
     precision: str = "32-true",
     devices: int = 1,
-) -> int:
+) -> tuple[int, list[InputError]] | None:
     """Detect objects in images, and write the predictions and annotated images.
 
     Writes `predictions.json` (COCO results: image ids count from 0, category ids from 1), `images.json` (images and
-    categories of those ids, in COCO format) and `annotated/<name>.jpg`. Nothing is written before all images are read.
+    categories of those ids, in COCO format) and `annotated/<name>.jpg`. Images that cannot be read are left out.
 
     Args:
         checkpoint: written by `zoo fit` or `zoo compare`.
@@ -47,15 +48,20 @@ def predict_images(
         devices: number of devices that share the images; the process of the first one writes.
 
     Returns:
-        Number of images; 0 on processes other than the first.
+        Number of images, and the reasons why others were left out; None on processes other than the first.
 
     Raises:
-        InputError: checkpoint or image cannot be used, or `out` is a file.
+        InputError: the checkpoint or all images cannot be used, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError("is a file; give --out a folder", file=out)
     detector = load(checkpoint)
-    data = DetectionDataModule(predict=list(paths), eval_batch_size=batch_size)
+    files = list_inputs(paths)
+    unreadable = find_unreadable(files)
+    if len(unreadable) == len(files):
+        raise next(iter(unreadable.values()))
+    readable = [str(file) for file in files if file not in unreadable]
+    data = DetectionDataModule(predict=readable, eval_batch_size=batch_size)
     table = data.table("predict")
     trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
     with terminate_children_on_error(trainer):
@@ -63,7 +69,7 @@ def predict_images(
     own = [_filter_by_score(prediction, score) for batch in batches for prediction in batch]
     predictions = gather_in_image_order(own)
     if predictions is None:
-        return 0
+        return None
 
     annotated = out / "annotated"
     names = unique_names([Path(table.file_name(index)).stem for index in range(len(table))])
@@ -78,7 +84,7 @@ def predict_images(
     write_atomically(out / "images.json", _images_json(table, detector.class_names))
     file_names = {image_id: str(table.path(index)) for index, image_id in enumerate(table.image_ids.tolist())}
     write_coco_results(packed, out / "predictions.json", category_ids, file_names, detector.class_names)
-    return len(table)
+    return len(table), list(unreadable.values())
 
 
 def gather_in_image_order(own: list[Prediction]) -> list[Prediction] | None:
