@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Generic, Literal, TypedDict, TypeVar, final
+from typing import Any, Generic, Literal, TypedDict, TypeVar, final, overload
 
 import torch
 from pytorch_lightning import LightningModule
@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from zoo.io.inputs import ImageInput, ImageInputs, as_image
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
@@ -151,17 +152,45 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Decode and select detections, in framed pixels, sorted by descending score."""
 
-    @final  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
+    @overload  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
+    def forward(
+        self, images: ImageInputs, targets: Sequence[Target] | None = None, score: float = 0.0
+    ) -> list[Prediction]: ...
+
+    @overload
+    def forward(self, images: ImageInput, targets: None = None, score: float = 0.0) -> Prediction: ...
+
+    @final
     @torch.no_grad()
-    def forward(self, images: Sequence[Image], targets: Sequence[Target] | None = None) -> list[Prediction]:
-        """Detections of raw images, in the pixels of each image, without gradients.
+    def forward(
+        self,
+        images: ImageInput | ImageInputs,
+        targets: Sequence[Target] | None = None,
+        score: float = 0.0,
+    ) -> Prediction | list[Prediction]:
+        """Detections of a list of images, or of one image, in the pixels of each image, without gradients.
 
         Args:
-            images: uint8 [3, H, W] RGB, any sizes.
+            images: files, PIL images, arrays uint8 [H, W, 3] or tensors uint8 [3, H, W], RGB, of any sizes; a list of
+                these, or one.
             targets: only their region proposals are read, by detectors that use them.
+            score: minimum score of the detections that are returned; `score_threshold` also applies.
+
+        Raises:
+            InputError: an image is none of these, or its file cannot be read.
         """
-        batch = self.frame_batch(images, targets)
-        return self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
+        if not isinstance(images, (list, tuple)):
+            return self.forward([images], None, score)[0]
+        if not images:
+            return []
+        batch = self.frame_batch([as_image(image) for image in images], targets)
+        found = self.frame.unframe(self.compute_predictions(self.encode(batch), batch), batch)
+        return [above_score(prediction, score) for prediction in found] if score > 0 else found
+
+    @final
+    def names(self, prediction: Prediction) -> list[str]:
+        """Class name of each detection."""
+        return [self.class_names[label] for label in prediction["labels"].tolist()]
 
     @final
     def frame_batch(
@@ -285,6 +314,14 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class and constructor arguments, from which `zoo.load` rebuilds this detector."""
         checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments}
+
+
+def above_score(prediction: Prediction, score: float) -> Prediction:
+    """The detections with at least this score."""
+    keep = prediction["scores"] >= score
+    return Prediction(
+        boxes=prediction["boxes"][keep], scores=prediction["scores"][keep], labels=prediction["labels"][keep]
+    )
 
 
 def plain_arguments(cls: type[Detector], values: dict[str, Any]) -> dict[str, Any]:

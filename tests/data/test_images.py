@@ -10,9 +10,10 @@ from paths import SHARED_CASES, SHARED_DATA
 from PIL import Image as PILImage
 
 from zoo.data.formats.coco import Coco
-from zoo.data.images import SUFFIXES, ImageFolder, bits_in_use, deep_pixels, list_images, load_image, upright_size
+from zoo.data.images import SUFFIXES, ImageFolder, list_images
 from zoo.data.source import DataWarning
 from zoo.errors import InputError
+from zoo.io.decoding import bits_in_use, deep_pixels, load_image, upright_size
 
 
 def photo(width=37, height=21, seed=0) -> PILImage.Image:

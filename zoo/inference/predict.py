@@ -12,6 +12,7 @@ from torch import distributed
 from zoo.data.images import find_unreadable, list_inputs
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
+from zoo.detector import above_score
 from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.io.files import atomic_path, write_atomically
@@ -66,7 +67,7 @@ def predict_images(
     trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
     with terminate_children_on_error(trainer):
         batches = trainer.predict(detector, datamodule=data) or []
-    own = [_filter_by_score(prediction, score) for batch in batches for prediction in batch]
+    own = [above_score(prediction, score) for batch in batches for prediction in batch]
     predictions = gather_in_image_order(own)
     if predictions is None:
         return None
@@ -116,15 +117,6 @@ def unique_names(names: Sequence[str]) -> list[str]:
         taken.add(candidate)
         unique.append(candidate)
     return unique
-
-
-def _filter_by_score(prediction: Prediction, score: float) -> Prediction:
-    keep = prediction["scores"] >= score
-    return Prediction(
-        boxes=prediction["boxes"][keep].cpu(),
-        scores=prediction["scores"][keep].cpu(),
-        labels=prediction["labels"][keep].cpu(),
-    )
 
 
 def _images_json(table: AnnotationTable, class_names: Sequence[str]) -> str:

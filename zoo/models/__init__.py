@@ -31,11 +31,13 @@ def load(checkpoint: str | Path) -> Detector:
     """The detector of a checkpoint, in eval mode, on the CPU.
 
     Args:
-        checkpoint: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer.
+        checkpoint: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer, or the folder of a run, whose
+            best checkpoint is loaded (the last one where there is no best).
 
     Raises:
         InputError: the file is missing, damaged, or not a checkpoint of a detector in `MODELS`.
     """
+    checkpoint = find_checkpoint(checkpoint)
     content = read_checkpoint(checkpoint)
     recorded = content["detector"]
     by_class = {cls.__name__: cls for cls in MODELS.values()}
@@ -47,6 +49,21 @@ def load(checkpoint: str | Path) -> Detector:
     detector.load_state_dict(content["state_dict"])
     detector.configure_model()
     return detector.eval()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file itself, or the best one of a run folder, or the last one where there is no best.
+
+    Raises:
+        InputError: the folder has no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise InputError("has no checkpoints/best.ckpt or last.ckpt; give the folder of one run, or a .ckpt file", path)
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:

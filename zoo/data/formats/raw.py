@@ -18,10 +18,10 @@ from typing import Self, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from zoo.data.images import bits_in_use, deep_pixels
 from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.decoding import bits_in_use, deep_pixels
 
 NUM_SAMPLED = 16  # images of a split whose properties are checked at reading
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # of formats that are often used with 16 bits

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from zoo.data.formats.raw import NUM_SAMPLED, OnError, RawSplit
-from zoo.data.images import upright_size
 from zoo.errors import InputError
+from zoo.io.decoding import upright_size
 
 MIN_OBJECTS = 20  # of resized images, to decide by
 OUTSIDE = 0.05  # of a side: a box that ends farther outside is not one that sticks out a little

@@ -14,12 +14,12 @@ from PIL import Image as PILImage
 from zoo.data.formats.coco import Coco, write_coco
 from zoo.data.formats.voc import Voc, write_voc
 from zoo.data.formats.yolo import Yolo, write_yolo
-from zoo.data.images import load_image
 from zoo.data.quality.cleaning import Change, clean
 from zoo.data.quality.doctor import Inspection
 from zoo.data.quality.image_files import Progress, no_progress
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.decoding import load_image
 
 _JPEG_QUALITY = 95  # of images with an EXIF rotation
 

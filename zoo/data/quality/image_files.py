@@ -21,8 +21,8 @@ from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from zoo.data.images import bits_in_use, deep_pixels, load_image, orientation
 from zoo.errors import InputError
+from zoo.io.decoding import bits_in_use, deep_pixels, load_image, orientation
 
 MAX_DIFFERING_BITS = 40
 """Near-duplicates differ in at most this many of 255 bits; `benchmarks/results/near_duplicates.md` has the reason."""

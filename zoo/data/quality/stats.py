@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from zoo.data.formats.parse import distinct_sources, parse_splits, share_classes
 from zoo.data.formats.raw import RawSplit
-from zoo.data.images import upright_size
 from zoo.data.quality.image_files import Progress, no_progress
 from zoo.data.quality.neighbours import highest_iou
 from zoo.data.source import Source, find_bad_boxes, find_missing
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.decoding import upright_size
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}

@@ -38,10 +38,10 @@ from zoo.data.formats.raw import (
     warn_of_notes,
 )
 from zoo.data.formats.resized import resolve_resized, scales_of_objects
-from zoo.data.images import load_image, upright_size
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.decoding import load_image, upright_size
 from zoo.io.files import write_atomically
 from zoo.types import Image
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from zoo.data.formats.coco.records import ImageRecord
 from zoo.data.formats.locate import locate_images
 from zoo.data.formats.raw import split_paths
-from zoo.data.images import upright_size
 from zoo.errors import InputError
+from zoo.io.decoding import upright_size
 
 _ANNOTATION_FOLDERS = frozenset({"annotations", "labels"})
 

@@ -25,10 +25,10 @@ from zoo.data.formats.raw import (
 from zoo.data.formats.resized import resolve_resized
 from zoo.data.formats.voc.annotation_file import VocFile, VocObject, read_voc_file
 from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, split_file
-from zoo.data.images import load_image, upright_size
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.decoding import load_image, upright_size
 from zoo.io.files import write_atomically
 from zoo.types import Image
 

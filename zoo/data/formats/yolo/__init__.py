@@ -21,10 +21,11 @@ from zoo.data.formats.raw import (
 )
 from zoo.data.formats.yolo.data_file import class_names, list_split, read_data_file
 from zoo.data.formats.yolo.labels import find_label_file, label_file, read_label_files
-from zoo.data.images import SUFFIXES, image_sizes, load_image
+from zoo.data.images import SUFFIXES, image_sizes
 from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.decoding import load_image
 from zoo.io.files import write_atomically
 from zoo.types import Image
 

@@ -1,0 +1,43 @@
+"""What to do with detections in Python: draw them, or convert them for another package."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from PIL import Image as PillowImage
+
+from zoo.errors import InputError
+from zoo.io.inputs import ImageInput, as_image
+from zoo.report.pictures.draw import draw_boxes
+from zoo.types import Prediction
+
+
+def draw(image: ImageInput, found: Prediction, class_names: Sequence[str]) -> PillowImage.Image:
+    """The image with boxes, class names and scores; small images are enlarged, so that names are readable.
+
+    Args:
+        image: file, PIL image, array or tensor (see `zoo.io.inputs.as_image`).
+        found: its detections.
+        class_names: of the detector.
+    """
+    drawn = draw_boxes(as_image(image), found["boxes"], found["labels"], class_names, found["scores"])
+    return PillowImage.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
+
+
+def to_supervision(found: Prediction, class_names: Sequence[str]) -> Any:
+    """The detections as `supervision.Detections`, with class names in `data["class_name"]`.
+
+    Raises:
+        InputError: the package supervision is not installed.
+    """
+    try:
+        supervision = import_module("supervision")
+    except ImportError as error:
+        raise InputError("the package supervision is missing: pip install supervision") from error
+    labels = found["labels"].cpu().numpy()
+    return supervision.Detections(
+        xyxy=found["boxes"].cpu().numpy(),
+        confidence=found["scores"].cpu().numpy(),
+        class_id=labels,
+        data={"class_name": [class_names[label] for label in labels]},
+    )
