@@ -312,8 +312,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store class and constructor arguments, from which `zoo.load` rebuilds this detector."""
-        checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments}
+        """Store class and constructor arguments, from which `zoo.load` rebuilds this detector, and the precision."""
+        precision = str(self.trainer.precision)
+        checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments, "precision": precision}
 
 
 def above_score(prediction: Prediction, score: float) -> Prediction:

@@ -86,7 +86,7 @@ def test_test_and_evaluate_give_the_same_numbers(
 ) -> None:
     files = ["--checkpoint", str(checkpoint), "--data", "data.yaml", "--trainer", "trainer.yaml"]
     assert main(["test", *files, "--predictions", "p.json"]) == 0
-    tested = table_rows(capsys.readouterr().out)
+    tested = table_rows(capsys.readouterr().out)[1:]  # the first line says what is evaluated
     assert not (folder / "runs").exists()
     entries = json.loads((folder / "p.json").read_text())
     assert {entry["category_id"] for entry in entries} <= {3, 6}
@@ -96,7 +96,24 @@ def test_test_and_evaluate_give_the_same_numbers(
     assert len(tested) >= 3
 
     assert main(["validate", *files, "--model", "model.yaml"]) == 0
-    assert len(table_rows(capsys.readouterr().out)) == len(tested)
+    output = capsys.readouterr().out
+    assert output.startswith("val: 3 images, precision 32-true\n")
+    assert len(table_rows(output)[1:]) == len(tested)
+
+
+def test_evaluation_has_the_precision_of_the_training_or_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", "--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml", "--out", "run"]
+    assert main([*fit, "--trainer.max_epochs", "1", "--trainer.precision", "bf16-mixed"]) == 0
+    capsys.readouterr()
+    test = ["test", "--checkpoint", "run/checkpoints/last.ckpt", "--data", "data.yaml"]
+    for precision, line in (
+        ([], "bf16-mixed"),
+        (["--trainer.precision", "32-true"], "32-true (the training had bf16-mixed)"),
+    ):
+        assert main([*test, "--trainer.accelerator", "cpu", *precision]) == 0
+        assert capsys.readouterr().out.startswith(f"test: 4 images, precision {line}\n")
 
 
 def test_predict_writes_predictions_and_annotated_images(folder: Path, checkpoint: Path) -> None:

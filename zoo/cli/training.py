@@ -111,9 +111,13 @@ class TrainingCLI(LightningCLI):
         """See LightningCLI; translates `--checkpoint`, the flag of all verbs, to Lightning's `--ckpt_path`."""
         renamed = [re.sub(r"^--checkpoint(?==|$)", "--ckpt_path", arg) for arg in args]
         self.config = parse(parser, renamed)
-        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
-        if checkpoint is not None:
-            read_checkpoint(checkpoint)  # raises InputError before Lightning reads it
+        config = self.config[self.config.subcommand]
+        self.trained_precision: str | None = None
+        if config.get("ckpt_path") is not None:
+            recorded = read_checkpoint(config.ckpt_path)["detector"]  # raises InputError before Lightning reads it
+            self.trained_precision = recorded.get("precision")
+        if self.config.subcommand != "fit" and config.trainer.precision is None:
+            config.trainer.precision = self.trained_precision
 
     def before_instantiate_classes(self) -> None:
         """Check that model and weights are given, and find the checkpoint to resume from."""
@@ -216,14 +220,25 @@ class TrainingCLI(LightningCLI):
             for path in filter(None, paths):
                 print(f"checkpoint: {os.path.relpath(path)}")
 
+    def _describe_evaluation(self, split: Literal["val", "test"]) -> None:
+        """Print split, number of images and precision, and whether the training had another one."""
+        if not self.trainer.is_global_zero:
+            return
+        precision = str(self.trainer.precision)
+        other = self.trained_precision not in (None, precision)
+        text = f" (the training had {self.trained_precision})" if other else ""
+        print(f"{split}: {len(self.datamodule.table(split)):,} images, precision {precision}{text}", flush=True)
+
     def validate(self, **arguments: Any) -> None:
         """Evaluate on the validation split."""
+        self._describe_evaluation("val")
         with terminate_children_on_error(self.trainer):
             self.trainer.validate(**arguments, verbose=False, weights_only=True)
         self._finish_evaluation("val")
 
     def test(self, **arguments: Any) -> None:
         """Evaluate on the test split."""
+        self._describe_evaluation("test")
         with terminate_children_on_error(self.trainer):
             self.trainer.test(**arguments, verbose=False, weights_only=True)
         self._finish_evaluation("test")

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from zoo.data.source import Source, printable
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.decoding import load_image, upright_size
 from zoo.types import Image
 
 # Formats that Pillow can open but that hold documents, films or measurements.
