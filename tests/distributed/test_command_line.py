@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tiny_detector import TinyDetector
 
 import zoo.models
 from zoo.cli.main import main
+from zoo.types import Batch, Losses
 
 FILES = ["--model", "model.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -63,6 +65,25 @@ def test_run_folder_is_resumed_without_loggers(folder: Path, capsys: pytest.Capt
     assert "resuming after epoch 1, step 2" in output
     assert "run folder: run\n" in output
     assert not (folder / "runs").exists()
+
+
+def test_a_stopped_run_without_a_run_folder_names_the_checkpoint_to_go_on_with(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sent = TinyDetector.compute_losses, []
+
+    def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: Batch) -> Losses:
+        if self.training and self.trainer.global_step == 2 and not sent:
+            sent.append(True)
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, outputs, batch)
+
+    monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
+    assert main(["fit", *FILES]) == 143
+    found = re.search(r"run the same command with (--checkpoint) (\S+) to resume", capsys.readouterr().err)
+    assert found
+    assert main(["fit", *FILES, *found.groups()]) == 0
+    assert "resuming after epoch 1, step 3" in capsys.readouterr().out
 
 
 @pytest.mark.slow

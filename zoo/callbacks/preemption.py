@@ -35,12 +35,16 @@ class Preemption(Callback):
     If a validation follows a step, the training stops when it is over and its checkpoints are written, so the notice
     must be longer than a validation. A kill without notice loses only the epoch in progress.
 
+    Args:
+        resumes_itself: whether the same command resumes the run, for the message.
+
     Raises:
         Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumes_itself: bool = True) -> None:
         super().__init__()
+        self._resumes_itself = resumes_itself
         self._received = 0  # by this process: 0, STOP or REQUEUE
         self._decision = 0  # maximum over all processes
         self._previous: DelayedMax | None = None  # reduction that was started at the previous step
@@ -107,7 +111,8 @@ class Preemption(Callback):
         if self._decision == REQUEUE and job is not None:
             # The other processes wait, since SLURM may end the job with the first process that exits.
             run_on_rank_zero(partial(requeue, job)) if is_distributed() else requeue(job)
-        message = f"stopped by a signal; {file} holds step {trainer.global_step}: run the same command again to resume"
+        how = "again" if self._resumes_itself else f"with --checkpoint {file}"
+        message = f"stopped by a signal; {file} holds step {trainer.global_step}: run the same command {how} to resume"
         raise Preempted(message if trainer.is_global_zero else "")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

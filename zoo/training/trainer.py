@@ -162,7 +162,7 @@ def default_callbacks(
 ) -> list[Callback]:
     """Default callbacks, without those of the classes in `given` and those that the Trainer's arguments disable."""
     callbacks: list[Callback] = [MeanAveragePrecision(), StopOnNonFiniteLoss(), LearningCurve()]
-    callbacks += [StepSeeds(), Resumption(), Preemption()]
+    callbacks += [StepSeeds(), Resumption(), Preemption(resumes_itself=folder is not None)]
     if folder is not None:
         callbacks.append(KeepMetricsFile(folder))
     if arguments.get("logger") is not False:
