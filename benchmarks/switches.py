@@ -47,7 +47,7 @@ VARIANTS = {
     "channels_last": Variant(channels_last=True),
     "bf16": Variant("bf16-mixed", channels_last=True),
     "score_threshold 0.05": Variant(attributes={"score_threshold": 0.05}),
-    "NMS, not merging": Variant(attributes={"suppression": "nms"}),
+    "merging": Variant(attributes={"suppression": "merging"}),
 }
 COMPILED = {"torch.compile": Variant(channels_last=True, compiled=True)}
 

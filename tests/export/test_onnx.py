@@ -63,7 +63,7 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
     **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
-    "sliding_window": ("sliding_window", CONTRACT["sliding_window"][1] | {"suppression": "nms"}),
+    "sliding_window": CONTRACT["sliding_window"],
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW
@@ -161,8 +161,7 @@ def test_onnx_detections_equal_pytorch_for_every_form(form: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_greedy_merging_is_exported_as_nms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    detector = MODELS["sliding_window"](num_classes=3, **CONTRACT["sliding_window"][1])
-    assert detector.suppression == "merging"
+    detector = MODELS["sliding_window"](num_classes=3, **CONTRACT["sliding_window"][1], suppression="merging")
     assert call(save(detector, tmp_path / "last.ckpt"), tmp_path / "m.onnx") == OK
     assert "note: the file has NMS in place of greedy merging" in capsys.readouterr().out
     metadata = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map

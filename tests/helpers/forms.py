@@ -107,10 +107,10 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "box_widths": (64,),
         },
     ),
-    "sliding_window in crops, with NMS": (
+    "sliding_window in crops, with merging": (
         "sliding_window",
         {
-            "suppression": "nms",
+            "suppression": "merging",
             "trunk": "resnet10t",
             "stride": 8,
             "evaluation": "crops",

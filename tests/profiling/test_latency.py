@@ -208,7 +208,9 @@ def test_modes_gradients_and_hooks_are_restored() -> None:
     assert not torch.nn.modules.module._global_forward_hooks
 
 
-@pytest.mark.parametrize("form", ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window in crops, with NMS"])
+@pytest.mark.parametrize(
+    "form", ["retinanet", "faster_rcnn", "fast_rcnn", "rcnn", "sliding_window in crops, with merging"]
+)
 def test_post_processing_contains_no_layer(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that ticks at each layer, a part lasts as many seconds as layers run in it."""
     torch.manual_seed(0)

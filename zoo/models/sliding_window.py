@@ -25,8 +25,8 @@ on their mixture (measured on one overfitted image: loss 0.001 in training mode 
 Original code: sermanet/OverFeat, the classifier only. Deviations, not in the paper:
   - classifier and regressor are trained together with the trunk (paper: one after the other, the trunk fixed);
   - boxes are coded as R-CNN's deltas (paper: edges);
-  - NMS by class can replace greedy merging (section 4.3, see `zoo.ops.merging` for its deviations); it measures worse
-    (benchmarks/results/switches_val.md);
+  - NMS by class by default, not greedy merging (section 4.3, `zoo.ops.merging`): which measures better depends on the
+    data (benchmarks/results/merging.md);
   - windows have several aspect ratios, by resizing a level differently along both axes (paper: squares only);
   - training windows lie on the grid only (paper: random offsets and scales around an object);
   - the best window of an object is positive however low its IoU; windows with IoU from 0.3 to 0.5 are ignored;
@@ -202,7 +202,7 @@ class SlidingWindow(Detector[Outputs]):
         positive_fraction: of those, at most.
         hard_negative_fraction: of the negatives, those with the highest foreground score; the others are random.
         box_loss_weight: of the box loss.
-        suppression: the paper's greedy merging, or NMS by class.
+        suppression: NMS by class, or the paper's greedy merging.
         score_threshold: of detections.
         nms_threshold: IoU above which the higher-scoring of two boxes of a class suppresses the other in NMS.
         detections_per_image: kept after merging or NMS.
@@ -235,7 +235,7 @@ class SlidingWindow(Detector[Outputs]):
         positive_fraction: float = 0.25,
         hard_negative_fraction: float = 0.5,
         box_loss_weight: float = 1.0,
-        suppression: Literal["merging", "nms"] = "merging",
+        suppression: Literal["nms", "merging"] = "nms",
         score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
@@ -252,7 +252,7 @@ class SlidingWindow(Detector[Outputs]):
         self.positive_fraction = positive_fraction
         self.hard_negative_fraction = hard_negative_fraction
         self.box_loss_weight = box_loss_weight
-        self.suppression: Literal["merging", "nms"] = suppression
+        self.suppression: Literal["nms", "merging"] = suppression
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
@@ -314,7 +314,7 @@ class SlidingWindow(Detector[Outputs]):
         return {"class": losses["class"], "box": self.box_loss_weight * losses["box"]}
 
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
-        """Class and box of every window, then merging or NMS by class over all levels together."""
+        """Class and box of every window, then NMS or merging by class over all levels together."""
         windows = outputs.windows or self.network.crops(outputs.canvas, outputs.cells, self.crops_at_once)
         boxes = outputs.boxes.expand(len(batch.images), -1, -1)
         inside = is_inside(outputs.boxes, batch.sizes)
