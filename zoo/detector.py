@@ -313,7 +313,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class and constructor arguments, from which `zoo.load` rebuilds this detector, and the precision."""
-        precision = str(self.trainer.precision)
+        precision = None if self._trainer is None else str(self._trainer.precision)
         checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments, "precision": precision}
 
 

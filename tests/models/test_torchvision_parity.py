@@ -99,7 +99,9 @@ def build_pair(name: str) -> tuple[nn.Module, Detector, int]:
     theirs = getattr(tv, name)(weights=None, weights_backbone=None, min_size=MIN_SIZE, max_size=MAX_SIZE, **everything)
     shake(theirs)
     theirs = theirs.double()
-    ours = cls(num_classes, trunk="resnet50", frame=FRAME, detections_per_image=EVERY, **arguments)
+    ours = cls(
+        num_classes, trunk="resnet50", frame=FRAME, score_threshold=0.05, detections_per_image=EVERY, **arguments
+    )
     load_weights(ours, theirs.state_dict(), layout="torchvision")
     return theirs, ours.double(), label_shift
 
