@@ -19,7 +19,8 @@ import zoo.models
 from zoo.cli.main import main
 from zoo.errors import InputError
 from zoo.experiment import run as run_module
-from zoo.experiment.comparison import Budget, ComparisonInterrupted, run_comparison
+from zoo.experiment.budget import Budget
+from zoo.experiment.comparison import ComparisonInterrupted, run_comparison
 from zoo.io.files import encode_json
 from zoo.report.results import Results, read_results
 from zoo.training.configuration import first_difference

@@ -125,7 +125,7 @@ def test_what_the_package_has() -> None:
 def test_a_run_folder_is_loaded_by_its_best_checkpoint(detector: Detector, tmp_path: Path) -> None:
     description = {"class": "RetinaNet", "arguments": detector.arguments}
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"run: has no checkpoints/best.ckpt or last.ckpt"):
+    with pytest.raises(InputError, match=r"run: holds no checkpoints/best.ckpt or last.ckpt"):
         zoo.load(tmp_path / "run")
     for name, value in (("last", 1.0), ("best", 2.0)):
         state = {**detector.state_dict(), "classification.output.bias": torch.full((27,), value)}

@@ -26,7 +26,8 @@ class KeepMetricsFile(Callback):
         if (folder / NAME).is_file():
             with (folder / NAME).open(newline="") as stream:
                 rows = list(csv.DictReader(stream))
-            self._rows = [row for row in rows if None not in row.values()]  # the last one may be cut off
+            # the last one may be cut off
+            self._rows = [row for row in rows if None not in row.values() and row["step"].isdecimal()]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write all rows back as soon as the logger has deleted them."""

@@ -20,7 +20,8 @@ def compare(args: list[str]) -> int:
     options, overrides = _parse_compare(args)
 
     from zoo.cli.comparison_tables import print_runs
-    from zoo.experiment.comparison import DEFAULT_BUDGET, Budget, plan_runs, run_comparison
+    from zoo.experiment.budget import DEFAULT_BUDGET, Budget
+    from zoo.experiment.comparison import plan_runs, run_comparison
     from zoo.experiment.slurm import collect_runs, count_configured_processes, write_job_array
     from zoo.training.trainer import silence_lightning
 

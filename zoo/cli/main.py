@@ -16,7 +16,7 @@ from zoo.cli.verbs import VERBS
 from zoo.errors import InputError, Preempted, SharedInputError
 from zoo.io.parent import end_with_starter, start_others_by_command
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _find_disk_error(error: BaseException) -> InputError | None:
             return InputError(
                 f"{cause.strerror}; free or choose another disk, and run the same command again", cause.filename
             )
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 from zoo.data.module import DetectionDataModule
 from zoo.errors import InputError
 from zoo.experiment.run import final_split, measure_cost
-from zoo.models import load, read_checkpoint
+from zoo.models import find_checkpoint, load, read_checkpoint
 from zoo.profiling.hardware import describe_hardware, list_versions
 from zoo.report.benchmark_results import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost
@@ -53,9 +53,7 @@ def target_of_run(folder: Path, accelerator: str | None = None, precision: str |
     """
     if not folder.is_dir():
         raise InputError("no such folder; give the folder of a run, or --checkpoint FILE --data DATA", folder)
-    found = [file for name in ("best", "last") if (file := folder / "checkpoints" / f"{name}.ckpt").exists()]
-    if not found:
-        raise InputError("holds no checkpoints/best.ckpt or last.ckpt; give the folder of a run", folder)
+    checkpoint = find_checkpoint(folder)
     file = folder / "config.yaml"
     config = read_yaml(file)
     if not isinstance(config, dict) or not {"data", "trainer"} <= config.keys():
@@ -63,7 +61,7 @@ def target_of_run(folder: Path, accelerator: str | None = None, precision: str |
     trainer = config["trainer"]
     return BenchmarkTarget(
         folder.resolve().name,
-        found[0],
+        checkpoint,
         build_data(config["data"], file),
         accelerator or trainer.get("accelerator") or "auto",
         precision or trainer.get("precision") or "32-true",

@@ -275,4 +275,7 @@ def _execute(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_execute(Path(sys.argv[1])))
+    try:
+        sys.exit(_execute(Path(sys.argv[1])))
+    except InputError as error:  # another process works in the folder
+        sys.exit(f"zoo: {error}")

@@ -63,7 +63,7 @@ def find_checkpoint(path: str | Path) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
-    raise InputError("has no checkpoints/best.ckpt or last.ckpt; give the folder of one run, or a .ckpt file", path)
+    raise InputError("holds no checkpoints/best.ckpt or last.ckpt; give the folder of one run, or a .ckpt file", path)
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:

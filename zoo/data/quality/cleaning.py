@@ -158,7 +158,7 @@ def _leave_out_ambiguous_duplicates(draft: _Draft, findings: list[Finding], imag
     """Leaves out images; returns the findings without those about their duplicates."""
     for index in images:
         draft.images[index] = False
-        what = "an identical file has other objects: both images left out"
+        what = "an identical file has other objects: all of them left out"
         draft.changes.append(Change(draft.split, str(draft.raw.path(index)), None, what))
     return [finding for finding in findings if finding.kind != "in_two_splits" or finding.image not in images]
 
