@@ -7,7 +7,9 @@ import torch
 import torchvision.models.detection as tv
 from _common import Report, Timing, spread
 from torch import Tensor, nn
+from torchvision.models import get_model
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from zoo.detector import Detector
@@ -17,7 +19,7 @@ from zoo.profiling.hardware import list_versions
 from zoo.types import Target
 from zoo.weights import load_weights
 
-TRUNK = "resnet18"
+TRUNKS = {"resnet18": "r18", "resnet50": "r50"}
 SLOTS = 91  # torchvision's class slots for COCO
 MODEL_NAMES = ("retinanet", "faster_rcnn")
 
@@ -51,15 +53,22 @@ def make_targets(count: int, height: int, width: int, device: str) -> list[Targe
     return targets
 
 
-def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn.Module, Detector]:
-    """A torchvision detector and ours, with the same weights; batch norm is trained in both."""
+def build_pair(
+    name: str, min_size: int, max_size: int, device: str, trunk: str = "resnet18"
+) -> tuple[nn.Module, Detector]:
+    """A torchvision detector and ours, with the same weights.
+
+    ResNet-18 is trained whole, with its batch norms. In ResNet-50 batch norms are frozen and the stem and the first
+    stage are not trained, as in torchvision's recipe for detectors of pretrained trunks.
+    """
     torch.manual_seed(0)
     is_retinanet = name == "retinanet"
+    is_frozen = trunk == "resnet50"
     backbone = resnet_fpn_backbone(
-        backbone_name=TRUNK,
+        backbone_name=trunk,
         weights=None,
-        norm_layer=nn.BatchNorm2d,
-        trainable_layers=5,
+        norm_layer=FrozenBatchNorm2d if is_frozen else nn.BatchNorm2d,
+        trainable_layers=3 if is_frozen else 5,
         returned_layers=[2, 3, 4] if is_retinanet else None,
         extra_blocks=LastLevelP6P7(256, 256) if is_retinanet else None,
     )
@@ -70,14 +79,29 @@ def build_pair(name: str, min_size: int, max_size: int, device: str) -> tuple[nn
         if is_retinanet
         else tv.FasterRCNN(backbone, SLOTS, **sizes)
     )
+    if is_frozen:
+        fit_frozen_norms(theirs.backbone.body, trunk)
     arguments: dict[str, Any] = {"score_threshold": 0.05}  # torchvision's
     arguments |= {"extra_levels": "p6p7_from_pyramid"} if is_retinanet else {}
+    arguments |= {"norm": "frozen", "frozen_stages": 2} if is_frozen else {}
     ours = MODELS[name](
-        num_classes=SLOTS if is_retinanet else SLOTS - 1, trunk=TRUNK, frame=FrameConfig(**sizes), **arguments
+        num_classes=SLOTS if is_retinanet else SLOTS - 1, trunk=trunk, frame=FrameConfig(**sizes), **arguments
     )
     load_weights(ours, theirs.state_dict(), layout="torchvision")
     ours.configure_model()
     return theirs.to(device), ours.to(device)
+
+
+@torch.no_grad()
+def fit_frozen_norms(body: nn.Module, trunk: str) -> None:
+    """Weights and statistics of a trunk that has normalised four images; statistics of 0 and 1 let activations grow."""
+    network = get_model(trunk, weights=None)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    images = torch.stack(make_images(4, 224, 224, "cpu")) / 255
+    network((images - 0.45) / 0.22)
+    body.load_state_dict(network.state_dict(), strict=False)  # without the classifier
 
 
 def start_report(title: str, command: str, device: str) -> Report:

@@ -1,7 +1,7 @@
 """Time of inference, ours and torchvision's, with the same weights and images, in alternating order.
 
     python benchmarks/inference.py                          # ResNet-18 FPN, images of 427x320, on the CPU
-    python benchmarks/inference.py --device cuda --size 800
+    python benchmarks/inference.py --device cuda --size 800 --trunk resnet50 --batch 16
 
 "inference" is everything from raw images to detections in their pixels. Post-processing is what follows the last layer:
 for RetinaNet, from logits and deltas of all anchors; for Faster R-CNN, the RPN's selection of proposals and the
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from _common import time_in_turn
-from _torchvision_pairs import MODEL_NAMES, add_rates, build_pair, make_images, start_report
+from _torchvision_pairs import MODEL_NAMES, TRUNKS, add_rates, build_pair, make_images, start_report
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -168,24 +168,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", type=int, default=320, help="shorter side of the images; the longer is 4/3 of it")
+    parser.add_argument("--trunk", choices=TRUNKS, default="resnet18")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)
-    device, rounds = arguments.device, arguments.rounds
+    device, rounds, batch = arguments.device, arguments.rounds, arguments.batch
     on_cpu = device == "cpu"
     report = start_report(
-        f"Inference, images of {width}x{height}, ResNet-18 FPN",
+        f"Inference, images of {width}x{height}, {arguments.trunk} FPN",
         f"python benchmarks/inference.py {' '.join(sys.argv[1:])}".strip(),
         device,
     )
-    images = make_images(8, height, width, device)
+    images = make_images(batch, height, width, device)
     floats = [image / 255 for image in images]
     for name in MODEL_NAMES:
-        theirs, ours = build_pair(name, height, 2 * width, device)
+        case = f"{name}_{TRUNKS[arguments.trunk]}"
+        theirs, ours = build_pair(name, height, 2 * width, device, arguments.trunk)
         scale_scores(theirs, ours, name, images)
         theirs.eval(), ours.eval()
-        for count in (1, 8):
+        for count in (1, batch):
             for precision, bf16, goal in (("fp32", False, 1.0), ("default", True, None)):
                 timing = time_in_turn(
                     make_inference(ours, images[:count], device, bf16),
@@ -193,9 +196,7 @@ def main() -> None:
                     rounds,
                     device,
                 )
-                add_rates(
-                    report, f"{name}_r18/inference/{precision}/batch{count}", timing, count, goal if on_cpu else None
-                )
+                add_rates(report, f"{case}/inference/{precision}/batch{count}", timing, count, goal if on_cpu else None)
         if isinstance(ours, RetinaNet):
             parts = retinanet_post_processing(theirs, ours, images)
         else:
@@ -206,9 +207,9 @@ def main() -> None:
                 timing = time_in_turn(*sides, 2 * rounds, device)
             add_rates(
                 report,
-                f"{name}_r18/{part}/fp32/batch8",
+                f"{case}/{part}/fp32/batch{batch}",
                 timing,
-                8,
+                batch,
                 3.0 if on_cpu and part == "post-processing" else None,
             )
     dense, crops = build_sliding_windows(device)

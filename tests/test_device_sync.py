@@ -47,8 +47,8 @@ ALLOWED: dict[str, dict[str, int]] = {
 
 # The same for CUDA: the only functions that may synchronise during a step.
 MAY_SYNC: dict[str, list[tuple[Any, str]]] = {
-    "faster_rcnn": [(zoo.models.faster_rcnn, "nms_in_groups")],
-    "faster_rcnn of the paper": [(zoo.models.faster_rcnn, "nms_in_groups")],
+    "faster_rcnn": [(zoo.models.faster_rcnn, "nms_by_level")],
+    "faster_rcnn of the paper": [(zoo.models.faster_rcnn, "nms_by_level")],
     "rcnn": [(zoo.models.rcnn, "sample_windows"), (zoo.models.rcnn, "warp_windows")],
 }
 
@@ -104,6 +104,7 @@ def test_sync_counter_counts_items_and_masks() -> None:
     assert counter.found["mask"] == 1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("form", [form for form in TESTED if "torchvision's" not in form])
 def test_cuda_reports_no_other_synchronisation(form: str, monkeypatch: pytest.MonkeyPatch) -> None:

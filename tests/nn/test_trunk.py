@@ -30,14 +30,27 @@ def test_frozen_norms_do_not_update_their_statistics() -> None:
     assert all(torch.equal(before[key], value) for key, value in trunk.state_dict().items())
 
 
-def test_frozen_norm_is_batch_norm_in_eval_mode_and_keeps_bf16() -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_frozen_norm_is_batch_norm_in_eval_mode(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     norm = torch.nn.BatchNorm2d(5).eval()
     for value in (norm.weight.data, norm.bias.data, norm.running_mean):
         value.normal_()
     norm.running_var.uniform_(0.5, 2)
-    features = torch.randn(2, 5, 3, 3)
-    torch.testing.assert_close(FrozenBatchNorm(norm)(features), norm(features))
-    assert FrozenBatchNorm(norm)(features.bfloat16()).dtype == torch.bfloat16
+    frozen, exact = FrozenBatchNorm(norm), norm.double()
+    frozen = frozen.double() if dtype == torch.float64 else frozen  # bf16 activations have float32 statistics
+    features, gradient = (torch.randn(2, 5, 3, 4).to(dtype).to(memory_format=memory_format) for _ in range(2))
+    given, reference = features.clone().requires_grad_(), features.double().requires_grad_()
+    found, expected = frozen(given), exact(reference)
+    found.backward(gradient)
+    expected.backward(gradient.double())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    for computed, wanted in ((found, expected), (given.grad, reference.grad)):
+        assert computed is not None
+        assert wanted is not None
+        assert computed.dtype == dtype
+        assert computed.is_contiguous(memory_format=memory_format)
+        torch.testing.assert_close(computed.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_frozen_stages_are_the_first_ones() -> None:

@@ -3,10 +3,16 @@
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
 from zoo.ops import postprocess
-from zoo.ops.postprocess import nms_by_class, nms_in_groups, split_by_image, top_candidates
+from zoo.ops.postprocess import (
+    nms_by_class,
+    nms_in_groups,
+    nms_of_sorted,
+    split_by_image,
+    top_candidates,
+)
 
 
 def logit(p: float) -> float:
@@ -84,3 +90,49 @@ def test_split_by_image_keeps_the_order_of_rows() -> None:
         assert [len(part) for part in tables] == [2, 0, 3]
     assert [part.tolist() for part in split_by_image((rows, rows, rows), image, 3)[0]] == [[1, 3], [], [0, 2, 4]]
     assert split_by_image((rows, rows, rows), torch.zeros(5, dtype=torch.int64), 1)[2][0].tolist() == rows.tolist()
+
+
+def sorted_boxes(num_images: int, count: int, side: float) -> tuple[Tensor, Tensor]:
+    """Boxes of up to 20 pixels in an image of `side`, in descending order of scores; some without area."""
+    generator = torch.Generator().manual_seed(count)
+    corners = torch.rand(num_images, count, 2, generator=generator) * side
+    boxes = torch.cat((corners, corners + torch.rand(num_images, count, 2, generator=generator) * 20), dim=2)
+    boxes[:, ::17, 2] = boxes[:, ::17, 0]
+    return boxes, torch.rand(num_images, count, generator=generator).sort(dim=1, descending=True).values
+
+
+@pytest.mark.parametrize("side", [5.0, 60.0])  # boxes that nearly all overlap, and boxes in long chains
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7])
+def test_nms_of_sorted_equals_greedy_nms(side: float, threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "MAX_PAIRS", 2 * 150**2)  # two images at a time
+    boxes, scores = sorted_boxes(5, 150, side)
+    valid = torch.ones(5, 150, dtype=torch.bool)
+    valid[:, 3::7] = False
+    kept = nms_of_sorted(boxes, valid, threshold)
+    for image in range(5):
+        takes_part = (valid[image] & (boxes[image, :, 2] > boxes[image, :, 0])).nonzero()[:, 0]
+        expected = takes_part[nms(boxes[image, takes_part], scores[image, takes_part], threshold)]
+        assert kept[image].nonzero()[:, 0].tolist() == expected.tolist()
+
+
+def test_nms_of_sorted_of_a_chain_in_which_each_box_overlaps_the_next() -> None:
+    left = torch.arange(100.0) * 4
+    boxes = torch.stack((left, torch.zeros(100), left + 10, torch.full((100,), 10.0)), dim=1)
+    kept = nms_of_sorted(boxes[None], torch.ones(1, 100, dtype=torch.bool), 0.4)  # IoU of neighbours: 6 / 14
+    assert kept[0].tolist() == [index % 2 == 0 for index in range(100)]
+
+
+@pytest.mark.parametrize("limit", [30, 1000])
+def test_nms_by_level_is_the_same_image_by_image_and_of_all_images_at_once(limit: int) -> None:
+    levels = [sorted_boxes(3, count, 60.0) for count in (80, 50, 7)]
+    levels[1][1][:, 40:] = -torch.inf
+    levels[1][0][:, 40:] = 0.0
+    boxes, scores = zip(*levels, strict=True)
+    one_by_one = postprocess._nms_image_by_image(boxes, scores, 0.5, limit)
+    at_once = postprocess._nms_of_all_images(boxes, scores, 0.5, limit)
+    assert one_by_one[1].shape[1] <= min(limit, 137)
+    for image in range(3):
+        count = int(one_by_one[1][image].isfinite().sum())
+        assert 10 < count == int(at_once[1][image].isfinite().sum())
+        for expected, found in zip(one_by_one, at_once, strict=True):
+            torch.testing.assert_close(found[image, :count], expected[image, :count], rtol=0, atol=0)

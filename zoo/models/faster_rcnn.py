@@ -36,7 +36,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
@@ -56,7 +55,7 @@ from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
 from zoo.ops.matching import BACKGROUND, gather_matched, match
-from zoo.ops.postprocess import nms_in_groups
+from zoo.ops.postprocess import nms_by_level
 from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
 from zoo.types import Batch, Losses, Prediction
@@ -228,10 +227,8 @@ class FasterRCNN(Detector[Outputs]):
         Returns:
             Boxes in framed pixels, padded to the longest, and their mask.
         """
-        boxes, scores, levels = [], [], []
-        for number, (objectness, deltas, anchors) in enumerate(
-            zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True)
-        ):
+        boxes, scores = [], []
+        for objectness, deltas, anchors in zip(outputs.objectness, outputs.deltas, outputs.anchors, strict=True):
             candidates = upcast(objectness)
             if self.min_proposal_side:
                 decoded = clip_boxes(decode_boxes(upcast(deltas), anchors), batch.sizes)
@@ -242,14 +239,8 @@ class FasterRCNN(Detector[Outputs]):
             decoded = clip_boxes(decode_boxes(best_deltas, anchors[index]), batch.sizes)
             boxes.append(torch.where(best[..., None].isfinite(), decoded, 0.0))  # NMS drops boxes without area
             scores.append(best)
-            levels.append(torch.full_like(index, number))
-        all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
-        kept = [
-            index[:after_nms] for index in nms_in_groups(list(all_boxes), list(all_scores), list(all_levels), RPN_NMS)
-        ]
-        proposals = pad_sequence([boxes[index] for boxes, index in zip(all_boxes, kept, strict=True)], batch_first=True)
-        mask = pad_sequence([torch.ones_like(index, dtype=torch.bool) for index in kept], batch_first=True)
-        return proposals, mask
+        proposals, kept_scores = nms_by_level(boxes, scores, RPN_NMS, after_nms)
+        return proposals, kept_scores > -torch.inf
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

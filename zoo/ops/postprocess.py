@@ -8,10 +8,12 @@ from functools import cache
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms, nms
 
+from zoo.ops.boxes import pairwise_iou
 from zoo.ops.precision import upcast
 from zoo.types import Prediction
 
@@ -20,6 +22,9 @@ MIN_BOXES_FOR_THREADS = 4000
 
 MIN_GROUP_SIZE_FOR_SPLIT = 40
 """Mean number of boxes of a group from which on one NMS for each group is faster than `batched_nms` (CPU)."""
+
+MAX_PAIRS = 2**26
+"""Number of pairs of boxes that are compared at a time on a GPU: 256 MB for each temporary."""
 
 
 @dataclass
@@ -126,6 +131,81 @@ def _nms_of_image(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: 
     by_group = zip(starts, boxes[order].split(counts), scores[order].split(counts), strict=False)
     kept = order[torch.cat([start + nms(boxes, scores, iou_threshold) for start, boxes, scores in by_group])]
     return has_area[kept[scores[kept].argsort(descending=True)]]
+
+
+def nms_by_level(
+    boxes: Sequence[Float[Tensor, "B _ 4"]],
+    scores: Sequence[Float[Tensor, "B _"]],
+    iou_threshold: float,
+    limit: int,
+) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
+    """The highest-scoring boxes of each image after greedy NMS within each level.
+
+    Args:
+        boxes: of each level, in descending order of their scores.
+        scores: of these; -inf for boxes that are not to be kept.
+        iou_threshold: of NMS.
+        limit: number of boxes of an image that are kept at most.
+
+    Returns:
+        Boxes in descending order of their scores, with padding, and their scores, -inf for padding.
+    """
+    one_by_one = boxes[0].is_cpu or torch.compiler.is_exporting()
+    return (_nms_image_by_image if one_by_one else _nms_of_all_images)(boxes, scores, iou_threshold, limit)
+
+
+def _nms_image_by_image(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    levels = torch.cat([torch.full_like(level, number, dtype=torch.int64) for number, level in enumerate(scores)], 1)
+    all_boxes, all_scores = torch.cat(list(boxes), 1), torch.cat(list(scores), 1)
+    kept = nms_in_groups(list(all_boxes), list(all_scores), list(levels), iou_threshold)
+    images = list(zip(all_boxes, all_scores, [index[:limit] for index in kept], strict=True))
+    return (
+        pad_sequence([boxes[index] for boxes, _, index in images], batch_first=True),
+        pad_sequence([scores[index] for _, scores, index in images], batch_first=True, padding_value=-torch.inf),
+    )
+
+
+def _nms_of_all_images(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    kept = [
+        level_scores.masked_fill(~nms_of_sorted(level, level_scores.isfinite(), iou_threshold), -torch.inf)
+        for level, level_scores in zip(boxes, scores, strict=True)
+    ]
+    all_boxes, all_scores = torch.cat(list(boxes), 1), torch.cat(kept, 1)
+    best, index = all_scores.topk(min(limit, all_scores.shape[1]), dim=1)
+    return all_boxes.gather(1, index[..., None].expand(-1, -1, 4)), best
+
+
+def nms_of_sorted(
+    boxes: Float[Tensor, "B N 4"], valid: Bool[Tensor, "B N"], iou_threshold: float
+) -> Bool[Tensor, "B N"]:
+    """Which boxes greedy NMS keeps in each image; never a box without area. For GPUs.
+
+    torchvision's NMS goes through the boxes one after the other, on one of a GPU's many multiprocessors. Here all boxes
+    of all images are decided at once, and again until nothing changes: a box is kept if no box that is kept and has a
+    higher score overlaps it. The decision of box i is final after i + 1 passes at the latest, since it depends on
+    earlier boxes only; the number of passes is the length of the longest chain of overlapping boxes, about ten.
+
+    Args:
+        boxes: in descending order of their scores.
+        valid: boxes that take part.
+        iou_threshold: above which the earlier box suppresses the later one.
+    """
+    valid = valid & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    count = boxes.shape[1]
+    is_later = torch.ones(count, count, dtype=torch.bool, device=boxes.device).triu(1)
+    images = max(1, MAX_PAIRS // max(count**2, 1))
+    kept = []
+    for part, part_valid in zip(boxes.split(images), valid.split(images), strict=True):
+        overlaps = (pairwise_iou(part, part) > iou_threshold) & is_later
+        before, now = torch.zeros_like(part_valid), part_valid
+        while not torch.equal(before, now):
+            before, now = now, part_valid & ~(overlaps & now[..., None]).any(dim=1)
+        kept.append(now)
+    return torch.cat(kept)
 
 
 @torch.library.custom_op("zoo::group_nms", mutates_args=())
