@@ -79,6 +79,35 @@ def test_rate_is_scaled_by_the_trainer_s_total_batch(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+@pytest.mark.parametrize(
+    ("clip_norm", "of_trainer", "largest"),
+    [(0.0, None, None), (1e-3, None, 1e-3), (1e-3, 2e-3, 2e-3), (0.0, 2e-3, 2e-3)],
+)
+def test_gradients_are_clipped_by_the_trainer_or_the_recipe(
+    tmp_path: Path, clip_norm: float, of_trainer: float | None, largest: float | None
+) -> None:
+    """So a model file trains the same with every trainer file."""
+    data = DetectionDataModule(train=Shapes(8), batch_size=4, num_workers=0)
+    detector = TinyDetector(data.num_classes, recipe=Recipe(clip_norm=clip_norm))
+    norms: list[float] = []
+
+    class RecordNorms(Callback):
+        def on_train_start(self, trainer: Trainer, *_: object) -> None:
+            trainer.optimizers[0].register_step_post_hook(self.record)
+
+        def record(self, *_: object) -> None:
+            gradients = [parameter.grad for parameter in detector.parameters() if parameter.grad is not None]
+            norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    plain_trainer(tmp_path, max_epochs=1, gradient_clip_val=of_trainer, callbacks=[RecordNorms()]).fit(detector, data)
+    assert len(norms) == 2
+    if largest is None:
+        assert min(norms) > 2e-3
+    else:
+        assert norms == pytest.approx([largest] * 2, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
 def test_progress_counts_epochs(tmp_path: Path) -> None:
     """Two epochs of three steps."""
     data = DetectionDataModule(train=Shapes(12), batch_size=4, num_workers=0)

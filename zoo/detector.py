@@ -47,6 +47,8 @@ class Recipe:
         momentum: of SGD; beta1 of Adam.
         weight_decay: on weights of two dimensions or more ...
         norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
+        clip_norm: norm to which the gradients of a step are scaled down, unless the Trainer has a gradient_clip_val; 0:
+            they are not clipped.
         warmup_steps: optimizer steps over which the rate rises linearly ...
         warmup_start: ... from this fraction of lr.
         schedule: "constant", "multistep" or "cosine" (to zero).
@@ -60,6 +62,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
+    clip_norm: float = 0.0
     warmup_steps: int = 1000
     warmup_start: float = 1e-3
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
@@ -68,8 +71,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check that rates and counts are not negative."""
-        if min(self.lr, self.total_batch, self.warmup_steps) < 0:
-            given = f"lr {self.lr}, total_batch {self.total_batch} and warmup_steps {self.warmup_steps}"
+        if min(self.lr, self.total_batch, self.clip_norm, self.warmup_steps) < 0:
+            given = f"lr {self.lr}, total_batch {self.total_batch}, clip_norm {self.clip_norm} and warmup_steps "
+            given += f"{self.warmup_steps}"
             raise ValueError(f"{given}: must not be negative")
 
     def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
@@ -266,6 +270,17 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
             optimizer, lambda step: recipe.factor(self.progress(), step, self.batch_scale())
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @final
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the Trainer's gradient_clip_val, or by the recipe's clip_norm where it has none."""
+        limit = (self.recipe.clip_norm or None) if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
     @final
     def batch_scale(self) -> float:

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_data import data_config, write_yaml
 
 import zoo.models
-from zoo.cli.comparison import find_configs
 from zoo.cli.main import VERBS, main
+from zoo.io.configurations import find_configs
 from zoo.proposals import SelectiveSearch
 from zoo.training.configuration import make_parser, parse
 

@@ -194,7 +194,8 @@ def test_a_time_budget_ends_the_training(folder: Path, monkeypatch: pytest.Monke
     [
         (Budget(epochs=3), {"max_epochs": 3, "max_steps": -1, "max_time": None}),
         (Budget(images=17), {"max_epochs": -1, "max_steps": 5, "max_time": None}),
-        (Budget(minutes=1.5), {"max_epochs": -1, "max_steps": -1, "max_time": {"seconds": 90}}),
+        (Budget(steps=7), {"max_epochs": -1, "max_steps": 7, "max_time": None}),
+        (Budget(minutes=1.5), {"max_epochs": -1, "max_steps": -1, "max_time": "00:00:01:30"}),
     ],
 )
 def test_a_budget_as_trainer_arguments(budget: Budget, arguments: dict[str, object]) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_parser
+from zoo.cli.training import add_budget_arguments, read_budget
 from zoo.errors import InputError
+from zoo.io.configurations import describe_choice, find_configs, find_model_file, model_files
 from zoo.io.files import require_writable
 
 _OVERRIDES = ("--data.", "--model.", "--trainer.")
@@ -18,26 +20,28 @@ _OVERRIDES = ("--data.", "--model.", "--trainer.")
 def compare(args: list[str]) -> int:
     """`zoo compare`: train and test several detectors, and write a report."""
     options, overrides = _parse_compare(args)
+    models = [file for name, file in model_files().items() if name.endswith("_tiny")]
+    if options.models is not None:
+        models = [find_model_file(name, options.data) for name in options.models]
+        for choice in filter(None, map(describe_choice, options.models, models)):
+            print(choice, file=sys.stderr)
 
     from zoo.cli.comparison_tables import print_runs
-    from zoo.experiment.budget import DEFAULT_BUDGET, Budget
+    from zoo.experiment.budget import DEFAULT_BUDGET
     from zoo.experiment.comparison import plan_runs, run_comparison
     from zoo.experiment.slurm import collect_runs, count_configured_processes, write_job_array
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
     configs = find_configs()
-    limits = {"epochs": options.epochs, "images": options.images, "minutes": options.minutes}
-    budget: Budget | None = None  # None: that of the trainer file
-    if any(limit is not None for limit in limits.values()):
-        budget = Budget(**limits)
-    elif options.models is None and options.trainer is None:
+    budget = read_budget(options)  # None: that of the trainer file
+    if budget is None and options.models is None and options.trainer is None:
         budget = DEFAULT_BUDGET
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
     require_writable(out)
     plan = (
-        options.models or sorted((configs / "models").glob("*_tiny.yaml")),
+        models,
         data,
         options.trainer or configs / "trainers" / "cpu.yaml",
         out,
@@ -66,16 +70,19 @@ def compare(args: list[str]) -> int:
 def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parsed flags of `zoo compare`, and the remaining arguments, which set single values in all configurations."""
     parser = make_parser("compare", "Single values of all runs can be set as in `zoo fit`: --data.batch_size 4")
-    parser.add_argument("--models", type=Path, nargs="+", metavar="FILE", help="model files (all *_tiny.yaml)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="detectors, configurations (see zoo models) or files (all tiny ones)",
+    )
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
     parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (cpu.yaml)")
     text = "folder; finished runs in it are kept, stopped ones resumed (runs/<data>)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each model and seed (0)")
     parser.add_argument("--names", nargs="+", help="names of the models (their file names)")
-    parser.add_argument("--epochs", type=int, help="budget of each run in epochs (that of the trainer file)")
-    parser.add_argument("--images", type=int, help="budget of each run in training images")
-    parser.add_argument("--minutes", type=float, help="budget of each run in minutes")
+    add_budget_arguments(parser)
     modes = parser.add_mutually_exclusive_group()
     text = "do not train; print an sbatch script, a job array with one task per run"
     modes.add_argument("--slurm", action="store_true", help=text)
@@ -138,10 +145,3 @@ def _verify(folders: Sequence[Path]) -> int:
     same = verification.compared - len(verification.different)
     print(f"{same} of {verification.compared} values are the same as in {folders[0] / 'results.json'}")
     return FAILED if verification.different else OK
-
-
-def find_configs() -> Path:
-    """Folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"

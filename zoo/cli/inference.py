@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from zoo.cli.exit_codes import FAILED, OK
-from zoo.cli.parsers import make_data_parser, make_parser
+from zoo.cli.parsers import choose_checkpoint, make_data_parser, make_parser
 from zoo.io.files import require_writable
 
-_CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`"
+_CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`, or a run folder"
 
 
 def predict(args: list[str]) -> int:
@@ -34,7 +34,7 @@ def predict(args: list[str]) -> int:
 
     silence_lightning()
     done = predict_images(
-        options.checkpoint,
+        choose_checkpoint(options.checkpoint),
         options.images,
         options.out,
         options.score,
@@ -66,7 +66,7 @@ def export(args: list[str]) -> int:
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
-    check = export_onnx(options.checkpoint, options.out)
+    check = export_onnx(choose_checkpoint(options.checkpoint), options.out)
     print(
         f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB;"
         f" the same {check.num_detections} detections as PyTorch on {len(CHECK_SIZES)} images,"
@@ -105,7 +105,7 @@ def benchmark(args: list[str]) -> int:
         require_writable(built.out)
     benchmarks = benchmark_checkpoints(
         built.runs,
-        built.checkpoint,
+        [choose_checkpoint(path) for path in built.checkpoint],
         built.data,
         built.batch_sizes,
         built.seconds,

@@ -1,6 +1,9 @@
 """Argument parsers of the verbs; they raise `InputError` for bad arguments."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.cli.verbs import VERBS
@@ -22,6 +25,20 @@ def make_parser(verb: str, note: str = "", epilog: str | None = None) -> Argumen
     """Parser of a verb with plain flags; `note` is appended to the description of the verb."""
     description = f"{VERBS[verb].description} {note}".rstrip()
     return ArgumentParser(prog=f"zoo {verb}", description=description, epilog=epilog, allow_abbrev=False)
+
+
+def choose_checkpoint(path: str | Path, names: Sequence[str] = ("best", "last")) -> Path:
+    """The checkpoint file itself, or the first of `names` that a run folder has, which is then printed.
+
+    Raises:
+        InputError: the folder has no checkpoint.
+    """
+    from zoo.models import find_checkpoint  # takes seconds
+
+    file = find_checkpoint(path, names)
+    if file != Path(path):
+        print(f"checkpoint: {file}", file=sys.stderr)
+    return file
 
 
 def make_data_parser(verb: str) -> "LightningArgumentParser":

@@ -8,7 +8,7 @@ from typing import Literal
 class Verb:
     """A verb, implemented by the function of the same name in `zoo.cli.<module>`."""
 
-    module: Literal["training", "inference", "comparison", "data"]
+    module: Literal["training", "inference", "comparison", "data", "models"]
     description: str
 
 
@@ -16,6 +16,7 @@ VERBS = {
     "fit": Verb("training", "Train a detector."),
     "validate": Verb("training", "Evaluate a checkpoint on the validation split."),
     "test": Verb("training", "Evaluate a checkpoint on the test split."),
+    "models": Verb("models", "List the detectors and their configurations: papers, trunks, sizes."),
     "predict": Verb("inference", "Detect objects in image files and folders."),
     "compare": Verb("comparison", "Train and test several detectors under one budget, and write one report."),
     "report": Verb("comparison", "Make a report of finished runs or of external predictions; --verify checks one."),

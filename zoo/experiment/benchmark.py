@@ -10,11 +10,12 @@ import torch
 from zoo.data.module import DetectionDataModule
 from zoo.errors import InputError
 from zoo.experiment.run import final_split, measure_cost
+from zoo.io.configurations import read_yaml
 from zoo.models import find_checkpoint, load, read_checkpoint
 from zoo.profiling.hardware import describe_hardware, list_versions
 from zoo.report.benchmark_results import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost
-from zoo.training.configuration import build_data, read_yaml
+from zoo.training.configuration import build_data
 from zoo.training.trainer import make_inference_trainer
 
 MIN_BATCHES = 5

@@ -17,6 +17,7 @@ from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.errors import InputError
 from zoo.experiment.ceilings import compute_ceilings
 from zoo.experiment.run import final_split, read_identity, read_result
+from zoo.io.configurations import read_yaml
 from zoo.profiling.hardware import list_versions
 from zoo.report.benchmark_results import with_benchmark
 from zoo.report.results import (
@@ -25,7 +26,7 @@ from zoo.report.results import (
     Run,
     read_results,
 )
-from zoo.training.configuration import build_data, instantiate, make_parser, parse, read_yaml
+from zoo.training.configuration import build_data, instantiate, make_parser, parse
 
 
 def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[Results, DetectionDataModule]:

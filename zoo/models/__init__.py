@@ -1,5 +1,6 @@
 """All detectors by their keys, and loading of checkpoints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def load(checkpoint: str | Path) -> Detector:
     return detector.eval()
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file itself, or the best one of a run folder, or the last one where there is no best.
+def find_checkpoint(path: str | Path, names: Sequence[str] = ("best", "last")) -> Path:
+    """The checkpoint file itself, or the first of `names` that a run folder has.
 
     Raises:
         InputError: the folder has no checkpoint.
@@ -60,9 +61,10 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
+    for name in names:
+        file = path / "checkpoints" / f"{name}.ckpt"
+        if file.is_file():
+            return file
     raise InputError("holds no checkpoints/best.ckpt or last.ckpt; give the folder of one run, or a .ckpt file", path)
 
 

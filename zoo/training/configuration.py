@@ -17,7 +17,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
@@ -28,6 +27,7 @@ from zoo.data.module import DetectionDataModule
 from zoo.data.source import Source
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.io.configurations import check_files, files_first
 
 RUNS_FOLDER = "runs"
 DEFAULT_SEED = 0
@@ -78,7 +78,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
     """
     check_files(args)
     try:
-        config = parser.parse_args(_describe_data(args))
+        config = parser.parse_args(_describe_data(files_first(args)))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise _as_input_error(error) from error
     _write_paths_in_full(config)
@@ -108,38 +108,6 @@ def _describe_data(args: Sequence[str]) -> list[str]:
         is_value = bool(prefix) or (index > 0 and args[index - 1] == "--data")
         described.append(prefix + json.dumps(data_arguments(value)) if is_value and is_data_set(value) else argument)
     return described
-
-
-def check_files(args: Sequence[str]) -> None:
-    """Check the YAML files of a command line; the parser's own errors about them are less specific.
-
-    Raises:
-        InputError: a file of `--model`, `--data`, `--trainer` or `--config` is missing or is not valid YAML.
-    """
-    for flag, value in zip(args, [*args[1:], ""][: len(args)], strict=True):
-        flag, equals, rest = flag.partition("=")
-        value = rest if equals else value
-        if flag in ("--model", "--data", "--trainer", "--config", "-c") and Path(value).suffix in (".yaml", ".yml"):
-            read_yaml(value)
-
-
-def read_yaml(file: str | Path) -> Any:
-    """Content of a YAML file.
-
-    Raises:
-        InputError: the file is missing, cannot be read or is not valid YAML; names line and column.
-    """
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise InputError(reason, file=file) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = None if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
-        raise InputError(f"is not valid YAML: {error.problem}", file=file, place=place) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"is not valid YAML: {one_line(str(error))}", file=file) from error
 
 
 def instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:

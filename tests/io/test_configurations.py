@@ -1,0 +1,82 @@
+"""Detectors and configurations by name, and command lines with them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.cli.main import main
+from zoo.io.configurations import detector_names, files_first, find_model_file, model_files, name_models
+from zoo.models import MODELS
+from zoo.training.configuration import instantiate, make_parser, parse
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "file"),
+    [
+        ("retinanet", None, "retinanet_tiny"),
+        ("retinanet", "configs/data/shapes.yaml", "retinanet_tiny"),
+        ("retinanet", "data/cells", "retinanet_r18"),
+        ("retinanet_r50_fpn", "data/cells", "retinanet_r50_fpn"),
+        ("rcnn", "cells.yaml", "rcnn_r18"),
+    ],
+)
+def test_a_name_stands_for_a_shipped_file(name: str, data: str | None, file: str) -> None:
+    assert find_model_file(name, data) == model_files()[file]
+
+
+def test_every_detector_has_a_configuration_for_shapes_and_for_other_data() -> None:
+    assert sorted(detector_names()) == sorted(MODELS)
+    assert all(find_model_file(name, data).is_file() for name in MODELS for data in (None, "cells"))
+
+
+@pytest.mark.parametrize("verb", [["fit", "--model"], ["compare", "--models"]])
+@pytest.mark.parametrize(("name", "near"), [("retinet", "retinanet"), ("faster-rcnn", "faster_rcnn"), ("xyz", "")])
+def test_an_unknown_name_is_said_with_the_nearest(
+    verb: list[str], name: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, name]) == 2
+    message = capsys.readouterr().err
+    assert f"no detector or configuration is named {name!r}" in message
+    assert near in message
+    assert message.count("\n") == 1
+
+
+def test_the_file_of_a_name_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    file = model_files()["yolov1_r18"]
+    assert name_models(["--model", "yolov1", "--data=cells"]) == [f"--model={file}", "--data=cells"]
+    assert capsys.readouterr().err == f"model yolov1: {file}\n"
+    unchanged = ["--model", "m.yaml", "--model", "RetinaNet", '--model={"class_path": "RetinaNet"}']
+    assert name_models(unchanged) == unchanged
+
+
+def test_zoo_models_lists_every_detector_file_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {name} " in text for name in model_files())
+    assert all(f"{name}\n  " in text for name in MODELS)
+    for paper in ("1312.6229", "1311.2524", "1504.08083", "1506.01497", "1506.02640", "1708.02002", "1808.01244"):
+        assert paper in text
+
+
+@pytest.mark.parametrize("file", [file for name, file in model_files().items() if not name.startswith("sliding")])
+def test_the_number_of_weights_in_a_model_file_is_right(file: Path) -> None:
+    parser = make_parser()
+    args = ["--model", str(file), "--data.train", "Shapes", "--data.train.num_images", "2"]
+    config = parse(parser, [*args, *(["--model.pretrained", "false"] if "pretrained:" in file.read_text() else [])])
+    with torch.device("meta"):
+        detector = instantiate(parser, config).model
+    # Only output layers depend on the number of classes: 6 of the shapes, 20 of the text.
+    said = float(file.read_text().split(" million weights for 20 classes")[0].rpartition("# ")[2])
+    assert sum(parameter.numel() for parameter in detector.parameters()) / 1e6 == pytest.approx(said, rel=0.13)
+
+
+def test_the_order_of_files_and_single_values_does_not_matter() -> None:
+    args = ["fit", "--model.trunk", "resnet18", "--model", "m.yaml", "--data.batch_size=2", "--data=d.yaml"]
+    expected = ["fit", "--data=d.yaml", "--model=m.yaml", "--model.trunk", "resnet18", "--data.batch_size=2"]
+    assert files_first(args) == expected
+    file = str(model_files()["retinanet_tiny"])
+    data = ["--data.train", "Shapes", "--data.train.num_images", "2"]
+    config = parse(make_parser(), ["--model.trunk", "resnet18", "--model", file, *data])
+    assert config.model.init_args.trunk == "resnet18"
+    assert config.model.init_args.frame.min_size == 128
