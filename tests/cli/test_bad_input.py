@@ -9,7 +9,6 @@ from commands import FIT, PROPOSALS
 from tiny_data import data_config, model_config, write_split, write_yaml
 
 from zoo.cli.main import main
-from zoo.training.configuration import one_line
 
 
 def spoil(name: str) -> Callable[[Path], None]:
@@ -204,15 +203,3 @@ def test_an_internal_error_is_not_reported_as_bad_input(folder: Path) -> None:
     write_yaml(folder / "model.yaml", model_config(fails="raises", fails_at=0))
     with pytest.raises(RuntimeError, match="fails on purpose"):
         main(FIT)
-
-
-def test_a_parser_error_of_many_lines_becomes_one() -> None:
-    message = """Parser key "trainer.max_epochs":
-  Does not validate against any of the Union subtypes
-  Subtypes: [<class 'int'>, <class 'NoneType'>]
-  Errors:
-    - Expected a <class 'int'>
-    - Expected a <class 'NoneType'>
-  Given value type: <class 'str'>
-  Given value: q"""
-    assert one_line(message) == "Parser key \"trainer.max_epochs\": Expected a <class 'int'>"

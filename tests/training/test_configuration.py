@@ -207,7 +207,8 @@ def test_a_wrong_name_in_a_file_is_one_line(
     for given in ([f"--{part}", str(tmp_path / "part.yaml")], ["--config", str(tmp_path / "config.yaml")]):
         assert main(["fit", *given]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"zoo: {place}: no class is named '{wrong}'; give one of ")
+        assert f"{place}: no class is named '{wrong}'; " in line
+        assert "give one of " in line
         assert all(name in line.replace(",", "").split() for name in names)
 
 
@@ -225,13 +226,15 @@ def test_a_wrong_name_in_a_file_is_one_line(
 def test_a_wrong_name_on_the_command_line(
     args: list[str], place: str, wrong: str, parser: LightningArgumentParser
 ) -> None:
-    with pytest.raises(InputError, match=f"^{place}: no class is named '{wrong}'; give one of [^\n]* of your own$"):
+    with pytest.raises(
+        InputError, match=f"^{place}: no class is named '{wrong}'; [^\n]*give one of [^\n]* of your own$"
+    ):
         parse(parser, args)
 
 
 def test_a_wrong_name_in_the_data_of_a_run() -> None:
     with pytest.raises(
-        InputError, match=r"^config.yaml: data: data.train: no class is named 'Cocoo'; give one of Coco,"
+        InputError, match=r"^config.yaml: data: data.train: no class is named 'Cocoo'; did you mean Coco\? give one of"
     ):
         build_data({"train": {"class_path": "Cocoo"}}, Path("config.yaml"))
 

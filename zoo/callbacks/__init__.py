@@ -12,7 +12,7 @@ from zoo.callbacks.mean_average_precision import MeanAveragePrecision
 from zoo.callbacks.metrics_file import KeepMetricsFile
 from zoo.callbacks.moving_average import MovingAverage
 from zoo.callbacks.preemption import Preemption
-from zoo.callbacks.progress import ProgressLines, ThrottledProgressBar
+from zoo.callbacks.progress import ProgressLines
 from zoo.callbacks.resumption import Resumption
 from zoo.callbacks.step_seeds import StepSeeds
 from zoo.callbacks.torch_compile import TorchCompile
@@ -27,6 +27,5 @@ __all__ = [
     "Resumption",
     "StepSeeds",
     "StopOnNonFiniteLoss",
-    "ThrottledProgressBar",
     "TorchCompile",
 ]

@@ -8,13 +8,11 @@ than that of the file, whose Trainer may have other arguments, only the parser d
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from zoo.errors import InputError
 from zoo.io.files import write_atomically
@@ -73,8 +71,9 @@ def list_flags() -> dict[str, list[str]]:
     """Names of the flags of each verb, from the parser's help and from the constructors of all detectors."""
     from zoo.cli.training_cli import TrainingCLI
     from zoo.models import MODELS
+    from zoo.training.parser_errors import parameter_names
 
-    of_models = {f"model.{name}" for cls in MODELS.values() for name in _parameter_names(cls)}
+    of_models = {f"model.{name}" for cls in MODELS.values() for name in parameter_names(cls)}
     found = {}
     for verb in ("fit", "validate", "test"):
         text = io.StringIO()
@@ -85,18 +84,6 @@ def list_flags() -> dict[str, list[str]]:
         ours = {"checkpoint", "seed", "help-all", "debug", "model.class_path"} | set(BUDGETS if verb == "fit" else ())
         found[verb] = sorted(names | of_models | ours)
     return found
-
-
-def _parameter_names(cls: Any) -> Iterator[str]:
-    import inspect
-
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if name in ("num_classes", "class_names"):
-            continue  # of the data
-        yield name
-        default = parameter.default
-        if is_dataclass(default):
-            yield from (f"{name}.{field.name}" for field in fields(default))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The command line of `zoo fit`, `zoo validate` and `zoo test`, built on LightningCLI."""
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -231,7 +230,7 @@ class TrainingCLI(LightningCLI):
             print(f"run folder: {folder}")
             paths = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             for path in filter(None, paths):
-                print(f"checkpoint: {os.path.relpath(path)}")
+                print(f"checkpoint: {_shorten(Path(path))}")
 
     def _describe_evaluation(self, split: Literal["val", "test"]) -> None:
         """Print split, number of images and precision, and whether the training had another one."""
@@ -282,6 +281,11 @@ def set_budget(config: Namespace, budget: Budget | None) -> None:
     per_step = config.data.batch_size * (trainer.accumulate_grad_batches or 1) * processes
     for key, value in budget.trainer_arguments(per_step).items():
         config[f"trainer.{key}"] = value
+
+
+def _shorten(path: Path) -> Path:
+    """The path relative to the working directory if it is inside."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _remove_if_empty(folder: Path) -> None:

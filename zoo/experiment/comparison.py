@@ -35,6 +35,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from zoo.callbacks.progress import describe_seconds
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.data.summary import check_objects, describe_split
 from zoo.detector import Detector
@@ -120,7 +121,7 @@ def run_comparison(
 def _execute_runs(specs: Sequence[RunSpec], launch: Callable[[Path], int] | None) -> list[Run]:
     """Results of all runs; finished ones are kept, the others started or resumed one after the other."""
     runs: list[Run] = []
-    start = time.monotonic()
+    start, trained = time.monotonic(), 0
     with _interruptible():
         for number, spec in enumerate(specs, start=1):
             title = f"[{number}/{len(specs)}] {spec.config_name} seed {spec.seed}"
@@ -133,10 +134,17 @@ def _execute_runs(specs: Sequence[RunSpec], launch: Callable[[Path], int] | None
             print(f"{title}{resumes}", flush=True)
             run = start_run(spec, launch or (launch_fork if CAN_FORK and spec.processes == 1 else launch_command))
             runs.append(run)
-            minutes = (time.monotonic() - start) / 60
             outcome = f"AP {run.metrics['AP']:.3f}" if run.status == "done" else f"failed: {run.error}"
-            print(f"{title}: {outcome}  ({minutes:.1f} min since the start)", flush=True)
+            trained += 1
+            print(f"{title}: {outcome}", flush=True)
+            print(_describe_time(time.monotonic() - start, trained, len(specs) - number), flush=True)
     return runs
+
+
+def _describe_time(elapsed: float, trained: int, left: int) -> str:
+    """Time of all runs so far, and an estimate of the rest: runs have one budget, but differ in speed."""
+    runs = f"{left} run{'s' if left != 1 else ''} left, about {describe_seconds(elapsed / trained * left)}"
+    return f"all runs: {describe_seconds(elapsed)}, {runs}" if left else f"all runs: {describe_seconds(elapsed)}"
 
 
 def plan_runs(

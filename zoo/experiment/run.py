@@ -11,6 +11,7 @@ import math
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pytorch_lightning import Trainer, seed_everything
 
 from zoo.callbacks import LearningCurve, MeanAveragePrecision
 from zoo.data.module import DetectionDataModule
+from zoo.data.source import DataWarning
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
@@ -35,7 +37,8 @@ from zoo.profiling.flops import count_flops, count_parameters, measure_memory
 from zoo.profiling.hardware import describe_hardware
 from zoo.profiling.latency import LatencySettings, measure_latencies
 from zoo.report.results import Cost, CurvePoint, Run, read_run, write_run
-from zoo.training.configuration import find_input_error, instantiate, make_parser, one_line, parse
+from zoo.training.configuration import find_input_error, instantiate, make_parser, parse
+from zoo.training.parser_errors import one_line
 from zoo.training.trainer import (
     find_callback,
     make_trainer,
@@ -60,6 +63,7 @@ def main(folder: Path) -> int:
         Exit code: 0 done, 1 failed, 143 preempted; the last writes no result, and the same command resumes the run.
     """
     silence_lightning()
+    warnings.filterwarnings("ignore", category=DataWarning)  # printed when the comparison was planned
     try:
         run = train_and_test(folder)
     except Preempted as stop:

@@ -127,6 +127,12 @@ def _values(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             yield position, flag, value if equals else args[position + 1]
 
 
+def yaml_files(args: Sequence[str]) -> dict[str, str]:
+    """The YAML files of a command line by their flags: "model", "data", "trainer", "config"."""
+    found = {flag: value for _, flag, value in _values(args) if Path(value).suffix in (".yaml", ".yml")}
+    return {flag.lstrip("-"): value for flag, value in found.items()}
+
+
 def files_first(args: Sequence[str]) -> list[str]:
     """The command line with its files before single values, which they would else replace."""
     files, moved = [], set()
@@ -174,9 +180,8 @@ def check_files(args: Sequence[str]) -> None:
     Raises:
         InputError: a file of `--model`, `--data`, `--trainer` or `--config` is missing or is not valid YAML.
     """
-    for _, _, value in _values(args):
-        if Path(value).suffix in (".yaml", ".yml"):
-            read_yaml(value)
+    for file in yaml_files(args).values():
+        read_yaml(file)
 
 
 def read_yaml(file: str | Path) -> Any:

@@ -9,31 +9,26 @@ import them.
 """
 
 import argparse
-import inspect
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from zoo.data.formats import coco, shapes, voc, yolo  # noqa: F401
 from zoo.data.formats.recognise import data_arguments, is_data_set
 from zoo.data.module import DetectionDataModule
-from zoo.data.source import Source
 from zoo.detector import Detector
 from zoo.errors import InputError
-from zoo.io.configurations import check_files, files_first
+from zoo.io.configurations import check_files, files_first, yaml_files
+from zoo.training.parser_errors import describe_parser_error
 
 RUNS_FOLDER = "runs"
 DEFAULT_SEED = 0
-
-# The class whose subclasses an argument takes, by the argument's name without its prefix (`data.train`).
-_BASES: dict[str, type] = {"model": Detector, "train": Source, "val": Source, "test": Source, "callbacks": Callback}
 
 
 def make_parser() -> LightningArgumentParser:
@@ -80,7 +75,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
     try:
         config = parser.parse_args(_describe_data(files_first(args)))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise _as_input_error(error) from error
+        raise find_input_error(error) or describe_parser_error(str(error), yaml_files(args)) from error
     _write_paths_in_full(config)
     return config
 
@@ -182,40 +177,8 @@ def find_input_error(error: BaseException) -> InputError | None:
 
 
 def _as_input_error(error: Exception, file: Path | None = None, place: str | None = None) -> InputError:
-    message = str(error)
-    return find_input_error(error) or InputError(_describe_unknown_class(message) or one_line(message), file, place)
-
-
-def _describe_unknown_class(message: str) -> str | None:
-    """Message for a `class_path` that names no class, with the available names; None for other errors."""
-    unknown = re.search(r"Expected a dot import path string: (.*)", message)  # jsonargparse's wording
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    base = _BASES.get(keys[-1].rpartition(".")[2]) if keys else None
-    if unknown is None or base is None:
-        return None
-    names = ", ".join(sorted(set(_subclass_names(base))))
-    return f"{keys[-1]}: no class is named {unknown[1]!r}; give one of {names}, or the full path of a class of your own"
-
-
-def _subclass_names(base: type) -> Iterator[str]:
-    cls: type
-    for cls in base.__subclasses__():
-        if not (inspect.isabstract(cls) or cls.__name__.startswith("_")):
-            yield cls.__name__
-        yield from _subclass_names(cls)
-
-
-# Lines of a parser's message that do not help a user.
-_PARSER_NOISE = (
-    "Does not validate against any of the Union subtypes",
-    "Subtypes:",
-    "Errors:",
-    "Expected a <class 'NoneType'>",
-    "Given value",
-)
-
-
-def one_line(message: str) -> str:
-    """A parser's message of several lines as one line, without `_PARSER_NOISE`."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(_PARSER_NOISE)) or "cannot be used"
+    known = find_input_error(error)
+    if known is not None:
+        return known
+    described = describe_parser_error(str(error))
+    return described if file is None else InputError(str(described), file, place)

@@ -21,7 +21,6 @@ from pytorch_lightning.plugins import LayerSync
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from zoo.callbacks import (
     KeepMetricsFile,
@@ -32,7 +31,6 @@ from zoo.callbacks import (
     Resumption,
     StepSeeds,
     StopOnNonFiniteLoss,
-    ThrottledProgressBar,
 )
 from zoo.callbacks.preemption import LAST
 from zoo.data.module import DetectionDataModule
@@ -42,7 +40,8 @@ from zoo.errors import InputError, Preempted
 from zoo.models import MODELS, read_checkpoint
 from zoo.proposals import CacheWarning
 from zoo.training.checkpoints import AtomicCheckpointIO
-from zoo.training.configuration import RUNS_FOLDER, one_line
+from zoo.training.configuration import RUNS_FOLDER
+from zoo.training.parser_errors import one_line
 from zoo.training.sync_batchnorm import TimmSyncBatchNorm
 
 MONITOR = "val/AP"  # selects the best checkpoint
@@ -94,7 +93,7 @@ def convert_trainer_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"trainer: {one_line(str(error))}") from error
 
 
@@ -149,7 +148,8 @@ def make_inference_trainer(accelerator: str, precision: str, progress: bool = Fa
             precision=precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
+            callbacks=[ProgressLines()] if progress else None,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
@@ -168,7 +168,7 @@ def default_callbacks(
     if arguments.get("logger") is not False:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if arguments.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
-        callbacks.append(ThrottledProgressBar() if Console().is_terminal else ProgressLines())
+        callbacks.append(ProgressLines())
     callbacks = [callback for callback in callbacks if not any(type(callback) is type(other) for other in given)]
     if arguments.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
         callbacks += default_checkpoints("val" in data.sources, folder)
@@ -245,6 +245,7 @@ def silence_lightning() -> None:
 
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)  # the visible devices
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # failures raise an error as well
     for message in (
         ".*does not have many workers.*",  # the data configuration sets the number of workers

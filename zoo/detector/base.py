@@ -6,18 +6,18 @@ predictions in one pass, and a detector can be used in any training loop.
 """
 
 import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Generic, Literal, TypedDict, TypeVar, final, overload
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, Generic, TypedDict, TypeVar, final, overload
 
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.detector.progress import counted_fraction, elapsed_fraction
+from zoo.detector.recipe import Recipe, build_optimizer
 from zoo.io.inputs import ImageInput, ImageInputs, as_image
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
@@ -31,67 +31,6 @@ SCORE_THRESHOLD = 0.001
 One value for all, since AP grows with the number of detections: papers and their code use none, 0.001 or 0.05. For
 showing detections, `zoo predict` and the report choose higher ones.
 """
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Optimizer and learning rate schedule. Milestones are fractions of the training, so a recipe fits any budget.
-
-    Args:
-        optimizer: "sgd" (without Nesterov momentum, as in the papers), "adamw" or "adam".
-        lr: peak learning rate, for `total_batch` images a step.
-        total_batch: images an optimizer step, over all processes, for which lr and warmup_steps are set. With k times
-            as many, the rate is multiplied by k for SGD (Goyal et al., arXiv 1706.02677) and by the square root of k
-            for Adam and AdamW (Malladi et al., arXiv 2205.10287), and warm-up takes the same number of images. 0: lr
-            is not scaled.
-        momentum: of SGD; beta1 of Adam.
-        weight_decay: on weights of two dimensions or more ...
-        norm_weight_decay: ... and on biases and norm layers; None means the same as weight_decay.
-        clip_norm: norm to which the gradients of a step are scaled down, unless the Trainer has a gradient_clip_val; 0:
-            they are not clipped.
-        warmup_steps: optimizer steps over which the rate rises linearly ...
-        warmup_start: ... from this fraction of lr.
-        schedule: "constant", "multistep" or "cosine" (to zero).
-        milestones: where "multistep" multiplies the rate by gamma, each in 0..1.
-        gamma: that factor.
-    """
-
-    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
-    lr: float = 0.01
-    total_batch: int = 0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    norm_weight_decay: float | None = None
-    clip_norm: float = 0.0
-    warmup_steps: int = 1000
-    warmup_start: float = 1e-3
-    schedule: Literal["constant", "multistep", "cosine"] = "multistep"
-    milestones: tuple[float, ...] = (16 / 26, 22 / 26)
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check that rates and counts are not negative."""
-        if min(self.lr, self.total_batch, self.clip_norm, self.warmup_steps) < 0:
-            given = f"lr {self.lr}, total_batch {self.total_batch}, clip_norm {self.clip_norm} and warmup_steps "
-            given += f"{self.warmup_steps}"
-            raise ValueError(f"{given}: must not be negative")
-
-    def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
-        """Learning rate as a multiple of `lr`.
-
-        Args:
-            progress: completed fraction of the training.
-            step: completed optimizer steps.
-            batch_scale: images a step, in multiples of total_batch.
-        """
-        growth = batch_scale if self.optimizer == "sgd" else math.sqrt(batch_scale)
-        start = self.warmup_start
-        warmup = min(1.0, start + (1 - start) * step * batch_scale / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.schedule == "cosine":
-            return growth * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        if self.schedule == "multistep":
-            return growth * warmup * self.gamma ** sum(progress >= milestone for milestone in self.milestones)
-        return growth * warmup
 
 
 class StepOutput(TypedDict):
@@ -299,25 +238,12 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         the first process.
         """
         trainer = self.trainer
-        by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-        loop = trainer.fit_loop
-        batches = loop.epoch_loop.batch_progress.current.ready
-        epochs = trainer.current_epoch + (batches / trainer.num_training_batches if batches else 0.0)
-        max_epochs = trainer.max_epochs or 0
-        by_epochs = epochs / max_epochs if max_epochs > 0 else 0.0
-        return min(max(by_steps, by_epochs, self._elapsed_fraction()), 1.0)
-
-    def _elapsed_fraction(self) -> float:
-        """Elapsed fraction of `max_time` on the first process, broadcast to the others; 0 without a limit."""
-        trainer = self.trainer
         if self._time_progress[0] != trainer.global_step:  # one broadcast a step
-            fraction = 0.0
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
-                    elapsed = callback.time_elapsed()
-                    fraction = float(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
-            self._time_progress = trainer.global_step, fraction
-        return self._time_progress[1]
+            fraction = elapsed_fraction(trainer)
+            if fraction is not None:
+                fraction = float(trainer.strategy.broadcast(fraction))
+            self._time_progress = trainer.global_step, fraction or 0.0
+        return min(max(counted_fraction(trainer), self._time_progress[1]), 1.0)
 
     @final
     def configure_model(self) -> None:
@@ -356,25 +282,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
-
-
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters; norm layers and biases have their own weight decay."""
-    norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
-    ]
-    groups = [group for group in groups if group["params"]]
-    # Fused: one pass over the parameters instead of one for each operation. On other devices torch chooses.
-    fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in trainable) else None
-    if recipe.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
-    else:
-        adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        optimizer = adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=fused)
-    # Fused optimizers declare that they unscale AMP gradients themselves, and Lightning then refuses gradient clipping,
-    # even without a scaler (bf16). With this off, the scaler unscales gradients first, as for any other optimizer.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    return optimizer
