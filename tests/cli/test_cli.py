@@ -116,6 +116,16 @@ def test_evaluation_has_the_precision_of_the_training_or_says_so(
         assert capsys.readouterr().out.startswith(f"test: 4 images, precision {line}\n")
 
 
+def test_predict_takes_thresholds_by_class(folder: Path, checkpoint: Path) -> None:
+    options = ["predict", "test", "--checkpoint", str(checkpoint), "--accelerator", "cpu"]
+    write_yaml(folder / "thresholds.yaml", {"box": 0.0, "bar": 1.0})
+    assert main([*options, "--out", "all", "--score", "0"]) == 0
+    assert main([*options, "--out", "boxes", "--thresholds", "thresholds.yaml"]) == 0
+    every, boxes = (json.loads((folder / out / "predictions.json").read_text()) for out in ("all", "boxes"))
+    assert 0 < len(boxes) < len(every)
+    assert boxes == [detection for detection in every if detection["category_id"] == 1]
+
+
 def test_predict_writes_predictions_and_annotated_images(folder: Path, checkpoint: Path) -> None:
     (folder / "more").mkdir()
     Image.fromarray(np.full((20, 30), 128, np.uint8)).save(folder / "more/0.jpg")

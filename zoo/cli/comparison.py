@@ -43,7 +43,7 @@ def compare(args: list[str]) -> int:
     plan = (
         models,
         data,
-        options.trainer or configs / "trainers" / "cpu.yaml",
+        options.trainer or default_trainer(),
         out,
         budget,
         options.seeds,
@@ -67,6 +67,15 @@ def compare(args: list[str]) -> int:
     return FAILED if any(run.status == "failed" for run in results.runs) else OK
 
 
+def default_trainer() -> Path:
+    """The shipped trainer file for one GPU, or for the CPU where there is none; printed."""
+    import torch
+
+    file = find_configs() / "trainers" / ("gpu1.yaml" if torch.cuda.is_available() else "cpu.yaml")
+    print(f"trainer: {file}", file=sys.stderr)
+    return file
+
+
 def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parsed flags of `zoo compare`, and the remaining arguments, which set single values in all configurations."""
     parser = make_parser("compare", "Single values of all runs can be set as in `zoo fit`: --data.batch_size 4")
@@ -77,7 +86,7 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="detectors, configurations (see zoo models) or files (all tiny ones)",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
-    parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (cpu.yaml)")
+    parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (gpu1.yaml or cpu.yaml)")
     text = "folder; finished runs in it are kept, stopped ones resumed (runs/<data>)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each model and seed (0)")

@@ -9,6 +9,7 @@ from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import choose_checkpoint, make_data_parser, make_parser
 from zoo.io.files import require_writable
 
+_THRESHOLDS_HELP = "those of best F1 of a run of a comparison, or a YAML or JSON file"
 _CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`, or a run folder"
 
 
@@ -19,7 +20,9 @@ def predict(args: list[str]) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
     text = "folder of predictions.json, images.json and the annotated images"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
-    parser.add_argument("--score", type=float, default=0.3, help="minimum score of the detections that are kept (0.3)")
+    scores = parser.add_mutually_exclusive_group()
+    scores.add_argument("--score", type=float, default=0.3, help="minimum score of the detections that are kept (0.3)")
+    scores.add_argument("--thresholds", type=Path, metavar="RUN", help=f"minimum scores by class: {_THRESHOLDS_HELP}")
     parser.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (auto)")
     parser.add_argument(
@@ -37,7 +40,7 @@ def predict(args: list[str]) -> int:
         choose_checkpoint(options.checkpoint),
         options.images,
         options.out,
-        options.score,
+        options.thresholds or options.score,
         options.batch_size,
         options.accelerator,
         options.precision,
@@ -58,6 +61,8 @@ def export(args: list[str]) -> int:
     parser = make_parser("export")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write")
+    text = f"score thresholds by class for the file's metadata: {_THRESHOLDS_HELP}"
+    parser.add_argument("--thresholds", type=Path, metavar="RUN", help=text)
     options = parser.parse_args(args)
     if options.out.parent.is_dir():
         require_writable(options.out)
@@ -66,7 +71,7 @@ def export(args: list[str]) -> int:
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
-    check = export_onnx(choose_checkpoint(options.checkpoint), options.out)
+    check = export_onnx(choose_checkpoint(options.checkpoint), options.out, options.thresholds)
     print(
         f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB;"
         f" the same {check.num_detections} detections as PyTorch on {len(CHECK_SIZES)} images,"

@@ -33,7 +33,7 @@ def choose_checkpoint(path: str | Path, names: Sequence[str] = ("best", "last"))
     Raises:
         InputError: the folder has no checkpoint.
     """
-    from zoo.models import find_checkpoint  # takes seconds
+    from zoo.detector.checkpoint import find_checkpoint  # takes seconds
 
     file = find_checkpoint(path, names)
     if file != Path(path):

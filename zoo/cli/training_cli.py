@@ -20,6 +20,7 @@ from zoo.cli.parsers import choose_checkpoint
 from zoo.data.module import DetectionDataModule
 from zoo.data.summary import describe_split
 from zoo.detector import Detector
+from zoo.detector.checkpoint import read_checkpoint
 from zoo.errors import InputError, Preempted
 from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.scores import scores_table
@@ -28,7 +29,7 @@ from zoo.experiment.comparison import count_processes
 from zoo.io.configurations import read_yaml
 from zoo.io.files import require_writable, write_atomically
 from zoo.io.ownership import own_folder
-from zoo.models import load, read_checkpoint
+from zoo.models import load
 from zoo.training.configuration import (
     DEFAULT_SEED,
     RUNS_FOLDER,

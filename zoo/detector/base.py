@@ -9,6 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, final, overload
 
 import torch
@@ -16,8 +17,10 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from zoo.detector.checkpoint import find_checkpoint, read_checkpoint, rebuild
 from zoo.detector.progress import counted_fraction, elapsed_fraction
 from zoo.detector.recipe import Recipe, build_optimizer
+from zoo.errors import InputError
 from zoo.io.inputs import ImageInput, ImageInputs, as_image
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
@@ -252,15 +255,33 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
             self.to(memory_format=torch.channels_last)
 
     @final
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's has arguments for constructors without plain ones
+        cls, checkpoint_path: str | Path, map_location: str | torch.device = "cpu"
+    ) -> "Detector[Any]":
+        """The detector of a checkpoint or of a run folder, in eval mode; see `zoo.load`.
+
+        Raises:
+            InputError: the file cannot be used, or holds a detector of another class.
+        """
+        file = find_checkpoint(checkpoint_path)
+        content = read_checkpoint(file)
+        name = content["detector"]["class"]
+        classes = {kind.__name__: kind for kind in (cls, *cls.__subclasses__()) if not inspect.isabstract(kind)}
+        if name not in classes:
+            raise InputError(f"has a detector {name!r}; expected {' or '.join(sorted(classes)) or cls.__name__}", file)
+        return rebuild(classes[name], content).to(map_location)
+
+    @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class and constructor arguments, from which `zoo.load` rebuilds this detector, and the precision."""
         precision = None if self._trainer is None else str(self._trainer.precision)
         checkpoint["detector"] = {"class": type(self).__name__, "arguments": self.arguments, "precision": precision}
 
 
-def above_score(prediction: Prediction, score: float) -> Prediction:
-    """The detections with at least this score."""
-    keep = prediction["scores"] >= score
+def above_score(prediction: Prediction, score: float | Tensor) -> Prediction:
+    """The detections with at least this score, or with at least that of their class, of a tensor [C]."""
+    keep = prediction["scores"] >= (score if isinstance(score, float) else score[prediction["labels"]])
     return Prediction(
         boxes=prediction["boxes"][keep], scores=prediction["scores"][keep], labels=prediction["labels"][keep]
     )

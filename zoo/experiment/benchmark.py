@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from zoo.data.module import DetectionDataModule
+from zoo.detector.checkpoint import find_checkpoint, read_checkpoint
 from zoo.errors import InputError
 from zoo.experiment.run import final_split, measure_cost
 from zoo.io.configurations import read_yaml
-from zoo.models import find_checkpoint, load, read_checkpoint
+from zoo.models import load
 from zoo.profiling.hardware import describe_hardware, list_versions
 from zoo.report.benchmark_results import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost

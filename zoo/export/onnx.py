@@ -8,6 +8,9 @@ Inputs and outputs of the file:
     scores      float32 [detections]
     labels      int64 [detections], 0 .. C-1; the names are in the metadata's `class_names` (JSON)
 
+The file says so itself, in its `doc_string`. Metadata: `class_names`, `detector`, `arguments`, `versions`,
+`checkpoint`, and `thresholds` (JSON, a score for each class) if they are given.
+
 torch.export traces `Detector.forward` on one image, framing and post-processing included, so no detector is
 implemented a second time here.
 """
@@ -33,6 +36,7 @@ from zoo.models import load
 from zoo.models.rcnn import RCNN
 from zoo.models.sliding_window import SlidingWindow
 from zoo.profiling.hardware import list_versions
+from zoo.report.thresholds import read_thresholds
 from zoo.types import Image, Prediction, Target
 
 if TYPE_CHECKING:
@@ -63,12 +67,13 @@ class ExportCheck:
     note: str = ""  # how the file differs from the checkpoint
 
 
-def export_onnx(checkpoint: Path, out: Path) -> ExportCheck:
+def export_onnx(checkpoint: Path, out: Path, thresholds: Path | None = None) -> ExportCheck:
     """Export the detector of a checkpoint to ONNX; written only if onnxruntime gives the same detections as PyTorch.
 
     Args:
         checkpoint: checkpoint of `zoo fit` or `zoo compare`.
         out: the file to write; its folder must exist.
+        thresholds: a run or file with a score threshold for each class (`read_thresholds`), put into the metadata.
 
     Raises:
         InputError: packages are missing, the checkpoint or `out` cannot be used, the detector cannot be exported, or
@@ -87,8 +92,12 @@ def export_onnx(checkpoint: Path, out: Path) -> ExportCheck:
         raise InputError(reason, checkpoint)
 
     note = _replace_merging(detector)
+    metadata = {"checkpoint": checkpoint.name}
+    if thresholds is not None:
+        scores = read_thresholds(thresholds, detector.class_names)
+        metadata["thresholds"] = json.dumps(dict(zip(detector.class_names, scores, strict=True)))
     with atomic_path(out) as temporary:
-        write_onnx(detector, temporary, {"checkpoint": checkpoint.name})
+        write_onnx(detector, temporary, metadata)
         check = check_file(temporary, detector)
         if not check.num_detections:
             check = _check_without_score_threshold(temporary, detector)
@@ -165,13 +174,15 @@ def write_onnx(detector: Detector, file: Path, metadata: dict[str, str]) -> None
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            traced = torch.export.export(
-                SingleImageDetector(detector),
-                (),
-                inputs,
-                dynamic_shapes={name: dynamic[name] for name in inputs},
-                strict=False,
-            )
+            # oneDNN is off, since up to torch 2.11 a convolution decides by the image's size whether to use it.
+            with torch.backends.mkldnn.flags(enabled=False):
+                traced = torch.export.export(
+                    SingleImageDetector(detector),
+                    (),
+                    inputs,
+                    dynamic_shapes={name: dynamic[name] for name in inputs},
+                    strict=False,
+                )
             program = torch.onnx.export(
                 traced,
                 opset_version=OPSET,
@@ -194,6 +205,13 @@ def _add_metadata(program: "ONNXProgram", detector: Detector, metadata: dict[str
 
     model = program.model
     versions = list_versions()
+    proposals = "; proposals: float32 [P, 4], region proposals, boxes in pixels" if detector.proposals else ""
+    model.doc_string = (
+        f"{type(detector).__name__}. Inputs: image: uint8 [3, height, width], RGB, of any size{proposals}. Outputs, by "
+        "descending score: boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 "
+        "[detections]; labels: int64 [detections], positions in class_names of the metadata. Scores start at "
+        f"{detector.score_threshold}; keep those above a threshold of your own, or above thresholds of the metadata."
+    )
     model.producer_name, model.producer_version = "zoo", versions["detection-zoo"]
     model.metadata_props.update(
         metadata

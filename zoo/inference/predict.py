@@ -6,8 +6,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image as PillowImage
-from torch import distributed
+from torch import Tensor, distributed
 
 from zoo.data.images import find_unreadable, list_inputs
 from zoo.data.module import DetectionDataModule
@@ -19,6 +20,7 @@ from zoo.io.files import atomic_path, write_atomically
 from zoo.models import load
 from zoo.ops.distributed import is_distributed
 from zoo.report.pictures.draw import draw_boxes
+from zoo.report.thresholds import read_thresholds
 from zoo.training.trainer import make_inference_trainer, terminate_children_on_error
 from zoo.types import Prediction
 
@@ -27,7 +29,7 @@ def predict_images(
     checkpoint: Path,
     paths: Sequence[str],
     out: Path,
-    score: float,
+    score: float | Path,
     batch_size: int,
     accelerator: str = "auto",
     precision: str = "32-true",
@@ -42,7 +44,8 @@ def predict_images(
         checkpoint: written by `zoo fit` or `zoo compare`.
         paths: image files, and folders that are searched recursively.
         out: output folder, created if missing.
-        score: minimum score of the detections that are kept.
+        score: minimum score of the detections that are kept, or a run or file with one for each class
+            (`read_thresholds`).
         batch_size: images a batch.
         accelerator: of Lightning's Trainer.
         precision: of Lightning's Trainer.
@@ -57,6 +60,9 @@ def predict_images(
     if out.exists() and not out.is_dir():
         raise InputError("is a file; give --out a folder", file=out)
     detector = load(checkpoint)
+    minimum: float | Tensor = (
+        torch.tensor(read_thresholds(score, detector.class_names)) if isinstance(score, Path) else float(score)
+    )
     files = list_inputs(paths)
     unreadable = find_unreadable(files)
     if len(unreadable) == len(files):
@@ -67,7 +73,7 @@ def predict_images(
     trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
     with terminate_children_on_error(trainer):
         batches = trainer.predict(detector, datamodule=data) or []
-    own = [above_score(prediction, score) for batch in batches for prediction in batch]
+    own = [above_score(prediction, minimum) for batch in batches for prediction in batch]
     predictions = gather_in_image_order(own)
     if predictions is None:
         return None

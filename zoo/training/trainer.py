@@ -36,8 +36,9 @@ from zoo.callbacks.preemption import LAST
 from zoo.data.module import DetectionDataModule
 from zoo.data.source import DataWarning
 from zoo.detector import Detector
+from zoo.detector.checkpoint import read_checkpoint
 from zoo.errors import InputError, Preempted
-from zoo.models import MODELS, read_checkpoint
+from zoo.models import MODELS
 from zoo.proposals import CacheWarning
 from zoo.training.checkpoints import AtomicCheckpointIO
 from zoo.training.configuration import RUNS_FOLDER
