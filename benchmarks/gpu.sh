@@ -43,11 +43,11 @@ part() { # name, seconds, command...
 }
 
 if [ -n "$smoke" ]; then
-    sizes=(--trunk resnet18 --size 64 --batch 2) rounds=(--rounds 1) budget=(--images 16) minutes=5 workers=2 repeats=1
+    sizes=(--trunk resnet18 --size 64 --batch 2) rounds=(--rounds 1) budget=(--images 16) minutes=9 workers=2 repeats=1 processes=2
     precision=32-true
 else
     sizes=(--trunk resnet50 --size 800 --batch 16) rounds=(--rounds 5) budget=(--minutes 1) minutes=1
-    workers=$(nproc) repeats=64
+    workers=$(nproc) repeats=64 processes=8
     precision=bf16-mixed
 fi
 accelerator=$([ "$device" = cuda ] && echo gpu || echo cpu)
@@ -61,7 +61,7 @@ YAML
 
 [ ${#given_budget[@]} -eq 0 ] || budget=("${given_budget[@]}")
 
-part tests 100 "$python" -m pytest -v -m gpu -n 8 --tb short tests/test_device_sync.py tests/test_gpu.py
+part tests $((minutes * 100)) "$python" -m pytest -v -m gpu -n "$processes" --tb short tests/test_device_sync.py tests/test_gpu.py
 part training $((minutes * 200)) "$python" -m zoo.cli compare --models "${models[@]}" ${data:+--data "$data"} \
     --trainer "$out/trainer.yaml" "${budget[@]}" --out "$out/runs" --trainer.check_val_every_n_epoch 10
 [ ! -f "$out/runs/report.md" ] || cp "$out/runs/report.html" "$out/runs/report.md" "$out/runs/results.json" "$out/"
@@ -73,7 +73,7 @@ for model in retinanet faster_rcnn; do
 done
 part inference $((minutes * 60)) "$python" benchmarks/inference.py --device "$device" "${sizes[@]}" "${rounds[@]}" \
     --out "$out/inference.md"
-part loading 60 "$python" benchmarks/data_loading.py --skip-json --workers "$workers" --repeats "$repeats" --rounds 2
+part loading $((minutes * 60)) "$python" benchmarks/data_loading.py --skip-json --workers "$workers" --repeats "$repeats" --rounds 2
 
 echo
 for file in "$out"/{step,profile}_*.md "$out"/{inference,report}.md; do grep -hs '^|' "$file" || true; done | cut -c1-200
