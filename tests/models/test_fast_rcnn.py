@@ -7,7 +7,7 @@ import torch
 from scenes import make_image, make_target
 from torch import Tensor
 
-import zoo.detector
+import zoo.detector.base
 import zoo.models.fast_rcnn
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.nn.frame import FrameConfig
@@ -147,7 +147,7 @@ def test_proposals_are_searched_only_where_there_are_none(
 
     detector.proposal_cache = ProposalCache(tmp_path)
     expected = detector(IMAGES)
-    monkeypatch.setattr(zoo.detector, "propose", forbidden)
+    monkeypatch.setattr(zoo.detector.base, "propose", forbidden)
     monkeypatch.setattr("zoo.proposals.propose", forbidden)
     for one, other in zip(expected, detector(IMAGES), strict=True):
         assert torch.equal(one["boxes"], other["boxes"])

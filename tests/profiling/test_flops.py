@@ -10,7 +10,7 @@ from tiny_detector import TinyDetector
 from torch import nn
 from torchvision.ops import roi_align
 
-import zoo.detector
+import zoo.detector.base
 import zoo.profiling.flops
 from zoo.detector import Detector
 from zoo.models import MODELS
@@ -64,7 +64,7 @@ def test_selective_search_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> Non
         searched.append(image.shape[2])
         return propose(image, search)
 
-    monkeypatch.setattr(zoo.detector, "propose", counted)
+    monkeypatch.setattr(zoo.detector.base, "propose", counted)
     detector = TinyDetector(num_classes=3)
     plain = count_flops(detector, IMAGE)
     assert searched == []

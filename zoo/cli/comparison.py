@@ -68,12 +68,14 @@ def compare(args: list[str]) -> int:
 
 
 def default_trainer() -> Path:
-    """The shipped trainer file for one GPU, or for the CPU where there is none; printed."""
+    """The shipped trainer file for one GPU, which is then printed, or for the CPU where there is none."""
     import torch
 
-    file = find_configs() / "trainers" / ("gpu1.yaml" if torch.cuda.is_available() else "cpu.yaml")
-    print(f"trainer: {file}", file=sys.stderr)
-    return file
+    folder = find_configs() / "trainers"
+    if not torch.cuda.is_available():
+        return folder / "cpu.yaml"
+    print(f"trainer: {folder / 'gpu1.yaml'}, since there is a GPU", file=sys.stderr)
+    return folder / "gpu1.yaml"
 
 
 def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

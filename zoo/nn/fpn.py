@@ -1,13 +1,10 @@
 """Feature pyramid network (Lin et al., arXiv 1612.03144) on a trunk, built from torchvision's parts."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -46,16 +43,4 @@ class Pyramid(nn.Module):
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
         """Pyramid maps of the trunk's maps, both fine to coarse; the extra levels last."""
-        fpn = self.fpn
-        inner = [block(feature) for block, feature in zip(fpn.inner_blocks, features, strict=True)]
-        for level in range(len(inner) - 2, -1, -1):
-            inner[level] = inner[level] + _upsample(inner[level + 1], inner[level].shape[-2:])
-        levels = [block(feature) for block, feature in zip(fpn.layer_blocks, inner, strict=True)]
-        names = [str(level) for level in range(len(levels))]
-        return fpn.extra_blocks(levels, list(features), names)[0]
-
-
-def _upsample(features: Float[Tensor, "B C _ _"], size: Sequence[int]) -> Float[Tensor, "B C _ _"]:
-    """Nearest neighbours, in the dtype of the features; under autocast torch would copy them in float32."""
-    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
-        return F.interpolate(features, size=list(size), mode="nearest")
+        return list(self.fpn({str(level): feature for level, feature in enumerate(features)}).values())
