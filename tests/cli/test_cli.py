@@ -10,6 +10,7 @@ import yaml
 from commands import FIT, PROPOSALS
 from PIL import Image
 from tiny_data import data_config, write_yaml
+from videos import write_video
 
 import zoo.models
 from zoo.cli.main import VERBS, main
@@ -116,6 +117,19 @@ def test_evaluation_has_the_precision_of_the_training_or_says_so(
         assert capsys.readouterr().out.startswith(f"test: 4 images, precision {line}\n")
 
 
+def test_predict_takes_videos_beside_images(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(folder / "film.mp4", 3)
+    (folder / "broken.mp4").write_bytes(b"none")
+    command = ["predict", "--checkpoint", str(checkpoint), "--out", "out", "--accelerator", "cpu", "--score", "0"]
+    assert main([*command, "film.mp4"]) == 0
+    assert "3 frames: out/annotated/film.mp4, out/annotated/film.json" in capsys.readouterr().out
+    assert main([*command, "test", "film.mp4", "broken.mp4"]) == 1
+    captured = capsys.readouterr()
+    assert "4 images: out (1 of 6 skipped)" in captured.out
+    assert "skipped: broken.mp4: cannot be read as a video" in captured.err
+    assert main([*command, "broken.mp4"]) == 2
+
+
 def test_predict_takes_thresholds_by_class(folder: Path, checkpoint: Path) -> None:
     options = ["predict", "test", "--checkpoint", str(checkpoint), "--accelerator", "cpu"]
     write_yaml(folder / "thresholds.yaml", {"box": 0.0, "bar": 1.0})
@@ -176,7 +190,7 @@ def test_predict_skips_images_that_cannot_be_read(
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("https://example.org/a.jpg", "is a URL; download"), ("film.MP4", "is a video; save its frames")],
+    [("https://example.org/a.jpg", "is a URL; download"), ("film.MP4", "no such file")],
 )
 def test_predict_names_inputs_of_other_kinds(
     folder: Path, checkpoint: Path, path: str, reason: str, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ _CHECKPOINT_HELP = "checkpoint of `zoo fit` or `zoo compare`, or a run folder"
 def predict(args: list[str]) -> int:
     """`zoo predict`: detect objects in images."""
     parser = make_parser("predict", epilog="Exit code: 0 all images, 1 some were skipped, 2 nothing could be done.")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, and folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders of them, and videos")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=_CHECKPOINT_HELP)
     text = "folder of predictions.json, images.json and the annotated images"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
@@ -48,12 +48,15 @@ def predict(args: list[str]) -> int:
     )
     if done is None:  # on processes other than the first
         return OK
-    count, errors = done
-    for error in errors:
+    for error in done.skipped:
         print(f"skipped: {error}", file=sys.stderr)
-    skipped = f" ({len(errors)} of {count + len(errors)} skipped)" if errors else ""
-    print(f"{count} image{'s' if count != 1 else ''}: {options.out}{skipped}")
-    return FAILED if errors else OK
+    for video, frames in done.videos.items():
+        print(f"{frames} frames: {video}, {video.with_suffix('.json')}")
+    total = done.images + len(done.videos) + len(done.skipped)
+    skipped = f" ({len(done.skipped)} of {total} skipped)" if done.skipped else ""
+    if done.images or not done.videos:
+        print(f"{done.images} image{'s' if done.images != 1 else ''}: {options.out}{skipped}")
+    return FAILED if done.skipped else OK
 
 
 def export(args: list[str]) -> int:

@@ -26,8 +26,6 @@ SUFFIXES = frozenset(
 )
 """Suffixes of image files that Pillow can open, in lower case."""
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-
 
 def require_utf8_name(name: Path, listed_in: str | Path | None = None) -> None:
     """Checks that the name of an image file is UTF-8.
@@ -100,16 +98,12 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     """Image files among files and folders, which are searched at any depth.
 
     Raises:
-        InputError: a path is a URL or a video, a folder has no images, or there is no path at all.
+        InputError: a path is a URL, a folder has no images, or there is no path at all.
     """
     files: list[Path] = []
     for path in paths:
         if "://" in path:
             raise InputError("is a URL; download the image and give the file", path)
-        if Path(path).suffix.lower() in VIDEO_SUFFIXES:
-            raise InputError(
-                "is a video; save its frames as images (ffmpeg -i FILE frames/%06d.jpg) and give these", path
-            )
         files += list_images(path) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise InputError("no image to predict on; give image files or folders")

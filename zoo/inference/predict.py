@@ -1,21 +1,24 @@
-"""`zoo predict`: detections and annotated images of image files, without a data configuration."""
+"""`zoo predict`: detections in image files and videos, and annotated copies, without a data configuration."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image as PillowImage
+from pytorch_lightning import Trainer
 from torch import Tensor, distributed
 
 from zoo.data.images import find_unreadable, list_inputs
 from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
-from zoo.detector import above_score
+from zoo.detector import Detector, above_score
 from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.inference.videos import is_video, predict_video, require_reader
 from zoo.io.files import atomic_path, write_atomically
 from zoo.models import load
 from zoo.ops.distributed import is_distributed
@@ -23,6 +26,15 @@ from zoo.report.pictures.draw import draw_boxes
 from zoo.report.thresholds import read_thresholds
 from zoo.training.trainer import make_inference_trainer, terminate_children_on_error
 from zoo.types import Prediction
+
+
+@dataclass
+class Predicted:
+    """What `predict_images` did: number of images, frames of each video, and why other inputs were left out."""
+
+    images: int = 0
+    videos: dict[Path, int] = field(default_factory=dict)  # annotated video -> number of its frames
+    skipped: list[InputError] = field(default_factory=list)
 
 
 def predict_images(
@@ -34,28 +46,29 @@ def predict_images(
     accelerator: str = "auto",
     precision: str = "32-true",
     devices: int = 1,
-) -> tuple[int, list[InputError]] | None:
-    """Detect objects in images, and write the predictions and annotated images.
+) -> Predicted | None:
+    """Detect objects in images and videos, and write the predictions and annotated images and videos.
 
     Writes `predictions.json` (COCO results: image ids count from 0, category ids from 1), `images.json` (images and
-    categories of those ids, in COCO format) and `annotated/<name>.jpg`. Images that cannot be read are left out.
+    categories of those ids, in COCO format) and `annotated/<name>.jpg`; for a video `annotated/<name>.mp4`, and
+    `annotated/<name>.json` with the detections of each frame. Inputs that cannot be read are left out.
 
     Args:
         checkpoint: written by `zoo fit` or `zoo compare`.
-        paths: image files, and folders that are searched recursively.
+        paths: image files, videos, and folders that are searched recursively for images.
         out: output folder, created if missing.
         score: minimum score of the detections that are kept, or a run or file with one for each class
             (`read_thresholds`).
         batch_size: images a batch.
         accelerator: of Lightning's Trainer.
         precision: of Lightning's Trainer.
-        devices: number of devices that share the images; the process of the first one writes.
+        devices: number of devices that share the images; the process of the first one writes, and processes videos.
 
     Returns:
-        Number of images, and the reasons why others were left out; None on processes other than the first.
+        What was done; None on processes other than the first.
 
     Raises:
-        InputError: the checkpoint or all images cannot be used, or `out` is a file.
+        InputError: the checkpoint or all inputs cannot be used, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError("is a file; give --out a folder", file=out)
@@ -63,14 +76,43 @@ def predict_images(
     minimum: float | Tensor = (
         torch.tensor(read_thresholds(score, detector.class_names)) if isinstance(score, Path) else float(score)
     )
-    files = list_inputs(paths)
-    unreadable = find_unreadable(files)
-    if len(unreadable) == len(files):
-        raise next(iter(unreadable.values()))
-    readable = [str(file) for file in files if file not in unreadable]
-    data = DetectionDataModule(predict=readable, eval_batch_size=batch_size)
+    videos = [path for path in paths if is_video(path)]
+    for path in videos:
+        require_reader(path)
+    stills = [path for path in paths if path not in videos]
+    done: Predicted | None = Predicted()
+    trainer = make_inference_trainer(accelerator, precision, progress=True, devices=1)
+    if stills or not videos:
+        files = list_inputs(stills)
+        unreadable = find_unreadable(files)
+        if len(unreadable) == len(files) and not videos:
+            raise next(iter(unreadable.values()))
+        readable = [str(file) for file in files if file not in unreadable]
+        if readable:
+            trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(readable)))
+            done = _predict_stills(detector, readable, out, minimum, batch_size, trainer)
+        if done is not None:
+            done.skipped += unreadable.values()
+    if done is not None:
+        detector.to(trainer.strategy.root_device).eval()
+        for name, path in zip(unique_names([Path(path).stem for path in videos]), videos, strict=True):
+            target = out / "annotated" / name
+            context = trainer.precision_plugin.forward_context
+            try:
+                frames = predict_video(detector, Path(path), target, minimum, batch_size, context)
+                done.videos[target.with_name(f"{name}.mp4")] = frames
+            except InputError as error:
+                done.skipped.append(error)
+        if not done.images and not done.videos:
+            raise done.skipped[0]
+    return done
+
+
+def _predict_stills(
+    detector: Detector, files: list[str], out: Path, minimum: float | Tensor, batch_size: int, trainer: Trainer
+) -> Predicted | None:
+    data = DetectionDataModule(predict=files, eval_batch_size=batch_size)
     table = data.table("predict")
-    trainer = make_inference_trainer(accelerator, precision, progress=True, devices=min(devices, len(table)))
     with terminate_children_on_error(trainer):
         batches = trainer.predict(detector, datamodule=data) or []
     own = [above_score(prediction, minimum) for batch in batches for prediction in batch]
@@ -91,7 +133,7 @@ def predict_images(
     write_atomically(out / "images.json", _images_json(table, detector.class_names))
     file_names = {image_id: str(table.path(index)) for index, image_id in enumerate(table.image_ids.tolist())}
     write_coco_results(packed, out / "predictions.json", category_ids, file_names, detector.class_names)
-    return len(table), list(unreadable.values())
+    return Predicted(images=len(table))
 
 
 def gather_in_image_order(own: list[Prediction]) -> list[Prediction] | None:
