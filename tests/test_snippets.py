@@ -1,25 +1,17 @@
 """The Python snippets of README and docs run as they stand."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT
 from PIL import Image
-from processes import SECONDS
 from pytorch_lightning import Trainer
+from snippets import read_snippets, run_snippet
 
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models import FasterRCNN, RetinaNet
 from zoo.nn.frame import FrameConfig
-
-
-def snippets(document: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def save_run(folder: Path) -> RetinaNet:
@@ -34,25 +26,18 @@ def save_run(folder: Path) -> RetinaNet:
     return detector
 
 
-def run(snippet: str, folder: Path) -> str:
-    command = [sys.executable, "-c", snippet]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_snippet_of_the_readme(tmp_path: Path) -> None:
     save_run(tmp_path / "runs" / "cells" / "retinanet_r18_seed0")
     Image.new("RGB", (90, 70), "grey").save(tmp_path / "photo.jpg")
-    (snippet,) = snippets("README.md")
-    run(snippet, tmp_path)
+    (snippet,) = read_snippets("README.md")
+    run_snippet(snippet, tmp_path)
     assert (tmp_path / "found.jpg").exists()
 
 
 @pytest.mark.slow
 def test_snippet_of_an_own_lightning_script(tmp_path: Path) -> None:
-    (snippet,) = snippets("docs/python.md")
-    run(snippet + "\nassert same.class_names == tuple(data.class_names)\n", tmp_path)
+    (snippet,) = read_snippets("docs/python.md")
+    run_snippet(snippet + "\nassert same.class_names == tuple(data.class_names)\n", tmp_path)
 
 
 def test_lightning_s_load_from_checkpoint(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import copy
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
 import onnxruntime
+import PIL.Image
 import pytest
 import torch
 from filelock import FileLock
 from forms import FORMS as CONTRACT
 from forms import FRAME
+from snippets import read_snippets, run_snippet
 from torch import Tensor
 
 from zoo.cli.exit_codes import BAD_INPUT, OK
@@ -20,7 +23,7 @@ from zoo.cli.main import main
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.export import onnx as module
-from zoo.export.onnx import check_file, compare_predictions, example_inputs, unsupported_reason, write_onnx
+from zoo.export.onnx import check_file, compare_predictions, example_inputs, export_onnx, unsupported_reason, write_onnx
 from zoo.models import MODELS
 from zoo.nn.frame import FrameConfig
 from zoo.types import Prediction
@@ -184,6 +187,39 @@ def test_metadata_inputs_and_outputs_of_the_file(retinanet: tuple[Detector, Path
         ("scores", "tensor(float)", ["detections"]),
         ("labels", "tensor(int64)", ["detections"]),
     ]
+    description = session.get_modelmeta().description
+    assert "image: uint8 [3, height, width], RGB, of any size" in description
+    assert "boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the image" in description
+
+
+def test_snippet_of_onnxruntime_alone(retinanet: tuple[Detector, Path], tmp_path: Path) -> None:
+    detector, file = retinanet
+    shutil.copy(file, tmp_path / "retinanet.onnx")
+    pixels = example_inputs(detector, 96, 128)["image"].permute(1, 2, 0).numpy()
+    PIL.Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    (snippet,) = read_snippets("docs/commands.md")
+    lines = run_snippet(snippet, tmp_path).splitlines()
+    found = detector(PIL.Image.open(tmp_path / "photo.jpg"), score=0.3)
+    assert len(lines) == len(found["scores"]) > 0
+    assert [line.split()[0] for line in lines] == detector.names(found)
+
+
+def test_thresholds_are_in_the_metadata(
+    retinanet: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, file = retinanet
+    written: dict[str, str] = {}
+
+    def write_prepared(detector: Detector, to: Path, metadata: dict[str, str]) -> None:
+        written.update(metadata)
+        shutil.copy(file, to)
+
+    monkeypatch.setattr(module, "write_onnx", write_prepared)
+    monkeypatch.setattr(module, "load", lambda _: copy.deepcopy(detector))
+    scores = {"red": 0.2, "green": 0.5, "blue": 1}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    export_onnx(save(detector, tmp_path / "last.ckpt"), tmp_path / "model.onnx", tmp_path / "scores.json")
+    assert json.loads(written["thresholds"]) == scores
 
 
 # -------------------------------------------------------------------------------------------------------- the check
