@@ -197,17 +197,22 @@ def test_class_names_and_their_number_must_agree(name: str) -> None:
         MODELS[FORMS[name][0]](num_classes=3, class_names=["a", "b"])
 
 
+# After 150 steps the box of an object is 2 to 9 pixels off, by seed; after 300 it is 1 pixel off.
+STEPS = {"faster_rcnn of the paper": 300}
+
+
 @pytest.mark.slow
-def test_one_image_can_be_overfitted(detector: Detector) -> None:
+def test_one_image_can_be_overfitted(name: str, detector: Detector) -> None:
     """After 150 steps the objects of one image are detected, with higher scores than any other detection."""
     torch.manual_seed(0)
+    steps = STEPS.get(name, 150)
     target = make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2])
     images = [make_image(96, 128, target)]
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
     detector.train()
-    for step in range(150):
+    for step in range(steps):
         for group in optimizer.param_groups:  # boxes do not converge at the full rate
-            group["lr"] = 1e-3 * min(1.0, 0.05 + 0.95 * (150 - step) / 50)
+            group["lr"] = 1e-3 * min(1.0, 0.05 + 0.95 * (steps - step) / (steps / 3))
         optimizer.zero_grad()
         total = sum(detector.compute_raw_losses((images * 2, [target] * 2)).values())
         total.backward()
