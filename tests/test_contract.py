@@ -203,7 +203,7 @@ STEPS = {"faster_rcnn of the paper": 300}
 
 @pytest.mark.slow
 def test_one_image_can_be_overfitted(name: str, detector: Detector) -> None:
-    """After 150 steps the objects of one image are detected, with higher scores than any other detection."""
+    """After 150 steps (or STEPS) the objects of one image are detected, with higher scores than anything else."""
     torch.manual_seed(0)
     steps = STEPS.get(name, 150)
     target = make_target([[10, 12, 60, 70], [70, 20, 120, 88]], [0, 2])

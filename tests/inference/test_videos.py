@@ -10,7 +10,7 @@ from videos import write_video
 
 import zoo.inference.videos
 from zoo.errors import InputError
-from zoo.inference.videos import _read_frames, is_video, predict_video, require_reader
+from zoo.inference.videos import _read_frames, _Writer, is_video, predict_video, require_reader
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_what_is_no_video_is_said_and_leaves_nothing(detector: TinyDetector, tmp
     with pytest.raises(InputError, match=r"cut.mp4: cannot be read as a video"):
         predict(detector, tmp_path / "cut.mp4", tmp_path / "out")
     assert not [file for file in tmp_path.iterdir() if file.name.startswith("out")]
+
+
+def test_frames_that_become_larger_are_said(tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mp4", 1)
+    with _Writer(tmp_path / "out.mp4", film) as writer:
+        for height in (34, 30):
+            writer.write(torch.zeros(3, height, 48, dtype=torch.uint8))
+        with pytest.raises(InputError, match=r"film.mp4: its frames become larger"):
+            writer.write(torch.zeros(3, 36, 48, dtype=torch.uint8))
 
 
 def test_videos_need_an_optional_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class ProgressLines(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._begin(trainer)
-        self.start_fraction = counted_fraction(trainer)
+        self.start_fraction = completed_fraction(trainer)  # a training that goes on has done a part before
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Show the position in the epoch."""
@@ -146,8 +146,7 @@ class ProgressLines(Callback):
         metrics = trainer.callback_metrics
         shown = [key for key in SHOWN if key in metrics and (key == "train/loss" or self.has_validated)]
         parts += [f"{SHOWN[key]} {float(metrics[key]):.3f}" for key in shown]
-        fraction = max(counted_fraction(trainer), elapsed_fraction(trainer) or 0.0)
-        return "  ".join([*parts, self._describe_time(fraction)])
+        return "  ".join([*parts, self._describe_time(completed_fraction(trainer))])
 
     def _describe_time(self, fraction: float | None) -> str:
         elapsed = time.monotonic() - self.start
@@ -156,6 +155,11 @@ class ProgressLines(Callback):
         if fraction is not None and done > 0.01:
             left = f", {describe_seconds(elapsed * max(1 - fraction, 0.0) / done)} left"
         return describe_seconds(elapsed) + left
+
+
+def completed_fraction(trainer: Trainer) -> float:
+    """The largest of the completed fractions of steps, epochs and, by the clock of this process, `max_time`."""
+    return max(counted_fraction(trainer), elapsed_fraction(trainer) or 0.0)
 
 
 def describe_epoch(trainer: Trainer) -> str:

@@ -135,6 +135,7 @@ class _Writer:
 
         with av.open(str(source)) as container:
             self.rate = container.streams.video[0].average_rate or 25
+        self.source = source
         self.container = av.open(str(path), "w", format="mp4")
         self.stream: Any = None
 
@@ -142,7 +143,11 @@ class _Writer:
         return self
 
     def write(self, image: Image) -> None:
-        """Add a frame; all have the size of the first one."""
+        """Add a frame.
+
+        Raises:
+            InputError: it is larger than the first one.
+        """
         import av
 
         if self.stream is None:
@@ -151,6 +156,8 @@ class _Writer:
             # Sides of H.264 are even.
             self.stream.height, self.stream.width = (side + side % 2 for side in image.shape[1:])
             self.stream.pix_fmt = "yuv420p"
+        if image.shape[1] > self.stream.height or image.shape[2] > self.stream.width:
+            raise InputError("its frames become larger in the middle; cut it there", self.source)
         canvas = np.zeros((self.stream.height, self.stream.width, 3), np.uint8)
         canvas[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0).numpy()
         self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
