@@ -28,11 +28,11 @@ class Target(TypedDict):
     """Ground truth of one image; M may be 0."""
 
     boxes: Float[Tensor, "M 4"]  # f32 xyxy, in pixels of its image
-    labels: Int64[Tensor, "M"]
+    labels: Int64[Tensor, " M"]
     image_id: Int64[Tensor, ""]  # the data set's own id (COCO's where the data is COCO)
-    iscrowd: Bool[Tensor, "M"]
-    difficult: Bool[Tensor, "M"]
-    area: Float[Tensor, "M"]  # f32 pixels^2; of the segmentation where the data has one, else of the box
+    iscrowd: Bool[Tensor, " M"]
+    difficult: Bool[Tensor, " M"]
+    area: Float[Tensor, " M"]  # f32 pixels^2; of the segmentation where the data has one, else of the box
     proposals: NotRequired[Float[Tensor, "P 4"]]  # only for detectors that declare `proposals`
 
 
@@ -40,8 +40,8 @@ class Prediction(TypedDict):
     """Detections of one image, in that image's pixels, sorted by descending score."""
 
     boxes: Float[Tensor, "K 4"]
-    scores: Float[Tensor, "K"]  # descending, in 0..1
-    labels: Int64[Tensor, "K"]
+    scores: Float[Tensor, " K"]  # descending, in 0..1
+    labels: Int64[Tensor, " K"]
 
 
 Sample: TypeAlias = tuple[Image, Target]
@@ -63,6 +63,6 @@ class Batch:
     boxes: Float[Tensor, "B M 4"]
     labels: Int64[Tensor, "B M"]
     mask: Bool[Tensor, "B M"]  # objects to train on: neither padding, nor crowd, nor difficult
-    image_ids: Int64[Tensor, "B"]
+    image_ids: Int64[Tensor, " B"]
     proposals: Float[Tensor, "B P 4"] | None = None
     proposal_mask: Bool[Tensor, "B P"] | None = None

@@ -182,10 +182,10 @@ def _random_offset(free: int) -> int:
     return offset if free >= 0 else -offset
 
 
-def _areas(boxes: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
+def _areas(boxes: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:
     plain = boxes.as_subclass(Tensor)
     return (plain[:, 2] - plain[:, 0]) * (plain[:, 3] - plain[:, 1])
 
 
-def _has_min_sides(boxes: Float[Tensor, "M 4"]) -> Bool[Tensor, "M"]:
+def _has_min_sides(boxes: Float[Tensor, "M 4"]) -> Bool[Tensor, " M"]:
     return (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(dim=1)

@@ -40,7 +40,7 @@ class TrainSampler(DistributedSampler[int]):
         num_replicas: int,
         rank: int,
         seed: int,
-        groups: Int64[np.ndarray, "N"] | None = None,
+        groups: Int64[np.ndarray, " N"] | None = None,
         batch_size: int = 1,
     ) -> None:
         super().__init__(cast(Dataset, dataset), num_replicas, rank, shuffle=True, seed=seed)

@@ -53,21 +53,21 @@ class AnnotationTable:
     """
 
     classes: tuple[str, ...]
-    class_ids: Int64[np.ndarray, "C"]
-    image_ids: Int64[np.ndarray, "N"]
-    widths: Int32[np.ndarray, "N"]
-    heights: Int32[np.ndarray, "N"]
+    class_ids: Int64[np.ndarray, " C"]
+    image_ids: Int64[np.ndarray, " N"]
+    widths: Int32[np.ndarray, " N"]
+    heights: Int32[np.ndarray, " N"]
     folders: tuple[str, ...]
-    folder_ids: Int64[np.ndarray, "N"]
+    folder_ids: Int64[np.ndarray, " N"]
     name_bytes: bytes
-    name_offsets: Int64[np.ndarray, "N+1"]
-    offsets: Int64[np.ndarray, "N+1"]
+    name_offsets: Int64[np.ndarray, " N+1"]
+    offsets: Int64[np.ndarray, " N+1"]
     boxes: Float64[np.ndarray, "T 4"]
-    areas: Float64[np.ndarray, "T"]
-    labels: Int64[np.ndarray, "T"]
-    iscrowd: Bool[np.ndarray, "T"]
-    difficult: Bool[np.ndarray, "T"]
-    annotation_ids: Int64[np.ndarray, "T"]
+    areas: Float64[np.ndarray, " T"]
+    labels: Int64[np.ndarray, " T"]
+    iscrowd: Bool[np.ndarray, " T"]
+    difficult: Bool[np.ndarray, " T"]
+    annotation_ids: Int64[np.ndarray, " T"]
 
     def __post_init__(self) -> None:
         num_images, num_objects, num_classes = len(self.image_ids), len(self.labels), len(self.classes)

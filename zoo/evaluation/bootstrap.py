@@ -81,7 +81,7 @@ class Bootstrap:
     """Metrics of all configurations on the test images and on shared resamples of them; the result of `bootstrap`."""
 
     classes: tuple[str, ...]
-    images_with_objects: Int64[np.ndarray, "F"]  # number of images with an object of the metric's class and size
+    images_with_objects: Int64[np.ndarray, " F"]  # number of images with an object of the metric's class and size
     values: dict[str, Float[np.ndarray, "S F"]]  # configuration -> on the test images, by seed
     resampled: dict[str, Float[np.ndarray, "R F"]]  # configuration -> on the resamples, mean over seeds
 
@@ -122,7 +122,7 @@ class Bootstrap:
         return Difference(value, low, high, "better" if low > 0 else "worse" if high < 0 else "tie")
 
 
-def stretched_interval(resampled: Float[np.ndarray, "R"], num_images: int) -> Float[np.ndarray, "2"]:
+def stretched_interval(resampled: Float[np.ndarray, " R"], num_images: int) -> Float[np.ndarray, "2"]:
     """95% percentile interval, stretched about the mean of the resamples to correct for few images.
 
     Args:
@@ -141,7 +141,7 @@ def stretched_interval(resampled: Float[np.ndarray, "R"], num_images: int) -> Fl
     return centre + stretch * (np.quantile(defined, [tail, 1 - tail]) - centre)
 
 
-def _bias(resampled: Float[np.ndarray, "R"], value: float) -> float:
+def _bias(resampled: Float[np.ndarray, " R"], value: float) -> float:
     """Bootstrap estimate of bias: mean over resamples minus the value on the test images."""
     return float(_mean(resampled[None])[0]) - value
 
@@ -202,7 +202,7 @@ def _metrics(ap: Float[np.ndarray, "B C 4 10"]) -> Float[np.ndarray, "B F"]:
     return np.concatenate([np.stack(means, axis=1), by_class], axis=1)
 
 
-def _mean(values: Float[np.ndarray, "B rows"]) -> Float[np.ndarray, "B"]:
+def _mean(values: Float[np.ndarray, "B rows"]) -> Float[np.ndarray, " B"]:
     """Mean of each row's defined values; NaN where none is defined."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=1)
@@ -210,7 +210,7 @@ def _mean(values: Float[np.ndarray, "B rows"]) -> Float[np.ndarray, "B"]:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _draw(num_images: int, seed: int, number: int) -> Int64[np.ndarray, "N"]:
+def _draw(num_images: int, seed: int, number: int) -> Int64[np.ndarray, " N"]:
     """How often set `number` holds each image: once each for number 0, drawn with replacement for the others."""
     if number == 0:
         return np.ones(num_images, np.int64)
@@ -218,7 +218,7 @@ def _draw(num_images: int, seed: int, number: int) -> Int64[np.ndarray, "N"]:
     return np.bincount(drawn, minlength=num_images)
 
 
-def _count_images_with_objects(matches: Matches) -> Int64[np.ndarray, "F"]:
+def _count_images_with_objects(matches: Matches) -> Int64[np.ndarray, " F"]:
     """Number of images with an object of each metric's class and size."""
     num_classes = len(matches.classes)
     has_object = np.zeros((num_classes, len(AREA_RANGES), len(matches.image_ids)), bool)

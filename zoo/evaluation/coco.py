@@ -34,16 +34,16 @@ class CocoScores:
     """COCO's twelve metrics, and AP and AP50 by class; -1 where there is no ground truth."""
 
     metrics: dict[str, float]  # KEYS
-    ap: Float[np.ndarray, "C"]
-    ap50: Float[np.ndarray, "C"]
+    ap: Float[np.ndarray, " C"]
+    ap50: Float[np.ndarray, " C"]
 
 
 def evaluate_coco(
     ground_truth: GroundTruth,
-    image_index: Int64[np.ndarray, "D"],
+    image_index: Int64[np.ndarray, " D"],
     boxes: Float[np.ndarray, "D 4"],
-    scores: Float[np.ndarray, "D"],
-    labels: Int64[np.ndarray, "D"],
+    scores: Float[np.ndarray, " D"],
+    labels: Int64[np.ndarray, " D"],
     engine: Engine = "hotcoco",
 ) -> CocoScores:
     """Evaluate detections by COCO's protocol for boxes.
@@ -76,10 +76,10 @@ Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C A 3"], Float[np.ndarray, "10
 
 
 def pack_detections(
-    image_index: Int64[np.ndarray, "D"],
+    image_index: Int64[np.ndarray, " D"],
     boxes: Float[np.ndarray, "D 4"],
-    scores: Float[np.ndarray, "D"],
-    labels: Int64[np.ndarray, "D"],
+    scores: Float[np.ndarray, " D"],
+    labels: Int64[np.ndarray, " D"],
 ) -> Float[np.ndarray, "D 7"]:
     """Image, x, y, w, h, score and class of each detection, the array format that both engines read."""
     detections = np.empty((len(scores), 7))
@@ -92,7 +92,7 @@ def pack_detections(
 
 
 def load_hotcoco(
-    ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], areas: Float[np.ndarray, "D"] | None = None
+    ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], areas: Float[np.ndarray, " D"] | None = None
 ) -> hotcoco.COCOeval:
     """A hotcoco evaluation of the detections, not run yet; detection i has the id i + 1.
 

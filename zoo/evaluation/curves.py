@@ -164,7 +164,7 @@ def confusion_matrix(ground_truth: GroundTruth, predictions: Predictions, min_sc
     return found["matrix"].astype(np.int64)
 
 
-def _counted(ground_truth: GroundTruth, columns: Detections) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:
+def _counted(ground_truth: GroundTruth, columns: Detections) -> tuple[Int64[np.ndarray, " K"], Bool[np.ndarray, " K"]]:
     """Indices of the detections that count, ascending, and whether each is correct."""
     if not len(columns[0]):
         return np.zeros(0, np.int64), np.zeros(0, bool)

@@ -101,13 +101,13 @@ def tide_errors(ground_truth: GroundTruth, predictions: Predictions) -> dict[str
     return errors
 
 
-def _count_by_class(ground_truth: GroundTruth, selected: Bool[np.ndarray, "T"]) -> Int64[np.ndarray, "C"]:
+def _count_by_class(ground_truth: GroundTruth, selected: Bool[np.ndarray, " T"]) -> Int64[np.ndarray, " C"]:
     """Number of selected objects of each class."""
     return np.bincount(ground_truth.labels[selected], minlength=len(ground_truth.classes))
 
 
 def mean_average_precision(
-    labels: Int64[np.ndarray, "rows"], correct: Bool[np.ndarray, "rows"], num_objects: Int64[np.ndarray, "C"]
+    labels: Int64[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], num_objects: Int64[np.ndarray, " C"]
 ) -> float:
     """Mean over classes of the 101-point AP, as in tidecv.
 
@@ -144,13 +144,13 @@ def mean_average_precision(
 class _ClassifiedDetections:
     """Detections that are used, by image and falling score, with their error types, and matched objects."""
 
-    scores: Float[np.ndarray, "D"]
-    labels: Int64[np.ndarray, "D"]
-    correct: Bool[np.ndarray, "D"]
-    in_crowd: Bool[np.ndarray, "D"]  # and not correct: does not count
-    kind: Int64[np.ndarray, "D"]  # index in _KINDS; -1 for the correct ones
-    fix_target: Int64[np.ndarray, "D"]  # object that it is matched to once Loc or Cls is fixed; -1 for none
-    matched: Bool[np.ndarray, "T"]  # whether the object is matched to a detection
+    scores: Float[np.ndarray, " D"]
+    labels: Int64[np.ndarray, " D"]
+    correct: Bool[np.ndarray, " D"]
+    in_crowd: Bool[np.ndarray, " D"]  # and not correct: does not count
+    kind: Int64[np.ndarray, " D"]  # index in _KINDS; -1 for the correct ones
+    fix_target: Int64[np.ndarray, " D"]  # object that it is matched to once Loc or Cls is fixed; -1 for none
+    matched: Bool[np.ndarray, " T"]  # whether the object is matched to a detection
 
 
 def _classify_detections(ground_truth: GroundTruth, predictions: Predictions) -> _ClassifiedDetections:
@@ -191,8 +191,8 @@ def _classify_detections(ground_truth: GroundTruth, predictions: Predictions) ->
 
 
 def _overlapping_pairs(
-    ground_truth: GroundTruth, image_index: Int64[np.ndarray, "D"], boxes: Float[np.ndarray, "D 4"]
-) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+    ground_truth: GroundTruth, image_index: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Detection, object and IoU (for a crowd region over the detection's area) of overlapping pairs, by detection."""
     xywh, gt_xywh = to_xywh(boxes), to_xywh(ground_truth.boxes)
     images = np.arange(len(ground_truth.image_ids) + 1)
@@ -210,13 +210,13 @@ def _overlapping_pairs(
 
 
 def _match(
-    detection: Int64[np.ndarray, "P"],
-    target: Int64[np.ndarray, "P"],
-    iou: Float[np.ndarray, "P"],
-    fits: Bool[np.ndarray, "P"],
+    detection: Int64[np.ndarray, " P"],
+    target: Int64[np.ndarray, " P"],
+    iou: Float[np.ndarray, " P"],
+    fits: Bool[np.ndarray, " P"],
     num_detections: int,
     num_objects: int,
-) -> tuple[Bool[np.ndarray, "D"], Bool[np.ndarray, "T"]]:
+) -> tuple[Bool[np.ndarray, " D"], Bool[np.ndarray, " T"]]:
     """Match each detection in order to the most overlapping unmatched object of its fitting pairs, the first of equals.
 
     Returns:
@@ -232,12 +232,12 @@ def _match(
 
 
 def _largest_overlap(
-    detection: Int64[np.ndarray, "P"],
-    target: Int64[np.ndarray, "P"],
-    iou: Float[np.ndarray, "P"],
-    selected: Bool[np.ndarray, "P"],
+    detection: Int64[np.ndarray, " P"],
+    target: Int64[np.ndarray, " P"],
+    iou: Float[np.ndarray, " P"],
+    selected: Bool[np.ndarray, " P"],
     num_detections: int,
-) -> tuple[Float[np.ndarray, "D"], Int64[np.ndarray, "D"]]:
+) -> tuple[Float[np.ndarray, " D"], Int64[np.ndarray, " D"]]:
     """Largest IoU of each detection among the selected pairs and its object, the first of equals; 0 and -1 if none."""
     largest_iou, largest_target = np.zeros(num_detections), np.full(num_detections, -1)
     pairs = np.flatnonzero(selected)

@@ -27,25 +27,25 @@ class GroundTruth:
     """Objects of all images in packed columns; made by `from_table`, `from_targets` or `from_counts`."""
 
     classes: tuple[str, ...]
-    image_ids: Int64[np.ndarray, "N"]  # strictly ascending
-    image_index: Int64[np.ndarray, "T"]  # index of the object's image in `image_ids`; never descending
+    image_ids: Int64[np.ndarray, " N"]  # strictly ascending
+    image_index: Int64[np.ndarray, " T"]  # index of the object's image in `image_ids`; never descending
     boxes: Float[np.ndarray, "T 4"]  # f64 xyxy, pixels
-    areas: Float[np.ndarray, "T"]  # f64 pixels^2; decides COCO's size range
-    labels: Int64[np.ndarray, "T"]
-    iscrowd: Bool[np.ndarray, "T"]
-    difficult: Bool[np.ndarray, "T"]
+    areas: Float[np.ndarray, " T"]  # f64 pixels^2; decides COCO's size range
+    labels: Int64[np.ndarray, " T"]
+    iscrowd: Bool[np.ndarray, " T"]
+    difficult: Bool[np.ndarray, " T"]
 
     @classmethod
     def from_counts(
         cls,
         classes: Sequence[str] | None,
-        image_ids: Int64[np.ndarray, "N"],
-        counts: Int64[np.ndarray, "N"],
+        image_ids: Int64[np.ndarray, " N"],
+        counts: Int64[np.ndarray, " N"],
         boxes: Float[np.ndarray, "T 4"],
-        areas: Float[np.ndarray, "T"],
-        labels: Int64[np.ndarray, "T"],
-        iscrowd: Bool[np.ndarray, "T"],
-        difficult: Bool[np.ndarray, "T"],
+        areas: Float[np.ndarray, " T"],
+        labels: Int64[np.ndarray, " T"],
+        iscrowd: Bool[np.ndarray, " T"],
+        difficult: Bool[np.ndarray, " T"],
     ) -> "GroundTruth":
         """Ground truth from columns in any order of images; of a repeated image the first copy is kept.
 
@@ -93,7 +93,7 @@ class GroundTruth:
             difficult=table.difficult,
         )
 
-    def of_images(self, image_ids: Int64[np.ndarray, "P"]) -> "GroundTruth":
+    def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
         """Ground truth of some of the images, given by id in any order.
 
         Raises:
@@ -143,7 +143,7 @@ class GroundTruth:
         )
 
 
-def ragged_indices(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]) -> Int64[np.ndarray, "Q"]:
+def ragged_indices(counts: Int64[np.ndarray, " N"], order: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, " Q"]:
     """Row indices that reorder a ragged array by group.
 
     Args:
@@ -159,7 +159,7 @@ def ragged_indices(counts: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "P"]
 
 
 def check_labels(
-    labels: Int64[np.ndarray, "D"], num_classes: int, image_ids: Int64[np.ndarray, "D"], what: str
+    labels: Int64[np.ndarray, " D"], num_classes: int, image_ids: Int64[np.ndarray, " D"], what: str
 ) -> None:
     """Check that all labels are in 0 .. num_classes - 1.
 

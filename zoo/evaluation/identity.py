@@ -56,7 +56,7 @@ class _Match:
     """One way to match entries: what each entry has, and its index in the data set, -1 where unmatched."""
 
     keys: Sequence[str | int]
-    index: Int64[np.ndarray, "D"]
+    index: Int64[np.ndarray, " D"]
     rule: str
 
     @property
@@ -204,8 +204,8 @@ def _describe(match: _Match, what: str) -> str:
 
 def _count_overlaps(
     results: ResultsFile,
-    images: Int64[np.ndarray, "D"],
-    labels: Int64[np.ndarray, "D"] | None,
+    images: Int64[np.ndarray, " D"],
+    labels: Int64[np.ndarray, " D"] | None,
     table: "AnnotationTable",
 ) -> int:
     """Detections of the sample that overlap an object of their image, and of their class if there are labels."""

@@ -41,20 +41,20 @@ class Matches:
     """
 
     classes: tuple[str, ...]
-    image_ids: Int64[np.ndarray, "N"]
-    object_images: Int64[np.ndarray, "objects"]  # image of each positive (not crowd, area in the range), by part
-    object_offsets: Int64[np.ndarray, "part_offsets"]
-    inside_images: Int64[np.ndarray, "inside"]  # image of each detection whose area is in the range, by part
-    inside_offsets: Int64[np.ndarray, "part_offsets"]
-    exception_images: Int64[np.ndarray, "exceptions"]  # image of each exception, by curve ...
+    image_ids: Int64[np.ndarray, " N"]
+    object_images: Int64[np.ndarray, " objects"]  # image of each positive (not crowd, area in the range), by part
+    object_offsets: Int64[np.ndarray, " part_offsets"]
+    inside_images: Int64[np.ndarray, " inside"]  # image of each detection whose area is in the range, by part
+    inside_offsets: Int64[np.ndarray, " part_offsets"]
+    exception_images: Int64[np.ndarray, " exceptions"]  # image of each exception, by curve ...
     # ... 1: counts, though not in the range; -1: does not count, though in it
-    exception_signs: Int64[np.ndarray, "exceptions"]
-    exception_offsets: Int64[np.ndarray, "curve_offsets"]
-    hit_images: Int64[np.ndarray, "hits"]  # image of each true positive, by curve ...
-    hit_curves: Int64[np.ndarray, "hits"]  # ... its curve
-    hit_inside: Int64[np.ndarray, "hits"]  # ... number of entries of `inside_images` up to and including it
-    hit_exceptions: Int64[np.ndarray, "hits"]  # ... and of `exception_images`
-    hit_offsets: Int64[np.ndarray, "curve_offsets"]
+    exception_signs: Int64[np.ndarray, " exceptions"]
+    exception_offsets: Int64[np.ndarray, " curve_offsets"]
+    hit_images: Int64[np.ndarray, " hits"]  # image of each true positive, by curve ...
+    hit_curves: Int64[np.ndarray, " hits"]  # ... its curve
+    hit_inside: Int64[np.ndarray, " hits"]  # ... number of entries of `inside_images` up to and including it
+    hit_exceptions: Int64[np.ndarray, " hits"]  # ... and of `exception_images`
+    hit_offsets: Int64[np.ndarray, " curve_offsets"]
 
 
 def collect_matches(ground_truth: GroundTruth, predictions: Predictions) -> Matches:
@@ -88,8 +88,8 @@ def collect_matches(ground_truth: GroundTruth, predictions: Predictions) -> Matc
 
 
 def _match(
-    ground_truth: GroundTruth, groups: Int64[np.ndarray, "D"], boxes: Float[np.ndarray, "D 4"]
-) -> tuple[Int64[np.ndarray, "K"], Int8[np.ndarray, "K 4 10"]]:
+    ground_truth: GroundTruth, groups: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+) -> tuple[Int64[np.ndarray, " K"], Int8[np.ndarray, "K 4 10"]]:
     """Match detections to objects at all thresholds and in all ranges together.
 
     All groups are processed in parallel, first the highest-scoring detection of each, then the next: groups have no
@@ -126,8 +126,8 @@ def _match(
 
 
 def _overlapping_pairs(
-    ground_truth: GroundTruth, groups: Int64[np.ndarray, "D"], boxes: Float[np.ndarray, "D 4"]
-) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+    ground_truth: GroundTruth, groups: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Pairs of a detection and an object of the same image and class whose IoU reaches the lowest threshold.
 
     Returns:
@@ -147,8 +147,8 @@ def _overlapping_pairs(
 
 
 def _iou(
-    boxes: Float[np.ndarray, "P 4"], others: Float[np.ndarray, "P 4"], iscrowd: Bool[np.ndarray, "P"]
-) -> Float[np.ndarray, "P"]:
+    boxes: Float[np.ndarray, "P 4"], others: Float[np.ndarray, "P 4"], iscrowd: Bool[np.ndarray, " P"]
+) -> Float[np.ndarray, " P"]:
     """IoU of paired x, y, w, h boxes, bit-equal to pycocotools; where iscrowd, intersection over the box's own area."""
     ax, ay, aw, ah = boxes.T
     bx, by, bw, bh = others.T
@@ -161,10 +161,10 @@ def _iou(
 
 def _pack(
     ground_truth: GroundTruth,
-    image_index: Int64[np.ndarray, "D"],
-    labels: Int64[np.ndarray, "D"],
+    image_index: Int64[np.ndarray, " D"],
+    labels: Int64[np.ndarray, " D"],
     inside: Bool[np.ndarray, "D 4"],
-    detection: Int64[np.ndarray, "K"],
+    detection: Int64[np.ndarray, " K"],
     state: Int8[np.ndarray, "K 4 10"],
 ) -> Matches:
     """Sort all columns by part and curve; detections are given by class and falling score."""
@@ -172,7 +172,7 @@ def _pack(
     num_parts = len(ground_truth.classes) * len(AREA_RANGES)
     num_curves = num_parts * len(IOU_THRESHOLDS)
 
-    def curve_keys(marked: Bool[np.ndarray, "K 4 10"]) -> Int64[np.ndarray, "marked"]:
+    def curve_keys(marked: Bool[np.ndarray, "K 4 10"]) -> Int64[np.ndarray, " marked"]:
         k, ranges, thresholds = np.nonzero(marked)
         curves = (labels[detection[k]] * len(AREA_RANGES) + ranges) * len(IOU_THRESHOLDS) + thresholds
         return np.sort(curves * num_detections + detection[k])
@@ -207,7 +207,7 @@ def _pack(
     )
 
 
-def _offsets(keys: Int64[np.ndarray, "rows"], groups: int, size: int) -> Int64[np.ndarray, "offsets"]:
+def _offsets(keys: Int64[np.ndarray, " rows"], groups: int, size: int) -> Int64[np.ndarray, " offsets"]:
     """Start of each group among ascending keys `group * size + member`, and the end of the last one."""
     return np.searchsorted(keys, np.arange(groups + 1) * size)
 
@@ -216,10 +216,10 @@ def _is_ignored(ground_truth: GroundTruth) -> Bool[np.ndarray, "T 4"]:
     return ground_truth.iscrowd[:, None] | ~_in_ranges(ground_truth.areas)
 
 
-def _in_ranges(areas: Float[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows 4"]:
+def _in_ranges(areas: Float[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows 4"]:
     return (areas[:, None] >= AREA_RANGES[:, 0]) & (areas[:, None] <= AREA_RANGES[:, 1])
 
 
-def _index_in_group(groups: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
+def _index_in_group(groups: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
     """Index of each row within its group; groups are ascending."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups)

@@ -33,10 +33,10 @@ class Predictions:
     that would be equal in f32.
     """
 
-    image_ids: Int64[np.ndarray, "D"]
+    image_ids: Int64[np.ndarray, " D"]
     boxes: Float[np.ndarray, "D 4"]  # xyxy, pixels of the given image
-    scores: Float[np.ndarray, "D"]
-    labels: Int64[np.ndarray, "D"]  # 0 .. C - 1
+    scores: Float[np.ndarray, " D"]
+    labels: Int64[np.ndarray, " D"]  # 0 .. C - 1
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -114,7 +114,7 @@ class ResultsFile:
     """
 
     boxes: Float[np.ndarray, "D 4"]
-    scores: Float[np.ndarray, "D"]
+    scores: Float[np.ndarray, " D"]
     image_keys: list[int | str]
     class_keys: list[int | str]
     file_names: list[str] | None = None
@@ -126,7 +126,7 @@ class ResultsFile:
 def write_coco_results(
     predictions: Predictions,
     path: str | Path,
-    class_ids: Sequence[int] | Int64[np.ndarray, "C"],
+    class_ids: Sequence[int] | Int64[np.ndarray, " C"],
     file_names: Mapping[int, str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
@@ -178,7 +178,7 @@ def write_coco_results(
 
 
 def read_coco_results(
-    path: str | Path, image_ids: Int64[np.ndarray, "N"], class_ids: Sequence[int] | Int64[np.ndarray, "C"]
+    path: str | Path, image_ids: Int64[np.ndarray, " N"], class_ids: Sequence[int] | Int64[np.ndarray, " C"]
 ) -> Predictions:
     """Read COCO-results json written by any tool; detections keep the order of the file.
 
@@ -265,7 +265,7 @@ def _names(names: list[str | None]) -> list[str] | None:
     return [name or "" for name in names] if any(names) else None
 
 
-def _int_ids(keys: Sequence[int | str]) -> Int64[np.ndarray, "D"]:
+def _int_ids(keys: Sequence[int | str]) -> Int64[np.ndarray, " D"]:
     """Keys as ids; -2^63, which no data set has, for text."""
     return np.fromiter((key if isinstance(key, int) else -(2**63) for key in keys), np.int64, len(keys))
 
@@ -288,7 +288,7 @@ def _to_xyxy(bbox: Float[np.ndarray, "D 4"]) -> Float[np.ndarray, "D 4"]:
     return boxes
 
 
-def _check(good: Bool[np.ndarray, "D"], path: str | Path, message: Callable[[int], str]) -> None:
+def _check(good: Bool[np.ndarray, " D"], path: str | Path, message: Callable[[int], str]) -> None:
     bad = np.flatnonzero(~good)
     if len(bad):
         raise InputError(message(bad[0]), file=path, place=f"entry {bad[0]}")

@@ -64,7 +64,7 @@ def _running_sum(values: Int64[np.ndarray, "B rows"]) -> Int64[np.ndarray, "B su
     return sums
 
 
-def _sum_groups(values: Num[np.ndarray, "B rows"], offsets: Int64[np.ndarray, "offsets"]) -> Num[np.ndarray, "B sums"]:
+def _sum_groups(values: Num[np.ndarray, "B rows"], offsets: Int64[np.ndarray, " offsets"]) -> Num[np.ndarray, "B sums"]:
     """Sum of the values from each offset to the next; 0 for an empty group."""
     sums = np.zeros((len(values), len(offsets) - 1), values.dtype)
     filled = np.flatnonzero(np.diff(offsets))

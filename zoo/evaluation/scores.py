@@ -30,7 +30,7 @@ MAX_DETECTIONS = 100
 """COCO's limit for detections of one class in one image."""
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
 Detections: TypeAlias = tuple[
-    Int64[np.ndarray, "D"], Float[np.ndarray, "D 4"], Float[np.ndarray, "D"], Int64[np.ndarray, "D"]
+    Int64[np.ndarray, " D"], Float[np.ndarray, "D 4"], Float[np.ndarray, " D"], Int64[np.ndarray, " D"]
 ]
 """Image index, box, score and label of each detection, in canonical order."""
 
@@ -65,7 +65,7 @@ def evaluate(
     index, boxes, scores, labels = order_detections(ground_truth, predictions)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
-    by_class: dict[str, Float[np.ndarray, "C"]] = {}
+    by_class: dict[str, Float[np.ndarray, " C"]] = {}
     if "coco" in protocols:
         coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
         metrics |= coco.metrics

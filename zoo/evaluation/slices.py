@@ -82,7 +82,7 @@ def evaluate_slices(ground_truth: GroundTruth, predictions: Predictions) -> dict
     }
 
 
-def _aspect(wh: Float[np.ndarray, "boxes 2"]) -> Float[np.ndarray, "boxes"]:
+def _aspect(wh: Float[np.ndarray, "boxes 2"]) -> Float[np.ndarray, " boxes"]:
     """Index in `ASPECTS`; without a division, so that it is defined for boxes without width or height."""
     width, height = wh.T
     return 1.0 + (width > 2 * height) - (height > 2 * width)
@@ -91,8 +91,8 @@ def _aspect(wh: Float[np.ndarray, "boxes 2"]) -> Float[np.ndarray, "boxes"]:
 def _evaluate_ranges(
     ground_truth: GroundTruth,
     columns: Detections,
-    gt_values: Float[np.ndarray, "T"],
-    values: Float[np.ndarray, "D"],
+    gt_values: Float[np.ndarray, " T"],
+    values: Float[np.ndarray, " D"],
     ranges: Ranges,
 ) -> list[SliceScores]:
     """AP of each range of values of objects (`gt_values`) and detections (`values`)."""

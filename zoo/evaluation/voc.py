@@ -35,16 +35,16 @@ UNDEFINED = -1.0  # AP of a class without positives, as in pycocotools
 class VocScores:
     """Average precisions by class; -1 for a class without positives."""
 
-    voc07: Float[np.ndarray, "C"]
-    voc10: Float[np.ndarray, "C"]
+    voc07: Float[np.ndarray, " C"]
+    voc10: Float[np.ndarray, " C"]
 
 
 def evaluate_voc(
     ground_truth: GroundTruth,
-    image_index: Int64[np.ndarray, "D"],
+    image_index: Int64[np.ndarray, " D"],
     boxes: Float[np.ndarray, "D 4"],
-    scores: Float[np.ndarray, "D"],
-    labels: Int64[np.ndarray, "D"],
+    scores: Float[np.ndarray, " D"],
+    labels: Int64[np.ndarray, " D"],
 ) -> VocScores:
     """Evaluate detections by both of VOC's protocols.
 
@@ -89,10 +89,10 @@ def evaluate_voc(
 
 def match_to_objects(
     ground_truth: GroundTruth,
-    image_index: Int64[np.ndarray, "D"],
+    image_index: Int64[np.ndarray, " D"],
     boxes: Float[np.ndarray, "D 4"],
-    labels: Int64[np.ndarray, "D"],
-) -> Int64[np.ndarray, "D"]:
+    labels: Int64[np.ndarray, " D"],
+) -> Int64[np.ndarray, " D"]:
     """Index of the object that each detection overlaps most, or -1 where no IoU in its image and class reaches 0.5."""
     num_classes = max(len(ground_truth.classes), 1)
     matched = np.full(len(labels), -1, dtype=np.int64)
@@ -124,7 +124,7 @@ def match_to_objects(
     return matched
 
 
-def average_precisions(ranks: Int64[np.ndarray, "H"], num_objects: int) -> tuple[float, float]:
+def average_precisions(ranks: Int64[np.ndarray, " H"], num_objects: int) -> tuple[float, float]:
     """VOC07 and VOC10 of one class from the ranks of its correct detections.
 
     Recall rises, and precision has its maxima, only at correct detections, so wrong ones matter only through the gaps
@@ -142,7 +142,7 @@ def average_precisions(ranks: Int64[np.ndarray, "H"], num_objects: int) -> tuple
     return float(hull[needed[reached] - 1].sum() / 11), float(hull.sum() / num_objects)
 
 
-def _iou(boxes: Float[np.ndarray, "P 4"], others: Float[np.ndarray, "P 4"]) -> Float[np.ndarray, "P"]:
+def _iou(boxes: Float[np.ndarray, "P 4"], others: Float[np.ndarray, "P 4"]) -> Float[np.ndarray, " P"]:
     """IoU of paired boxes in f64; 0 where both boxes have no area."""
     ax1, ay1, ax2, ay2 = boxes.T.astype(np.float64)
     bx1, by1, bx2, by2 = np.ascontiguousarray(others.T)

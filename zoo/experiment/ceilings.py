@@ -53,7 +53,7 @@ class FramedObjects:
     """The counted objects of one image, in pixels of the framed image that the network receives."""
 
     boxes: Float[Tensor, "M 4"]  # framed pixels
-    labels: Int64[Tensor, "M"]
+    labels: Int64[Tensor, " M"]
     size: Float[Tensor, "2"]  # (width, height) of the framed image
 
 
@@ -136,7 +136,7 @@ def anchor_ceilings(
 
 def match_anchors(
     boxes: Float[Tensor, "M 4"], anchors: Float[Tensor, "N 4"], low: float, high: float
-) -> tuple[Float[Tensor, "M"], Bool[Tensor, "M"]]:
+) -> tuple[Float[Tensor, " M"], Bool[Tensor, " M"]]:
     """Highest IoU of each object with any anchor, and whether any anchor is matched to the object.
 
     Equal to `match` over all anchors (200,000 on a frame of 1333x800), but evaluates few of them. An anchor that does
@@ -211,7 +211,7 @@ def proposal_ceilings(
     return [Ceiling("selective search misses it", share, round(share * count) if count else 0, meaning)]
 
 
-def _best_overlap(boxes: Float[Tensor, "M 4"], others: Float[Tensor, "N 4"]) -> Float[Tensor, "M"]:
+def _best_overlap(boxes: Float[Tensor, "M 4"], others: Float[Tensor, "N 4"]) -> Float[Tensor, " M"]:
     return pairwise_iou(boxes, others).amax(dim=1) if len(others) else boxes.new_zeros(len(boxes))
 
 
@@ -262,7 +262,7 @@ def corner_ceilings(detector: CornerNet, table: AnnotationTable, progress: Progr
     ]
 
 
-def merged_objects(is_same: Bool[Tensor, "M M"]) -> Bool[Tensor, "M"]:
+def merged_objects(is_same: Bool[Tensor, "M M"]) -> Bool[Tensor, " M"]:
     """Objects that are indistinguishable from an earlier object which is not itself merged into another.
 
     Args:
@@ -310,5 +310,5 @@ def _frame(detector: Detector, table: AnnotationTable, index: int) -> FramedObje
     return FramedObjects(target["boxes"][counts] * scale.repeat(2), target["labels"][counts], size)
 
 
-def _ceiling(lost: Bool[Tensor, "T"], limit: str, meaning: str) -> Ceiling:
+def _ceiling(lost: Bool[Tensor, " T"], limit: str, meaning: str) -> Ceiling:
     return Ceiling(limit, float(lost.double().mean()), int(lost.sum()), meaning)

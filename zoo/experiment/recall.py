@@ -67,7 +67,7 @@ def dataset_recall(
     return compute_recall(counts, objects[:, 0], objects[:, 1])
 
 
-def compute_recall(counts: Sequence[int], overlaps: Float[Tensor, "M"], areas: Float[Tensor, "M"]) -> Recall:
+def compute_recall(counts: Sequence[int], overlaps: Float[Tensor, " M"], areas: Float[Tensor, " M"]) -> Recall:
     """Recall by IoU and size.
 
     Args:

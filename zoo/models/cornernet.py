@@ -345,7 +345,7 @@ def stack_losses(
 
 def pull_push_losses(
     top_left: Float[Tensor, "B M"], bottom_right: Float[Tensor, "B M"], mask: Bool[Tensor, "B M"]
-) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Equations 4 and 5 for each image, from the embeddings of its objects' corners; delta is 1."""
     mean = (top_left + bottom_right) / 2
     num_objects = mask.sum(dim=1)

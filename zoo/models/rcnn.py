@@ -72,7 +72,7 @@ SCORE_SLOPE = 3.0
 class Windows:
     """Boxes of a batch to be cropped, in one list."""
 
-    image: Int64[Tensor, "n"]  # in the batch, ascending
+    image: Int64[Tensor, " n"]  # in the batch, ascending
     boxes: Float[Tensor, "n 4"]  # framed pixels
 
 
@@ -262,7 +262,7 @@ def all_candidates(batch: Batch) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "
 @torch.no_grad()
 def sample_windows(
     batch: Batch, num: int, positive_fraction: float, foreground_iou: float
-) -> tuple[Windows, Int64[Tensor, "n"]]:
+) -> tuple[Windows, Int64[Tensor, " n"]]:
     """Section 2.3: windows sampled from the whole batch, positives at most a fraction of them, the others background.
 
     Returns:

@@ -214,7 +214,7 @@ class RetinaNet(Detector[Outputs]):
 
 def focal_losses(
     logits: Sequence[Float[Tensor, "B _ C"]], matched: Tensor, batch: Batch, alpha: float, gamma: float
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Focal loss of each image summed over all anchors; `matched` [B, N] is the result of `match`."""
     labels = torch.where(matched >= 0, gather_matched(batch.labels, matched), -1)
     sizes = [level.shape[1] for level in logits]

@@ -77,7 +77,7 @@ class Outputs:
     """The canvas with all levels, its windows, and in dense evaluation their logits and deltas."""
 
     canvas: Float[Tensor, "B 3 _ _"]
-    cells: Int64[Tensor, "N"]  # flat index on the canvas of the middle cell of each window
+    cells: Int64[Tensor, " N"]  # flat index on the canvas of the middle cell of each window
     boxes: Float[Tensor, "N 4"]  # windows in framed pixels
     windows: Windows | None
 
@@ -122,13 +122,13 @@ class WindowNetwork(nn.Module):
         self.before = before + self.reach * stride  # pixels of the receptive field of window 0 left of pixel 0 ...
         self.after = after + self.reach * stride  # ... and from pixel 0 on
 
-    def dense(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, "N"]) -> Windows:
+    def dense(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, " N"]) -> Windows:
         """Windows around these cells, by one pass over the canvas."""
         reach = self.reach
         everywhere = self._apply_heads(F.pad(self.trunk(canvas)[-1], (reach, reach, reach, reach)))
         return Windows(everywhere.logits.index_select(1, cells), everywhere.deltas.index_select(1, cells))
 
-    def crops(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, "N"], at_once: int) -> Windows:
+    def crops(self, canvas: Float[Tensor, "B 3 H W"], cells: Int64[Tensor, " N"], at_once: int) -> Windows:
         """The same windows, each cropped with its receptive field; at most `at_once` crops in memory."""
         stride = self.stride
         cells_before = math.ceil(self.before / stride)  # crops start at whole strides, as in the dense pass

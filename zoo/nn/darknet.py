@@ -174,7 +174,7 @@ def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{name}.{part}" if name else part, tuple(state[part].shape)
 
 
-def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, "N"]]:
+def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, " N"]]:
     """Whether connected weights are transposed, and all values after the header."""
     if not file.is_file():
         raise InputError("no such weights file", file)

@@ -97,7 +97,7 @@ def draw_canvas(
     return torch.cat(drawn, dim=2)
 
 
-def slot_cells(slot: Slot, columns: int, device: torch.device) -> Int64[Tensor, "_"]:
+def slot_cells(slot: Slot, columns: int, device: torch.device) -> Int64[Tensor, " _"]:
     """Flat indices of a level's cells on a canvas with that many columns, row by row."""
     rows = torch.arange(slot.top, slot.top + slot.rows, device=device)
     return (rows[:, None] * columns + torch.arange(slot.left, slot.left + slot.columns, device=device)).flatten()
@@ -157,7 +157,7 @@ class ImagePyramid:
         slots, columns = place_levels(sizes, self.shelves, self.gap)
         return draw_canvas(levels, slots, self.shelves, columns, self.stride), slots
 
-    def cells(self, canvas: Float[Tensor, "B 3 _ _"], slots: Sequence[Slot]) -> Int64[Tensor, "N"]:
+    def cells(self, canvas: Float[Tensor, "B 3 _ _"], slots: Sequence[Slot]) -> Int64[Tensor, " N"]:
         """Flat indices of all levels' cells on the canvas."""
         columns = canvas.shape[3] // self.stride
         return torch.cat([slot_cells(slot, columns, canvas.device) for slot in slots])

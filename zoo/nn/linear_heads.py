@@ -78,8 +78,8 @@ class Examples(NamedTuple):
     features: Float[Tensor, "n D"]
     signs: Int8[Tensor, "n C"]  # +1 for a ground truth box of a class, -1 for a negative of it, 0 for neither
     deltas: Float[Tensor, "n 4"]  # regression targets, used where `regressed`
-    labels: Int64[Tensor, "n"]  # class whose box regressor has the window as an example, used where `regressed`
-    regressed: Bool[Tensor, "n"]  # windows that overlap an object enough to be regression examples
+    labels: Int64[Tensor, " n"]  # class whose box regressor has the window as an example, used where `regressed`
+    regressed: Bool[Tensor, " n"]  # windows that overlap an object enough to be regression examples
 
 
 class HeadFitter:
@@ -113,8 +113,8 @@ class HeadFitter:
         features: Float[Tensor, "n D"],
         signs: Int8[Tensor, "n C"],
         deltas: Float[Tensor, "n 4"],
-        labels: Int64[Tensor, "n"],
-        regressed: Bool[Tensor, "n"],
+        labels: Int64[Tensor, " n"],
+        regressed: Bool[Tensor, " n"],
     ) -> None:
         """Add this process's `Examples` of a round; n may be 0 and may differ between processes."""
         features = upcast(features)

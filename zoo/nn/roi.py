@@ -194,7 +194,7 @@ class RoIHead(nn.Module):
         nn.init.zeros_(self.box_deltas.bias)
 
     def forward(
-        self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, "N"]
+        self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:
         """Logits with background first, and deltas for each foreground class; undefined where not `filled`."""
         if torch.compiler.is_exporting():  # one image, all slots filled

@@ -63,7 +63,7 @@ def focal_loss_per_image(
     ignored: Tensor,
     alpha: float,
     gamma: float,
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Sigmoid focal loss of each image, summed over anchors and classes.
 
     Args:
@@ -85,7 +85,7 @@ def focal_loss_per_image(
 
 def penalty_reduced_focal_loss_per_image(
     logits: Float[Tensor, "B C H W"], heat: Float[Tensor, "B C H W"], alpha: float, beta: float
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """CornerNet's focal loss of each image, summed over its heat maps (Law and Deng, arXiv 1808.01244, equation 1).
 
         (1 - p)^alpha log(p)                    where the heat y is 1

@@ -31,10 +31,10 @@ MAX_PAIRS = 2**26
 class Candidates:
     """(anchor, class) pairs of a batch that may be detections, sorted by image."""
 
-    image: Int64[Tensor, "k"]
-    anchor: Int64[Tensor, "k"]
-    label: Int64[Tensor, "k"]
-    logit: Float[Tensor, "k"]
+    image: Int64[Tensor, " k"]
+    anchor: Int64[Tensor, " k"]
+    label: Int64[Tensor, " k"]
+    logit: Float[Tensor, " k"]
 
 
 def top_candidates(logits: Float[Tensor, "B N C"], threshold: float, limit: int) -> Candidates:
@@ -62,7 +62,7 @@ def top_candidates(logits: Float[Tensor, "B N C"], threshold: float, limit: int)
     return Candidates(found.image[top], found.anchor[top], found.label[top], found.logit[top])
 
 
-def count_per_image(image: Int64[Tensor, "k"], num_images: int) -> list[int]:
+def count_per_image(image: Int64[Tensor, " k"], num_images: int) -> list[int]:
     """Number of rows of each image. With one image nothing is read back from the device."""
     if num_images == 1:
         return [image.shape[0]]
@@ -70,7 +70,7 @@ def count_per_image(image: Int64[Tensor, "k"], num_images: int) -> list[int]:
 
 
 def split_by_image(
-    tables: tuple[Tensor, Tensor, Tensor], image: Int64[Tensor, "k"], num_images: int
+    tables: tuple[Tensor, Tensor, Tensor], image: Int64[Tensor, " k"], num_images: int
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
     """Split three tables of k rows by image; rows of an image keep their order."""
     first, second, third = tables

@@ -30,7 +30,7 @@ class RidgeSums:
         gram = torch.zeros(num, size, size, dtype=torch.float64, device=device)
         return cls(gram, gram.new_zeros(num, size, num_targets))
 
-    def add(self, features: Float[Tensor, "N D"], targets: Float[Tensor, "N T"], group: Int64[Tensor, "N"]) -> None:
+    def add(self, features: Float[Tensor, "N D"], targets: Float[Tensor, "N T"], group: Int64[Tensor, " N"]) -> None:
         """Add examples, each to the regression with the index in `group`."""
         x = torch.cat((features.double(), features.new_ones(len(features), 1).double()), dim=1)
         for index in group.unique().tolist():

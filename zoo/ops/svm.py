@@ -28,7 +28,7 @@ def fit_linear_svms(
     cost: float,
     positive_weight: float,
     bias_scale: float,
-) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C"]]:
+) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
     """Weights and biases of C linear SVMs over the same features, computed in float64.
 
     Args:
@@ -87,7 +87,7 @@ def _newton_direction(
 
 def _step_sizes(
     v: Tensor, z: Tensor, y: Tensor, error_weights: Tensor, gradient: Tensor, direction: Tensor, dz: Tensor
-) -> Float[Tensor, "C"]:
+) -> Float[Tensor, " C"]:
     """Step size of each class by backtracking: the first of 1, 1/2, 1/4, ... with an Armijo decrease of 1e-4."""
 
     def objective(step: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from zoo.ops.precision import upcast
 def warp_windows(
     images: Float[Tensor, "B 3 H W"],
     sizes: Float[Tensor, "B 2"],
-    image: Int64[Tensor, "n"],
+    image: Int64[Tensor, " n"],
     boxes: Float[Tensor, "n 4"],
     side: int,
     context: int,
@@ -59,7 +59,7 @@ def warp_windows(
 
 
 def _sample_positions(
-    centre: Float[Tensor, "n"], half: Float[Tensor, "n"], limit: Float[Tensor, "n"], side: int
+    centre: Float[Tensor, " n"], half: Float[Tensor, " n"], limit: Float[Tensor, " n"], side: int
 ) -> tuple[Float[Tensor, "n S"], Bool[Tensor, "n S"]]:
     """Positions of a crop's pixels in the image along one axis, and whether they lie inside."""
     offsets = (torch.arange(side, device=centre.device, dtype=centre.dtype) + 0.5) * (2 / side) - 1

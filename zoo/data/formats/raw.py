@@ -94,21 +94,21 @@ class RawSplit:
     """
 
     classes: tuple[str, ...]
-    class_ids: Int64[np.ndarray, "C"]
-    image_ids: Int64[np.ndarray, "N"]
-    widths: Int32[np.ndarray, "N"]
-    heights: Int32[np.ndarray, "N"]
+    class_ids: Int64[np.ndarray, " C"]
+    image_ids: Int64[np.ndarray, " N"]
+    widths: Int32[np.ndarray, " N"]
+    heights: Int32[np.ndarray, " N"]
     file_names: list[str]
     folders: tuple[str, ...]
-    folder_ids: Int64[np.ndarray, "N"]
+    folder_ids: Int64[np.ndarray, " N"]
     annotation_files: tuple[Path, ...]
-    image_index: Int64[np.ndarray, "T"]
-    labels: Int64[np.ndarray, "T"]
+    image_index: Int64[np.ndarray, " T"]
+    labels: Int64[np.ndarray, " T"]
     boxes: Float64[np.ndarray, "T 4"]
-    areas: Float64[np.ndarray, "T"]
-    iscrowd: Bool[np.ndarray, "T"]
-    difficult: Bool[np.ndarray, "T"]
-    annotation_ids: Int64[np.ndarray, "T"]
+    areas: Float64[np.ndarray, " T"]
+    iscrowd: Bool[np.ndarray, " T"]
+    difficult: Bool[np.ndarray, " T"]
+    annotation_ids: Int64[np.ndarray, " T"]
     image_place: Callable[[int], Place]
     object_place: Callable[[int], Place]
     annotated_image: Callable[[int], str]
@@ -145,13 +145,13 @@ class RawSplit:
         sizes = np.asarray(sizes, np.int32)
         return replace(self, widths=sizes[:, 0], heights=sizes[:, 1], boxes=boxes, areas=areas, relative=False)
 
-    def with_classes(self, classes: tuple[str, ...], class_ids: Int64[np.ndarray, "C"]) -> Self:
+    def with_classes(self, classes: tuple[str, ...], class_ids: Int64[np.ndarray, " C"]) -> Self:
         """Copy with labels that index into another list of classes; classes that it lacks become -1."""
         numbers = {name: number for number, name in enumerate(classes)}
         new = np.array([*(numbers.get(name, -1) for name in self.classes), -1], np.int64)  # last item: label -1
         return replace(self, classes=classes, class_ids=class_ids, labels=new[self.labels])
 
-    def table(self, images: Bool[np.ndarray, "N"], objects: Bool[np.ndarray, "T"]) -> AnnotationTable:
+    def table(self, images: Bool[np.ndarray, " N"], objects: Bool[np.ndarray, " T"]) -> AnnotationTable:
         """Builds an AnnotationTable from a part of the split.
 
         Args:
@@ -189,7 +189,7 @@ def same_record(raw: RawSplit, one: int, other: int) -> bool:
     )
 
 
-def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, "T"]:
+def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, " T"]:
     """Mask of valid boxes; warns once about the others.
 
     Args:
@@ -234,7 +234,9 @@ def _describe_unused_bits(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def split_paths(paths: Sequence[Path], folder: str | Path) -> tuple[list[str], tuple[str, ...], Int64[np.ndarray, "N"]]:
+def split_paths(
+    paths: Sequence[Path], folder: str | Path
+) -> tuple[list[str], tuple[str, ...], Int64[np.ndarray, " N"]]:
     """(file names, folders, folder ids) of image paths: relative to `folder` below it, else base names."""
     places = [
         (str(folder), path.relative_to(folder).as_posix())

@@ -99,7 +99,7 @@ def have_one_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return bool(abs(int(w1) * int(h2) - int(h1) * int(w2)) <= max(w2, h2))
 
 
-def _find_differing(raw: RawSplit, images: Int64[np.ndarray, "_"]) -> NDArray[np.int64]:
+def _find_differing(raw: RawSplit, images: Int64[np.ndarray, " _"]) -> NDArray[np.int64]:
     """(image, actual width, actual height) of those images that have another size than annotated.
 
     An annotation may ignore an EXIF rotation (see `load_image`).

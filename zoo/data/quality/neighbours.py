@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 
-def same_image_pairs(image_index: Int64[np.ndarray, "T"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def same_image_pairs(image_index: Int64[np.ndarray, " T"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of boxes in the same image, each once, in blocks.
 
     The k-th block pairs each box with the k-th box after it in its image. A box occurs at most once on each side of a
@@ -33,7 +33,7 @@ def same_image_pairs(image_index: Int64[np.ndarray, "T"]) -> Iterator[tuple[np.n
         active = active[after[active] >= distance]
 
 
-def pair_iou(boxes: Float64[np.ndarray, "P 4"], others: Float64[np.ndarray, "P 4"]) -> Float64[np.ndarray, "P"]:
+def pair_iou(boxes: Float64[np.ndarray, "P 4"], others: Float64[np.ndarray, "P 4"]) -> Float64[np.ndarray, " P"]:
     """IoU [P] of boxes with the boxes of the same rows; 0 where both have no area."""
     width = np.minimum(boxes[:, 2], others[:, 2]) - np.maximum(boxes[:, 0], others[:, 0])
     height = np.minimum(boxes[:, 3], others[:, 3]) - np.maximum(boxes[:, 1], others[:, 1])
@@ -43,7 +43,7 @@ def pair_iou(boxes: Float64[np.ndarray, "P 4"], others: Float64[np.ndarray, "P 4
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def highest_iou(boxes: Float64[np.ndarray, "T 4"], image_index: Int64[np.ndarray, "T"]) -> Float64[np.ndarray, "T"]:
+def highest_iou(boxes: Float64[np.ndarray, "T 4"], image_index: Int64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
     """Highest IoU [T] of each box with another box of its image; 0 without another box."""
     best = np.zeros(len(boxes))
     for first, second in same_image_pairs(image_index):

@@ -265,14 +265,14 @@ def split_statistics(table: AnnotationTable) -> SplitStatistics:
     )
 
 
-def distribution(values: Float[np.ndarray, "T"]) -> Distribution:
+def distribution(values: Float[np.ndarray, " T"]) -> Distribution:
     """Mean and quantiles of values [T]."""
     if not len(values):
         return Distribution(*[float("nan")] * (len(QUANTILES) + 1))
     return Distribution(float(values.mean()), *np.quantile(values, QUANTILES).tolist())
 
 
-def histogram(values: Float[np.ndarray, "T"], edges: tuple[float, ...]) -> Histogram:
+def histogram(values: Float[np.ndarray, " T"], edges: tuple[float, ...]) -> Histogram:
     """Histogram of values [T]."""
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return Histogram([float(edge) for edge in edges], np.bincount(bins, minlength=len(edges) - 1).tolist())

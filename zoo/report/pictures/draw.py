@@ -44,9 +44,9 @@ def text_color(background: str) -> str:
 def draw_boxes(
     image: Image,
     boxes: Float[Tensor, "K 4"],
-    labels: Int64[Tensor, "K"],
+    labels: Int64[Tensor, " K"],
     class_names: Sequence[str],
-    scores: Float[Tensor, "K"] | None = None,
+    scores: Float[Tensor, " K"] | None = None,
 ) -> Image:
     """Draw boxes with class colours, names and scores.
 

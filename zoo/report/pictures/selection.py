@@ -46,9 +46,9 @@ class FalsePositive:
 class RunMatches:
     """Detections of one run matched to the ground truth of all images."""
 
-    found: Bool[np.ndarray, "T"]  # whether a detection matches the object
-    nearest: Float[np.ndarray, "T"]  # highest IoU of each object with any shown detection of any class
-    num_false: Int64[np.ndarray, "N"]  # false positives of each image
+    found: Bool[np.ndarray, " T"]  # whether a detection matches the object
+    nearest: Float[np.ndarray, " T"]  # highest IoU of each object with any shown detection of any class
+    num_false: Int64[np.ndarray, " N"]  # false positives of each image
     false_positives: list[FalsePositive] = field(default_factory=list)  # highest score first
 
 
@@ -130,7 +130,7 @@ def object_rows(ground_truth: GroundTruth, image: int) -> slice:
     return slice(*np.searchsorted(ground_truth.image_index, [image, image + 1]).tolist())
 
 
-def image_f1(ground_truth: GroundTruth, matches: RunMatches) -> Float[np.ndarray, "N"]:
+def image_f1(ground_truth: GroundTruth, matches: RunMatches) -> Float[np.ndarray, " N"]:
     """F1 of each image, 2 TP / (2 TP + FN + FP); 1 where there are neither objects nor detections."""
     counts = ~ignored(ground_truth)
     size = len(ground_truth.image_ids)
@@ -202,7 +202,7 @@ def explain_false_positive(ground_truth: GroundTruth, detection: FalsePositive) 
     return f"nearest object is {nearest}, IoU {format_ap(ious.max(), 2)}"
 
 
-def ignored(ground_truth: GroundTruth) -> Bool[np.ndarray, "T"]:
+def ignored(ground_truth: GroundTruth) -> Bool[np.ndarray, " T"]:
     """Mask of ignored objects: crowds and difficult ones."""
     return ground_truth.iscrowd | ground_truth.difficult
 
@@ -267,11 +267,11 @@ def _ious(boxes: Float[np.ndarray, "M 4"], others: Float[np.ndarray, "K 4"]) -> 
     return box_iou(torch.from_numpy(boxes).double(), torch.from_numpy(others).double()).numpy()
 
 
-def _highest_ious(boxes: Float[np.ndarray, "M 4"], others: Float[np.ndarray, "K 4"]) -> Float[np.ndarray, "M"]:
+def _highest_ious(boxes: Float[np.ndarray, "M 4"], others: Float[np.ndarray, "K 4"]) -> Float[np.ndarray, " M"]:
     return _ious(boxes, others).max(axis=1, initial=0.0)
 
 
-def _max_overlap(ground_truth: GroundTruth) -> Float[np.ndarray, "T"]:
+def _max_overlap(ground_truth: GroundTruth) -> Float[np.ndarray, " T"]:
     """Highest IoU of each object with another object of its image."""
     overlap = np.zeros(len(ground_truth.labels))
     for image in range(len(ground_truth.image_ids)):

@@ -35,7 +35,7 @@ class _Attributes(msgspec.Struct):
     rotation: float | str = 0.0
 
 
-def rotations(rows: Sequence[Annotation]) -> Float64[np.ndarray, "T"]:
+def rotations(rows: Sequence[Annotation]) -> Float64[np.ndarray, " T"]:
     """Degrees of CVAT's `attributes.rotation` of each annotation; 0 where it is absent or not a number."""
     degrees = np.zeros(len(rows))
     for row, record in enumerate(rows):
@@ -47,7 +47,9 @@ def rotations(rows: Sequence[Annotation]) -> Float64[np.ndarray, "T"]:
     return np.where(np.isfinite(degrees), degrees, 0)
 
 
-def rotated_extents(boxes: Float64[np.ndarray, "T 4"], degrees: Float64[np.ndarray, "T"]) -> Float64[np.ndarray, "T 4"]:
+def rotated_extents(
+    boxes: Float64[np.ndarray, "T 4"], degrees: Float64[np.ndarray, " T"]
+) -> Float64[np.ndarray, "T 4"]:
     """Extents (xyxy) of boxes (xyxy) that are rotated about their centres."""
     angles = np.deg2rad(degrees)
     cosines, sines = np.abs(np.cos(angles)), np.abs(np.sin(angles))
@@ -97,7 +99,7 @@ def _extent(segmentation: msgspec.Raw) -> tuple[float, float, float, float]:
     return min(x), min(y), max(x), max(y)
 
 
-def unlike_polygons(boxes: Float64[np.ndarray, "T 4"], extents: Float64[np.ndarray, "T 4"]) -> Bool[np.ndarray, "T"]:
+def unlike_polygons(boxes: Float64[np.ndarray, "T 4"], extents: Float64[np.ndarray, "T 4"]) -> Bool[np.ndarray, " T"]:
     """Mask of boxes that their polygons contradict: these lie partly outside of the box, or fill little of it.
 
     Args:

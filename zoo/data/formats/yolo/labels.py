@@ -37,7 +37,7 @@ class Labels:
     """
 
     values: Float64[np.ndarray, "T 5"]
-    image_index: Int64[np.ndarray, "T"]
+    image_index: Int64[np.ndarray, " T"]
     places: list[str]
     notes: list[str]
 
