@@ -13,7 +13,7 @@ Labels are 0 .. C - 1. A background class exists only inside the detectors that 
 """
 
 from dataclasses import dataclass
-from typing import NotRequired, TypeAlias, TypedDict
+from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -66,3 +66,20 @@ class Batch:
     image_ids: Int64[Tensor, " B"]
     proposals: Float[Tensor, "B P 4"] | None = None
     proposal_mask: Bool[Tensor, "B P"] | None = None
+
+
+@dataclass
+class FramedObjects:
+    """The counted objects of one image, in pixels of the framed image: neither crowds nor difficult ones."""
+
+    boxes: Float[Tensor, "M 4"]
+    labels: Int64[Tensor, " M"]
+    size: Float[Tensor, "2"]  # (width, height) of the image inside the frame
+
+
+class Limit(NamedTuple):
+    """A limit of a detector's representation, and the objects of an image that it concerns."""
+
+    name: str  # the same for all images: "no anchor reaches IoU 0.5"
+    meaning: str  # one sentence
+    is_lost: Bool[Tensor, " M"]

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 from forms import FORMS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_detector import TinyDetector
 from torch import Tensor
 
 from zoo.data.formats.shapes import Shapes
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
-from zoo.experiment.ceilings import compute_ceilings, corner_ceilings, match_anchors, merged_objects
+from zoo.experiment.ceilings import compute_ceilings
 from zoo.models import MODELS
-from zoo.models.cornernet import CornerNet
 from zoo.nn.frame import FrameConfig
 from zoo.ops.boxes import pairwise_iou
 from zoo.ops.matching import match
@@ -151,23 +148,6 @@ def test_an_object_equal_to_an_anchor_and_a_tiny_one() -> None:
     assert objects_of(detector, make_table([duplicates[:1], duplicates[:1]])) == [2, 0]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([0.5, 0.7]), st.booleans())
-def test_match_anchors_equals_matching_all_anchors(seed: int, num_objects: int, high: float, tiny: bool) -> None:
-    """Objects of any size among anchors with gaps between them, so that some centres lie in no anchor."""
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(40, 2, generator=generator) * 100
-    anchors = torch.cat([corners, corners + 4 + 30 * torch.rand(40, 2, generator=generator)], dim=1)
-    corners = torch.rand(num_objects, 2, generator=generator) * 110
-    sides = 0.5 + (3 if tiny else 50) * torch.rand(num_objects, 2, generator=generator)
-    boxes = torch.cat([corners, corners + sides], dim=1)
-    iou = pairwise_iou(boxes, anchors)
-    matched = match(iou[None], torch.ones(1, num_objects, dtype=torch.bool), 0.3, high, True)[0].tolist()
-    overlap, is_matched = match_anchors(boxes, anchors, 0.3, high)
-    assert torch.equal(overlap, iou.amax(dim=1))
-    assert is_matched.tolist() == [number in matched for number in range(num_objects)]
-
-
 # ------------------------------------------------------------------------------------------------ windows, proposals
 
 
@@ -236,16 +216,9 @@ def test_yolo_cells_by_hand() -> None:
     assert objects_of(detector, make_table([first], crowds=[0])) == [1]  # the next largest gets the cell
 
 
-def test_yolo_cells_of_more_images_than_one_batch() -> None:
-    """All batches of images are counted."""
-    detector = build("yolov1")
-    assert objects_of(detector, make_table([[[0, 0, 15, 7], [1, 1, 5, 5]]] * 131)) == [131]
-
-
 def test_corners_by_hand() -> None:
     """Cells are 4 pixels; frames have the size of the images."""
     detector = build("cornernet")
-    assert isinstance(detector, CornerNet)
     one = [8.5, 8.5, 30, 30]  # cells (2, 2) and (7, 7)
     cases: list[tuple[list[float], int, list[int]]] = [
         ([11.0, 9.0, 31.0, 32.0], 0, [1, 1]),  # the same cells: 32 is the end of cell 7
@@ -257,7 +230,7 @@ def test_corners_by_hand() -> None:
     ]
     for other, label, expected in cases:
         table = make_table([[one, other]], labels=[0, label])
-        assert [ceiling.objects for ceiling in corner_ceilings(detector, table)] == expected, other
+        assert objects_of(detector, table) == expected, other
     apart = make_table([[one], [one]])
     assert objects_of(detector, apart) == [0, 0]
 
@@ -268,14 +241,6 @@ def test_corners_are_of_framed_images() -> None:
     boxes = [[16.5, 16.5, 60.0, 60.0], [22.0, 18.0, 62.0, 62.0]]
     assert objects_of(detector, make_table([boxes], size=(256, 128))) == [1, 1]
     assert objects_of(detector, make_table([boxes], size=(128, 64))) == [0, 1]
-
-
-def test_merged_objects_by_hand() -> None:
-    chain = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    assert merged_objects(chain).tolist() == [False, True, False, True]
-    assert merged_objects(torch.ones(3, 3, dtype=torch.bool)).tolist() == [False, True, True]
-    assert merged_objects(torch.eye(2, dtype=torch.bool)).tolist() == [False, False]
-    assert merged_objects(torch.zeros(0, 0, dtype=torch.bool)).tolist() == []
 
 
 @pytest.mark.parametrize("name", ["retinanet", "cornernet", "yolov1"])

@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
+import zoo.models
 from zoo.report.pictures.examples import Example, Reason, make_example
 from zoo.report.results import (
     Analysis,
@@ -99,6 +100,7 @@ def _make_run(index: int, seed: int, classes: tuple[str, ...], ap: float) -> Run
         seed=seed,
         folder=f"{MODELS[index]}_tiny_seed{seed}",
         status="done",
+        name=zoo.models.MODELS[MODELS[index]].display_name,
         metrics={**metrics, "VOC10": ap * 1.45},
         per_class={name: {"AP": value} for name, value in per_class.items()},
         cost=Cost(

@@ -13,7 +13,6 @@ from zoo.errors import InputError
 from zoo.models.sliding_window import (
     SlidingWindow,
     Windows,
-    is_inside,
     sample_windows,
     window_losses,
 )
@@ -209,12 +208,6 @@ def test_what_fills_a_window_on_the_frame_fills_it_on_its_level(trunk: str) -> N
         assert canvas[:, :, top + 2 : bottom - 1, left + 2 : right - 1].min() > 0.9
         for outside in (canvas[..., top - 2, left:right], canvas[..., top:bottom, right + 2]):
             assert outside.max() < 0.1
-
-
-def test_windows_in_the_middle_of_padding_are_no_windows() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 20, 10, 30], [16, 0, 26, 10]])
-    sizes = torch.tensor([[22.0, 40.0], [20.0, 20.0]])
-    assert is_inside(boxes, sizes).tolist() == [[True, True, True], [True, False, False]]
 
 
 # --------------------------------------------------------------------------------------------- sampling and the losses

@@ -5,7 +5,7 @@ import torch
 import torchvision.ops as tv
 from torch import Tensor
 
-from zoo.ops.boxes import box_area, clip_boxes, paired_giou, pairwise_iou
+from zoo.ops.boxes import box_area, centred_inside, clip_boxes, paired_giou, pairwise_iou
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -41,3 +41,9 @@ def test_boxes_are_clipped_to_the_size_of_their_image() -> None:
     boxes = torch.tensor([[[-5.0, 2, 130, 90]], [[-5.0, 2, 130, 90]]])
     sizes = torch.tensor([[100.0, 80], [200, 50]])  # width, height
     assert clip_boxes(boxes, sizes).tolist() == [[[0, 2, 100, 80]], [[0, 2, 130, 50]]]
+
+
+def test_boxes_centred_on_the_padding_are_outside() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 20, 10, 30], [16, 0, 26, 10]])
+    sizes = torch.tensor([[22.0, 40.0], [20.0, 20.0]])
+    assert centred_inside(boxes, sizes).tolist() == [[True, True, True], [True, False, False]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from zoo.models import MODELS
 from zoo.report.pictures.examples import Example, make_example
 from zoo.report.results import Cost, CurvePoint, Results, Run
 from zoo.types import Prediction, Target
@@ -20,6 +21,7 @@ def _run(model: str, ap: float, folder: str | None = None, config: str | None = 
         seed=seed,
         folder=folder or f"{config}_seed{seed}",
         status="done",
+        name=MODELS[model].display_name if model in MODELS else "",
         metrics={"AP": ap, "AP50": ap * 1.5, "AP75": ap, "APs": math.nan, "APm": ap, "VOC07": ap, "VOC10": -1.0},
         per_class={"disc": {"AP": ap + 0.1}, "bar & <script>alert(1)</script>": {"AP": ap - 0.1}},
         cost=Cost(12_000_000, 20e9, "320x240", 10.0, 20.0, 100 * ap),
@@ -35,6 +37,7 @@ def make_run() -> Callable[..., Run]:
 @pytest.fixture
 def results() -> Results:
     failed = Run("cornernet", "cornernet_tiny", 0, "cornernet_tiny_seed0", "failed", "out of memory at <b>step</b> 12")
+    failed.name = "CornerNet"
     return Results(
         runs=[_run("faster_rcnn", 0.4), failed, _run("retinanet", 0.5)],
         data={"name": "made-up", "train": 20, "test": 10, "classes": 2},

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar, final, overload
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, final, overload
 
 import torch
 from pytorch_lightning import LightningModule
@@ -24,7 +24,7 @@ from zoo.errors import InputError
 from zoo.io.inputs import ImageInput, ImageInputs, as_image
 from zoo.nn.frame import Frame, FrameConfig
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
-from zoo.types import Batch, Image, Losses, Prediction, RawBatch, Target
+from zoo.types import Batch, FramedObjects, Image, Limit, Losses, Prediction, RawBatch, Target
 
 Outputs = TypeVar("Outputs")
 
@@ -58,6 +58,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     Loaders pass proposals in the targets. For images without them, the detector takes them from `proposal_cache` if
     that is set, and else computes them.
     """
+
+    display_name: ClassVar[str] = ""
+    """Name in reports; where it is empty, the key in `zoo.models.MODELS` or the name of the class is shown."""
 
     proposal_cache: ProposalCache | None = None
 
@@ -97,6 +100,16 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     @abstractmethod
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Decode and select detections, in framed pixels, sorted by descending score."""
+
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects of an image that the detector's representation cannot represent; by default none are known.
+
+        Args:
+            outputs: of an image of the same framed size; its pixels and the weights are on the meta device, so only
+                shapes and buffers of the detector itself have values.
+            objects: of the image.
+        """
+        return []
 
     @overload  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
     def forward(

@@ -214,6 +214,7 @@ def plan_runs(
             identity = {
                 **yaml.safe_load(text),
                 "detector": model_key(detector),
+                "display_name": detector.display_name or model_key(detector),
                 "annotations": annotations,
                 "budget": describe_budget(config, budget),
             }

@@ -15,18 +15,16 @@ import yaml
 from zoo.data.formats.recognise import data_arguments, is_data_set
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.errors import InputError
-from zoo.experiment.ceilings import compute_ceilings
 from zoo.experiment.run import final_split, read_identity, read_result
 from zoo.io.configurations import read_yaml
 from zoo.profiling.hardware import list_versions
 from zoo.report.benchmark_results import with_benchmark
 from zoo.report.results import (
-    Ceiling,
     Results,
     Run,
     read_results,
 )
-from zoo.training.configuration import build_data, instantiate, make_parser, parse
+from zoo.training.configuration import build_data
 
 
 def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[Results, DetectionDataModule]:
@@ -50,9 +48,6 @@ def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> t
     section, origin = read_data_config(folders, data)
     module = build_data(yaml.safe_load(section), origin)
     runs = [_read_run(folder, out, module) if folder.is_dir() else _external_run(folder, out) for folder in found]
-    for run, folder in _trained_runs(runs, found):
-        if run.status == "done" and not run.analysis.ceilings:  # runs of an older version
-            run.analysis.ceilings = compute_run_ceilings(folder / "config.yaml", module)
     previous = [
         read_results(file) for file in dict.fromkeys(_results_file(folder) for folder in folders) if file.exists()
     ]
@@ -160,14 +155,6 @@ def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path
     if not isinstance(config, dict) or "data" not in config:
         raise InputError("has no `data`; repeat the run with `zoo compare`, or give --data DATA", file)
     return yaml.safe_dump(config["data"], sort_keys=False), file
-
-
-def compute_run_ceilings(config: Path, module: DetectionDataModule) -> list[Ceiling]:
-    """Ceilings of a run's detector on the evaluated split, from its configuration without its weights."""
-    parser = make_parser()
-    detector = instantiate(parser, parse(parser, ["--config", str(config)])).model
-    split = final_split(module)
-    return compute_ceilings(detector, module.table(split), module.sources[split])
 
 
 def describe_data(module: DetectionDataModule, name: str) -> dict[str, str | int]:

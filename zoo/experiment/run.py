@@ -119,6 +119,7 @@ def train_and_test(folder: Path) -> Run:
         config.seed_everything,
         folder.name,
         "done",
+        name=detector.display_name,
         curve=points,
         hardware=_hardware(trainer),
     )
@@ -244,7 +245,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
         raise InputError("is missing or damaged; delete this run's folder and repeat the run", file) from error
     if (
         not isinstance(identity, dict)
-        or not {"annotations", "budget", "detector", "seed_everything"} <= identity.keys()
+        or not {"annotations", "budget", "detector", "display_name", "seed_everything"} <= identity.keys()
     ):
         raise InputError("is damaged; delete this run's folder and repeat the run", file)
     return identity
@@ -254,7 +255,8 @@ def failed_run(folder: Path, error: str) -> Run:
     """A run with status "failed", its model and seed read from run.json."""
     identity = read_identity(folder)
     seed = identity["seed_everything"]
-    return Run(identity["detector"], folder.name.removesuffix(f"_seed{seed}"), seed, folder.name, "failed", error=error)
+    config = folder.name.removesuffix(f"_seed{seed}")
+    return Run(identity["detector"], config, seed, folder.name, "failed", error=error, name=identity["display_name"])
 
 
 def _hardware(trainer: Trainer) -> str:

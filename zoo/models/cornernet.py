@@ -47,10 +47,11 @@ from zoo.ops.corner_pooling import Corner, corner_pool
 from zoo.ops.distributed import mean_count
 from zoo.ops.flip import flip_boxes, flip_images
 from zoo.ops.focal import penalty_reduced_focal_loss_per_image
-from zoo.ops.heatmap import draw_gaussians, gather_cells, gaussian_radius, top_peaks
+from zoo.ops.heatmap import corner_cells, draw_gaussians, gather_cells, gaussian_radius, top_peaks
+from zoo.ops.limits import corner_limits
 from zoo.ops.precision import upcast
 from zoo.ops.soft_nms import soft_nms
-from zoo.types import Batch, Losses, Prediction
+from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
 STRIDE = 4
 TRUNK_STRIDES = (4, 8, 16, 32)
@@ -172,6 +173,8 @@ class CornerNet(Detector[Outputs]):
         channels_last: memory format of images and weights.
     """
 
+    display_name = "CornerNet"
+
     def __init__(
         self,
         num_classes: int,
@@ -263,6 +266,11 @@ class CornerNet(Detector[Outputs]):
             )
         ]
 
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects whose two corners share or neighbour the cells of another object of their class."""
+        height, width = outputs.corners[0].heat.shape[-2:]
+        return corner_limits(*corner_cells(objects.boxes / STRIDE, (height, width)), objects.labels)
+
     def _decode(self, pair: CornerPair, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         boxes, scores, labels = pair_corners(pair, self.corners_per_kind, self.embedding_distance, self.pairs_per_image)
         return clip_boxes(boxes, sizes), scores, labels
@@ -308,22 +316,6 @@ def make_targets(
 
     top_left, bottom_right = corner_cells(boxes, (height, width))
     return targets(boxes[..., :2], top_left), targets(boxes[..., 2:], bottom_right)
-
-
-def corner_cells(
-    boxes: Float[Tensor, "B M 4"], size: tuple[int, int]
-) -> tuple[Int64[Tensor, "B M 2"], Int64[Tensor, "B M 2"]]:
-    """(column, row) of each box's top-left and bottom-right corner on maps of `size` (height, width).
-
-    Args:
-        boxes: in cells.
-        size: H, W.
-    """
-    cells = boxes[..., :2].floor().long(), boxes[..., 2:].ceil().long() - 1
-    top_left, bottom_right = (
-        torch.stack((cell[..., 0].clamp(0, size[1] - 1), cell[..., 1].clamp(0, size[0] - 1)), dim=-1) for cell in cells
-    )
-    return top_left, bottom_right
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -78,6 +78,8 @@ class FastRCNN(Detector[Outputs]):
         channels_last: memory format of images and weights.
     """
 
+    display_name = "Fast R-CNN"
+
     def __init__(
         self,
         num_classes: int,

@@ -54,11 +54,12 @@ from zoo.ops.anchors import cell_anchors, middle_cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
+from zoo.ops.limits import anchor_limits
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.postprocess import nms_by_level
 from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
-from zoo.types import Batch, Losses, Prediction
+from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 RPN_NMS = 0.7
@@ -139,6 +140,8 @@ class FasterRCNN(Detector[Outputs]):
         channels_last: memory format of images and weights.
     """
 
+    display_name = "Faster R-CNN"
+
     def __init__(
         self,
         num_classes: int,
@@ -215,6 +218,11 @@ class FasterRCNN(Detector[Outputs]):
         class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs.features, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
+
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects that no anchor overlaps by IoU 0.7, and objects that no anchor is matched to."""
+        anchors = torch.cat(outputs.anchors)
+        return anchor_limits(objects.boxes, anchors, RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU, "a proposal")
 
     @torch.no_grad()
     def propose(

@@ -110,6 +110,8 @@ class RCNN(Detector[Tensor]):
         channels_last: memory format of images and weights.
     """
 
+    display_name = "R-CNN"
+
     def __init__(
         self,
         num_classes: int,

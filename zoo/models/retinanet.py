@@ -42,10 +42,11 @@ from zoo.ops.anchors import cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, paired_giou, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
 from zoo.ops.focal import focal_loss_per_image
+from zoo.ops.limits import anchor_limits
 from zoo.ops.matching import IGNORED, gather_matched, match
 from zoo.ops.postprocess import nms_by_class, split_by_image, top_candidates
 from zoo.ops.precision import upcast
-from zoo.types import Batch, Losses, Prediction
+from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 TRUNK_STRIDES = (8, 16, 32)
@@ -123,6 +124,8 @@ class RetinaNet(Detector[Outputs]):
         recipe: of the optimizer.
         channels_last: memory format of images and weights.
     """
+
+    display_name = "RetinaNet"
 
     def __init__(
         self,
@@ -207,6 +210,11 @@ class RetinaNet(Detector[Outputs]):
         rows = (torch.cat(boxes), scores, torch.cat([level.label for level in found]))
         per_image = split_by_image(rows, image, len(batch.images))
         return nms_by_class(*per_image, self.nms_threshold, self.detections_per_image)
+
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects that no anchor overlaps by IoU 0.5, and objects that no anchor is matched to."""
+        anchors = torch.cat(outputs.anchors)
+        return anchor_limits(objects.boxes, anchors, BACKGROUND_IOU, FOREGROUND_IOU, "the object")
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -17,10 +17,9 @@ crops and of a dense pass differ. Here a crop is the window plus the trunk's rec
 (others, with squeeze-and-excitation or group norm, are refused). Where a crop extends beyond the canvas, `crops` pads
 it with zeros before the trunk, `dense` in each layer.
 
-Canvas (`zoo.nn.image_pyramid`). All levels lie on one image, a receptive field apart, and one dense pass covers them
-all (paper: one pass a level). Batch norm needs this: level by level it trains on the statistics of each level and tests
-on their mixture (measured on one overfitted image: loss 0.001 in training mode and 1.9 in eval mode; on the canvas
-0.001 in both).
+Canvas (`zoo.nn.image_pyramid`). All levels lie on one image, a receptive field apart, in one dense pass (paper: one a
+level). Batch norm needs this: level by level it trains on the statistics of each level and tests on their mixture
+(measured on one overfitted image: loss 0.001 in training mode, 1.9 in eval mode; on the canvas 0.001 in both).
 
 Original code: sermanet/OverFeat, the classifier only. Deviations, not in the paper:
   - classifier and regressor are trained together with the trunk (paper: one after the other, the trunk fixed);
@@ -52,14 +51,15 @@ from zoo.nn.overfeat import OverFeat
 from zoo.nn.receptive_field import receptive_field
 from zoo.nn.roi import roi_predictions
 from zoo.nn.trunk import Norm, Trunk
-from zoo.ops.boxes import clip_boxes, pairwise_iou
+from zoo.ops.boxes import centred_inside, clip_boxes, pairwise_iou
 from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
+from zoo.ops.limits import best_overlap
 from zoo.ops.matching import BACKGROUND, gather_matched, match
 from zoo.ops.merging import merge_by_class
 from zoo.ops.precision import upcast
 from zoo.ops.sampling import sample
-from zoo.types import Batch, Losses, Prediction
+from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
 BACKGROUND_IOU = 0.3
 
@@ -212,6 +212,8 @@ class SlidingWindow(Detector[Outputs]):
         channels_last: memory format of images and weights.
     """
 
+    display_name = "Sliding window"
+
     def __init__(
         self,
         num_classes: int,
@@ -302,7 +304,7 @@ class SlidingWindow(Detector[Outputs]):
         matched = match(iou, batch.mask, BACKGROUND_IOU, self.foreground_iou, keep_best_of_each_object=True)
         chosen, filled = sample_windows(
             matched,
-            is_inside(outputs.boxes, batch.sizes),
+            centred_inside(outputs.boxes, batch.sizes),
             1 - upcast(windows.logits.detach()).softmax(dim=-1)[..., 0],
             self.windows_per_image,
             self.positive_fraction,
@@ -317,7 +319,7 @@ class SlidingWindow(Detector[Outputs]):
         """Class and box of every window, then NMS or merging by class over all levels together."""
         windows = outputs.windows or self.network.crops(outputs.canvas, outputs.cells, self.crops_at_once)
         boxes = outputs.boxes.expand(len(batch.images), -1, -1)
-        inside = is_inside(outputs.boxes, batch.sizes)
+        inside = centred_inside(outputs.boxes, batch.sizes)
         if self.suppression == "merging":
             decoded = clip_boxes(decode_boxes(upcast(windows.deltas), boxes, ROI_WEIGHTS), batch.sizes)
             scores = upcast(windows.logits).softmax(dim=-1)[..., 1:]
@@ -326,11 +328,12 @@ class SlidingWindow(Detector[Outputs]):
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(windows.logits, deltas, boxes, inside, batch.sizes, *limits)
 
-
-def is_inside(boxes: Float[Tensor, "N 4"], sizes: Float[Tensor, "B 2"]) -> Bool[Tensor, "B N"]:
-    """Mask of windows with their centre on the image, not on the padding."""
-    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return (middles < sizes[:, None]).all(dim=-1)
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects that no window centred inside the image overlaps by IoU 0.5."""
+        windows = outputs.boxes[centred_inside(outputs.boxes, objects.size[None])[0]]
+        rest = ": only box regression can still" if self.network.regressor else ", and there is no box regression to"
+        meaning = f"No window overlaps it by IoU 0.5{rest} reach it from a worse one."
+        return [Limit("no window reaches IoU 0.5", meaning, best_overlap(objects.boxes, windows) < 0.5)]
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
@@ -392,7 +395,5 @@ def window_losses(
     deltas = upcast(windows.deltas.gather(1, chosen[..., None].expand(-1, -1, 4)))
     targets = encode_boxes(gather_matched(batch.boxes, matched), boxes[chosen], ROI_WEIGHTS)
     squared = (deltas - targets).square().sum(dim=-1) / 2
-    return {
-        "class": (cross_entropy * filled.flatten()).sum() / mean_count(filled.sum()),
-        "box": torch.where(positive, squared, 0.0).sum() / mean_count(positive.sum()),
-    }
+    class_loss = (cross_entropy * filled.flatten()).sum() / mean_count(filled.sum())
+    return {"class": class_loss, "box": torch.where(positive, squared, 0.0).sum() / mean_count(positive.sum())}

@@ -54,7 +54,7 @@ from zoo.ops.boxes import box_area, pairwise_iou
 from zoo.ops.matching import BACKGROUND, gather_matched
 from zoo.ops.postprocess import nms_by_class
 from zoo.ops.precision import upcast
-from zoo.types import Batch, Losses, Prediction, RawBatch
+from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction, RawBatch
 
 START_CONFIDENCE = 0.1
 COARSEST_STRIDE = 32  # last stride of nearly every timm model; added convolutions start from it
@@ -134,6 +134,8 @@ class YOLOv1(Detector[Outputs]):
         InputError: frame, grid and trunk do not fit each other.
     """
 
+    display_name = "YOLOv1"
+
     def __init__(
         self,
         num_classes: int,
@@ -206,6 +208,14 @@ class YOLOv1(Detector[Outputs]):
             self.nms_threshold,
             self.detections_per_image,
         )
+
+    def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
+        """Objects whose cell is assigned to a larger object."""
+        boxes = (objects.boxes / objects.size.repeat(2))[None]
+        _, lost = assign_cells(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), self.grid)
+        cells = f"Each of the {self.grid} x {self.grid} cells is assigned one object"
+        meaning = f"{cells}, and a larger one is centred in the same cell."
+        return [Limit("its cell is assigned to a larger object", meaning, lost[0])]
 
     def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
         """Log the number of objects without a cell; `train/lost_objects` is the sum over an epoch."""

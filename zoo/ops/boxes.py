@@ -3,7 +3,7 @@
 Legend: boxes are xyxy edges as defined in `zoo.types`; `...` are batch dimensions.
 """
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -42,3 +42,9 @@ def clip_boxes(boxes: Float[Tensor, "B N 4"], sizes: Float[Tensor, "B 2"]) -> Fl
     """Boxes clipped to their images; `sizes` is (width, height) of each."""
     limits = sizes.repeat(1, 2)[:, None]
     return boxes.clamp(min=0).minimum(limits)
+
+
+def centred_inside(boxes: Float[Tensor, "N 4"], sizes: Float[Tensor, "B 2"]) -> Bool[Tensor, "B N"]:
+    """Mask of boxes with their centre on an image of size (width, height), not on the padding right of or below it."""
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return (middles < sizes[:, None]).all(dim=-1)

@@ -106,3 +106,19 @@ def gather_cells(maps: Float[Tensor, "B D H W"], index: Int64[Tensor, "B M"]) ->
     """Values of the maps at some cells of each image, at least float32."""
     found = maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1))
     return upcast(found).transpose(1, 2)
+
+
+def corner_cells(
+    boxes: Float[Tensor, "... M 4"], size: tuple[int, int]
+) -> tuple[Int64[Tensor, "... M 2"], Int64[Tensor, "... M 2"]]:
+    """(column, row) of each box's top-left and bottom-right corner on maps of `size` (height, width).
+
+    Args:
+        boxes: in cells.
+        size: H, W.
+    """
+    cells = boxes[..., :2].floor().long(), boxes[..., 2:].ceil().long() - 1
+    top_left, bottom_right = (
+        torch.stack((cell[..., 0].clamp(0, size[1] - 1), cell[..., 1].clamp(0, size[0] - 1)), dim=-1) for cell in cells
+    )
+    return top_left, bottom_right

@@ -7,16 +7,6 @@ from dataclasses import dataclass
 from zoo.report.number_format import Value, defined, mean
 from zoo.report.results import Interval, Results, Run
 
-MODEL_NAMES = {
-    "sliding_window": "Sliding window",
-    "rcnn": "R-CNN",
-    "fast_rcnn": "Fast R-CNN",
-    "faster_rcnn": "Faster R-CNN",
-    "yolov1": "YOLOv1",
-    "retinanet": "RetinaNet",
-    "cornernet": "CornerNet",
-}
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -113,17 +103,12 @@ def run_labels(runs: list[Run]) -> dict[str, str]:
 
 def config_labels(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
     """Label of each configuration: `(Run.model, Run.config)` -> label."""
-    keys = dict.fromkeys((run.model, run.config) for run in runs)
-    models = [model for model, _ in keys]
+    names = {(run.model, run.config): run.name or run.model for run in runs}
+    models = [model for model, _ in names]
     return {
-        (model, config): model_name(model) + (f", {config}" if models.count(model) > 1 else "")
-        for model, config in keys
+        (model, config): name + (f", {config}" if models.count(model) > 1 else "")
+        for (model, config), name in names.items()
     }
-
-
-def model_name(model: str) -> str:
-    """A detector's name as its paper writes it; an unknown key is returned as it is."""
-    return MODEL_NAMES.get(model, model)
 
 
 def _average(intervals: list[Interval | None]) -> Interval | None:

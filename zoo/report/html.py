@@ -5,7 +5,7 @@ import hashlib
 
 from markupsafe import Markup
 
-from zoo.report.entries import Entry, find_entries, find_timing, first_runs, model_name, run_labels
+from zoo.report.entries import Entry, find_entries, find_timing, first_runs, run_labels
 from zoo.report.jinja import make_environment
 from zoo.report.number_format import format_ap
 from zoo.report.pictures.draw import class_color, format_score
@@ -47,7 +47,7 @@ def render_html(results: Results, examples: list[Example]) -> str:
         images=evaluated_images(results),
         entries=entries,
         labels=run_labels(results.runs),
-        names={run.folder: model_name(run.model) for run in results.runs},
+        names={run.folder: run.name or run.model for run in results.runs},
         failed=[run for run in results.runs if run.status == "failed"],
         class_colors=[class_color(index) for index in range(len(results.classes))],
         facts=reproduction_facts(results),

@@ -167,6 +167,7 @@ class Run:
     folder: str  # relative to results.json; unique, identifies the run
     status: Literal["done", "failed"]
     error: str | None = None
+    name: str = ""  # of the detector in reports; where it is empty, `model` is shown
     metrics: dict[str, float] = field(
         default_factory=dict
     )  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10

@@ -104,7 +104,7 @@ def test_headline_of_one_of_equal_and_of_no_entries(results, make_run):
     assert "RetinaNet reaches AP\u00a0.500, trained for 3 epochs" in headline(results)
     results.runs.append(make_run("rcnn", 0.5001))
     assert "R-CNN and RetinaNet lead level with AP .500" in headline(results)
-    results.runs = [Run("rcnn", "rcnn", 0, "x", "failed", "no")]
+    results.runs = [Run("rcnn", "rcnn", 0, "x", "failed", "no", name="R-CNN")]
     assert headline(results) == "No run on the 10 test images of made-up has an AP to compare. Failed: 1 of 1 runs."
 
 
