@@ -8,6 +8,7 @@ they can monitor `val/AP`, on every process.
 
 from zoo.callbacks.finite_loss import StopOnNonFiniteLoss
 from zoo.callbacks.learning_curve import LearningCurve
+from zoo.callbacks.logger_runs import LoggerRuns
 from zoo.callbacks.mean_average_precision import MeanAveragePrecision
 from zoo.callbacks.metrics_file import KeepMetricsFile
 from zoo.callbacks.moving_average import MovingAverage
@@ -20,6 +21,7 @@ from zoo.callbacks.torch_compile import TorchCompile
 __all__ = [
     "KeepMetricsFile",
     "LearningCurve",
+    "LoggerRuns",
     "MeanAveragePrecision",
     "MovingAverage",
     "Preemption",

@@ -13,6 +13,7 @@ from zoo.cli.training import add_budget_arguments, read_budget
 from zoo.errors import InputError
 from zoo.io.configurations import describe_choice, find_configs, find_model_file, model_files
 from zoo.io.files import require_writable
+from zoo.io.logger_names import PACKAGES, check_loggers
 
 _OVERRIDES = ("--data.", "--model.", "--trainer.")
 
@@ -93,6 +94,8 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each model and seed (0)")
     parser.add_argument("--names", nargs="+", help="names of the models (their file names)")
+    text = f"metrics go to these, beside metrics.csv: {', '.join(PACKAGES)} (tensorboard)"
+    parser.add_argument("--logger", nargs="+", metavar="NAME", help=text)
     add_budget_arguments(parser)
     modes = parser.add_mutually_exclusive_group()
     text = "do not train; print an sbatch script, a job array with one task per run"
@@ -103,6 +106,9 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     unknown = [flag for flag in overrides if flag.startswith("-") and not flag.startswith(_OVERRIDES)]
     if unknown or (overrides and not overrides[0].startswith("-")):
         raise InputError(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+    if options.logger is not None:
+        check_loggers(options.logger)
+        overrides += ["--logger", *options.logger]
     return options, overrides
 
 

@@ -11,13 +11,17 @@ from zoo.report.tables.runs import COLUMNS, run_table
 
 
 def print_runs(results: Results) -> None:
-    """Print the report's main table as two tables that fit a terminal, accuracy and cost, and the failed runs."""
+    """Print the report's main table as two tables that fit a terminal, accuracy and cost, and the failed runs.
+
+    Without a finished run there are no tables.
+    """
     console = Console()
     runs = ranked(results.runs)
     names = run_labels(results.runs)
     cells = run_table(runs)
     is_cost = [column.group == "Cost" for column in COLUMNS]
-    for show_cost, title in ((False, f"{results.data['name']}, {results.budget}"), (True, "cost")):
+    tables = ((False, f"{results.data['name']}, {results.budget}"), (True, "cost"))
+    for show_cost, title in tables if runs else ():
         chosen = [index for index, cost in enumerate(is_cost) if cost is show_cost]
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
         table.add_column("")

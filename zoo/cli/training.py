@@ -8,6 +8,7 @@ from zoo.cli.exit_codes import OK
 from zoo.cli.parsers import ArgumentParser
 from zoo.experiment.budget import Budget
 from zoo.io.configurations import check_files, detector_names, has_own_model, name_models
+from zoo.io.logger_names import check_loggers
 
 _USAGE = {
     "fit": "usage: zoo fit --model MODEL --data DATA [--trainer FILE] [options]\n\nTrain a detector.",
@@ -23,6 +24,8 @@ _OPTIONS = {
   --epochs N | --images N | --minutes M | --steps N
                            length ({{default}})
   --seed N                 of all random numbers (0)
+  --logger NAME...         tensorboard, csv, wandb, mlflow (tensorboard);
+                           metrics.csv is always written
   --out DIR                run folder; the same command goes on with a run that
                            was stopped in it (a new folder in runs/)
   --checkpoint FILE        go on with it, or with the last one of a run folder""",
@@ -71,6 +74,7 @@ def _run(verb: str, args: list[str]) -> int:
         args = name_models(args)
         check_files(args)
         if verb == "fit":
+            check_loggers(logger_names(args))
             budget, args = take_budget(args)
 
     from zoo.cli.training_cli import TrainingCLI
@@ -89,6 +93,14 @@ def take_budget(args: Sequence[str]) -> tuple[Budget | None, list[str]]:
     add_budget_arguments(parser)
     options, rest = parser.parse_known_args(args)
     return read_budget(options), rest
+
+
+def logger_names(args: Sequence[str]) -> list[str]:
+    """The names that a command line gives after `--logger`."""
+    parser = ArgumentParser(prog="zoo fit", add_help=False, allow_abbrev=False)
+    parser.add_argument("--logger", nargs="+", default=[])
+    names: list[str] = parser.parse_known_args(args)[0].logger
+    return names
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ from zoo.training.configuration import (
     DEFAULT_SEED,
     RUNS_FOLDER,
     add_arguments,
+    add_logger_argument,
     first_difference,
     instantiate,
     link_classes,
@@ -103,6 +104,7 @@ class TrainingCLI(LightningCLI):
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         text = "run folder; the same command resumes a run that was stopped in it (a new folder in runs/)"
         self._parser("fit").add_argument("--out", type=str | None, default=None, help=text)
+        add_logger_argument(self._parser("fit"))
         for verb in ("validate", "test"):
             text = "write the predictions to this file as COCO-results json"
             self._parser(verb).add_argument("--predictions", type=str | None, default=None, help=text)
@@ -199,8 +201,9 @@ class TrainingCLI(LightningCLI):
             parser, run_config = self._parser(self.subcommand), self.config[self.subcommand]
             to_logs = run_config.out is None
             callbacks.append(SaveRunConfig(parser, run_config, save_to_log_dir=to_logs, **self.save_config_kwargs))
-        name = model_key(self.model)
-        return make_trainer({**config, "callbacks": callbacks}, self.datamodule, self._run_folder(), name)
+        loggers = self.config.fit.logger if self.subcommand == "fit" else None
+        arguments = {**config, "callbacks": callbacks}
+        return make_trainer(arguments, self.datamodule, self._run_folder(), model_key(self.model), loggers)
 
     def _run_folder(self) -> Path | None:
         """The folder given by `--out`, or None."""

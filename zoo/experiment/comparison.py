@@ -211,8 +211,10 @@ def plan_runs(
         for seed in seeds:
             config["seed_everything"] = config["data.seed"] = seed
             text = parser.dump(config, skip_unset=False)
+            described = yaml.safe_load(text)
+            del described["logger"]  # a run may go on with others
             identity = {
-                **yaml.safe_load(text),
+                **described,
                 "detector": model_key(detector),
                 "display_name": detector.display_name or model_key(detector),
                 "annotations": annotations,

@@ -38,6 +38,7 @@ from zoo.profiling.hardware import describe_hardware
 from zoo.profiling.latency import LatencySettings, measure_latencies
 from zoo.report.results import Cost, CurvePoint, Run, read_run, write_run
 from zoo.training.configuration import find_input_error, instantiate, make_parser, parse
+from zoo.training.loggers import finish_loggers
 from zoo.training.parser_errors import one_line
 from zoo.training.trainer import (
     find_callback,
@@ -62,6 +63,12 @@ def main(folder: Path) -> int:
     Returns:
         Exit code: 0 done, 1 failed, 143 preempted; the last writes no result, and the same command resumes the run.
     """
+    code = _train_and_write(folder)
+    finish_loggers(code)
+    return code
+
+
+def _train_and_write(folder: Path) -> int:
     silence_lightning()
     warnings.filterwarnings("ignore", category=DataWarning)  # printed when the comparison was planned
     try:
@@ -97,7 +104,7 @@ def train_and_test(folder: Path) -> Run:
     for checkpoint in folder.glob("hpc_ckpt_*"):
         checkpoint.unlink(missing_ok=True)
     arguments = built.trainer.as_dict() | {"default_root_dir": str(folder)}
-    trainer = make_trainer(arguments, module, folder, folder.name)
+    trainer = make_trainer(arguments, module, folder, folder.name, built.logger)
 
     last = folder / "checkpoints" / "last.ckpt"
     with terminate_children_on_error(trainer):

@@ -39,9 +39,16 @@ def make_parser() -> LightningArgumentParser:
     parser = LightningArgumentParser(exit_on_error=False, prog="zoo")
     parser.add_argument("--config", action=ActionConfigFile, help="file with all arguments, as in a run folder")
     parser.add_argument("--seed_everything", type=int, default=DEFAULT_SEED, help="seed of all random numbers")
+    add_logger_argument(parser)
     add_arguments(parser)
     link_classes(parser)
     return parser
+
+
+def add_logger_argument(parser: LightningArgumentParser) -> None:
+    """Add `--logger`, names of loggers."""
+    text = "metrics go to these, beside metrics.csv: tensorboard, csv, wandb, mlflow (tensorboard)"
+    parser.add_argument("--logger", type=str, nargs="+", default=None, metavar="NAME", help=text)
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:

@@ -16,7 +16,6 @@ from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins import LayerSync
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
@@ -25,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from zoo.callbacks import (
     KeepMetricsFile,
     LearningCurve,
+    LoggerRuns,
     MeanAveragePrecision,
     Preemption,
     ProgressLines,
@@ -42,13 +42,20 @@ from zoo.models import MODELS
 from zoo.proposals import CacheWarning
 from zoo.training.checkpoints import AtomicCheckpointIO
 from zoo.training.configuration import RUNS_FOLDER
+from zoo.training.loggers import build_loggers, describe_refusal
 from zoo.training.parser_errors import one_line
 from zoo.training.sync_batchnorm import TimmSyncBatchNorm
 
 MONITOR = "val/AP"  # selects the best checkpoint
 
 
-def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: Path | None, name: str) -> Trainer:
+def make_trainer(
+    arguments: dict[str, Any],
+    data: DetectionDataModule,
+    folder: Path | None,
+    name: str,
+    loggers: Sequence[str] | None = None,
+) -> Trainer:
     """Trainer with the default callbacks, loggers and plugins.
 
     Args:
@@ -56,13 +63,17 @@ def make_trainer(arguments: dict[str, Any], data: DetectionDataModule, folder: P
         data: without a validation split there is no best checkpoint.
         folder: folder of logs and checkpoints; None for a new `<default_root_dir>/<name>/version_<n>`.
         name: of the run.
+        loggers: names of the loggers, where `arguments` has none; None for the default ones.
 
     Raises:
         InputError: invalid Trainer arguments, for example an accelerator that is not available.
     """
     arguments = dict(arguments)
     if arguments.get("logger") in (None, True):
-        arguments["logger"] = default_loggers(folder, Path(arguments.get("default_root_dir") or RUNS_FOLDER), name)
+        root = Path(arguments.get("default_root_dir") or RUNS_FOLDER)
+        arguments["logger"] = build_loggers(loggers, folder, root, name)
+    elif loggers is not None:
+        raise InputError("give --logger or --trainer.logger, not both")
     given = arguments.get("callbacks") or []
     given = list(given) if isinstance(given, Sequence) else [given]
     arguments["callbacks"] = given + default_callbacks(given, arguments, data, folder)
@@ -98,17 +109,6 @@ def convert_trainer_errors() -> Iterator[None]:
         raise InputError(f"trainer: {one_line(str(error))}") from error
 
 
-def default_loggers(folder: Path | None, root: Path, name: str) -> list[Logger]:
-    """TensorBoard and CSV loggers that write to the same folder."""
-    if folder is not None:
-        return [
-            TensorBoardLogger(folder.parent, name=folder.name, version=""),
-            CSVLogger(folder.parent, name=folder.name, version=""),
-        ]
-    tensorboard = TensorBoardLogger(root, name=name)
-    return [tensorboard, CSVLogger(root, name=name, version=tensorboard.version)]
-
-
 def process_rank() -> int:
     """Global rank of this process, 0 for the first."""
     if torch.distributed.is_initialized():
@@ -125,13 +125,20 @@ def terminate_children(trainer: Trainer) -> None:
 
 @contextmanager
 def terminate_children_on_error(trainer: Trainer) -> Iterator[None]:
-    """Context for Trainer calls: on an exception other than `Preempted`, kill the processes that this one started."""
+    """Context for Trainer calls: on an exception other than `Preempted`, kill the processes that this one started.
+
+    Raises:
+        InputError: in place of an exception of Weights & Biases or MLflow.
+    """
     try:
         yield
     except Preempted:
         raise
-    except Exception:
+    except Exception as error:
         terminate_children(trainer)
+        refusal = describe_refusal(error)
+        if refusal is not None:
+            raise refusal from error
         raise
 
 
@@ -167,7 +174,7 @@ def default_callbacks(
     if folder is not None:
         callbacks.append(KeepMetricsFile(folder))
     if arguments.get("logger") is not False:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
+        callbacks += [LoggerRuns(), LearningRateMonitor(logging_interval="step")]
     if arguments.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
         callbacks.append(ProgressLines())
     callbacks = [callback for callback in callbacks if not any(type(callback) is type(other) for other in given)]
