@@ -104,7 +104,7 @@ def test_framing_under_export_equals_eager_framing() -> None:
             assert _trace_framed_size(config, height, width) == config.framed_size(height, width)
     for stretch in (False, True):
         config = FrameConfig(min_size=96, max_size=150, stretch=stretch)
-        image = make_image(120, 181, make_target([[10, 10, 50, 60]], [0]))
+        images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0]), seed) for seed in range(2)]
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
-        framed = _trace_frame(config, image.float(), config.framed_size(120, 181), mean, std)
-        torch.testing.assert_close(framed, Frame(config)([image]).images)
+        framed = _trace_frame(config, torch.stack(images).float(), config.framed_size(120, 181), mean, std)
+        torch.testing.assert_close(framed, Frame(config)(images).images)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import choose_checkpoint, make_data_parser, make_parser
+from zoo.errors import InputError
 from zoo.io.files import require_writable
 
 _THRESHOLDS_HELP = "those of best F1 of a run of a comparison, or a YAML or JSON file"
@@ -66,7 +67,15 @@ def export(args: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write")
     text = f"score thresholds by class for the file's metadata: {_THRESHOLDS_HELP}"
     parser.add_argument("--thresholds", type=Path, metavar="RUN", help=text)
+    text = "let the file leave out detections below --thresholds"
+    parser.add_argument("--apply_thresholds", action="store_true", help=text)
+    text = "number of images of equal size that the file takes at once (one image without a batch dimension)"
+    parser.add_argument("--batch_size", type=int, metavar="N", help=text)
     options = parser.parse_args(args)
+    if options.apply_thresholds and options.thresholds is None:
+        raise InputError("--apply_thresholds needs --thresholds")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"--batch_size is {options.batch_size}; give 1 or more")
     if options.out.parent.is_dir():
         require_writable(options.out)
 
@@ -74,10 +83,12 @@ def export(args: list[str]) -> int:
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
-    check = export_onnx(choose_checkpoint(options.checkpoint), options.out, options.thresholds)
+    checkpoint = choose_checkpoint(options.checkpoint)
+    check = export_onnx(checkpoint, options.out, options.thresholds, options.apply_thresholds, options.batch_size)
+    count = len(CHECK_SIZES) * (options.batch_size or 1)
     print(
         f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB;"
-        f" the same {check.num_detections} detections as PyTorch on {len(CHECK_SIZES)} images,"
+        f" the same {check.num_detections} detections as PyTorch on {count} images,"
         f" boxes within {check.box_difference:.1e} px, scores within {check.score_difference:.1e}"
     )
     if check.note:

@@ -2,42 +2,43 @@
 
 Inputs and outputs of the file:
 
-    image       uint8 [3, height, width], RGB, any size
-    proposals   float32 [P, 4], xyxy in pixels of the image; only for detectors that take region proposals
-    boxes       float32 [detections, 4], xyxy in pixels of the image, by descending score
-    scores      float32 [detections]
-    labels      int64 [detections], 0 .. C-1; the names are in the metadata's `class_names` (JSON)
+    image        uint8 [3, height, width], RGB, any size
+    proposals    float32 [P, 4], xyxy in pixels of the image; only for detectors that take region proposals
+    boxes        float32 [detections, 4], xyxy in pixels of the image, by descending score
+    scores       float32 [detections]
+    labels       int64 [detections], 0 .. C-1; the names are in the metadata's `class_names` (JSON)
+
+and with a batch size N:
+
+    images       uint8 [N, 3, height, width]
+    proposals    float32 [N, P, 4], padded with zeros
+    boxes, scores, labels    as above, image by image
+    image_index  int64 [detections], 0 .. N-1
 
 The file says so itself, in its `doc_string`. Metadata: `class_names`, `detector`, `arguments`, `versions`,
 `checkpoint`, and `thresholds` (JSON, a score for each class) if they are given.
-
-torch.export traces `Detector.forward` on one image, framing and post-processing included, so no detector is
-implemented a second time here.
 """
 
 import copy
 import json
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
-from torch.nn import functional as F
 
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.export.programs import ImageBatch, Program, SingleImage
 from zoo.io.files import atomic_path
 from zoo.models import load
 from zoo.models.rcnn import RCNN
 from zoo.models.sliding_window import SlidingWindow
 from zoo.profiling.hardware import list_versions
 from zoo.report.thresholds import read_thresholds
-from zoo.types import Image, Prediction, Target
+from zoo.types import Prediction
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -54,7 +55,6 @@ BOX_TOLERANCE = 1e-3
 """Pixels; the float32 rounding error at the far end of a large image is about a tenth of that."""
 
 SCORE_TOLERANCE = 1e-4
-NUM_PROPOSALS = 200
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,21 @@ class ExportCheck:
     note: str = ""  # how the file differs from the checkpoint
 
 
-def export_onnx(checkpoint: Path, out: Path, thresholds: Path | None = None) -> ExportCheck:
+def export_onnx(
+    checkpoint: Path,
+    out: Path,
+    thresholds: Path | None = None,
+    apply_thresholds: bool = False,
+    batch_size: int | None = None,
+) -> ExportCheck:
     """Export the detector of a checkpoint to ONNX; written only if onnxruntime gives the same detections as PyTorch.
 
     Args:
         checkpoint: checkpoint of `zoo fit` or `zoo compare`.
         out: the file to write; its folder must exist.
         thresholds: a run or file with a score threshold for each class (`read_thresholds`), put into the metadata.
+        apply_thresholds: whether the file leaves out detections below them.
+        batch_size: number of images that the file takes at once; None for one image without a batch dimension.
 
     Raises:
         InputError: packages are missing, the checkpoint or `out` cannot be used, the detector cannot be exported, or
@@ -93,14 +101,16 @@ def export_onnx(checkpoint: Path, out: Path, thresholds: Path | None = None) -> 
 
     note = _replace_merging(detector)
     metadata = {"checkpoint": checkpoint.name}
-    if thresholds is not None:
-        scores = read_thresholds(thresholds, detector.class_names)
+    scores = None if thresholds is None else read_thresholds(thresholds, detector.class_names)
+    if scores is not None:
         metadata["thresholds"] = json.dumps(dict(zip(detector.class_names, scores, strict=True)))
+    applied = scores if apply_thresholds else None
+    program = SingleImage(detector, applied) if batch_size is None else ImageBatch(detector, batch_size, applied)
     with atomic_path(out) as temporary:
-        write_onnx(detector, temporary, metadata)
-        check = check_file(temporary, detector)
+        write_onnx(program, temporary, metadata)
+        check = check_file(temporary, program)
         if not check.num_detections:
-            check = _check_without_score_threshold(temporary, detector)
+            check = _check_without_score_threshold(temporary, program)
     return replace(check, note=note)
 
 
@@ -127,39 +137,11 @@ def unsupported_reason(detector: Detector) -> str | None:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-class SingleImageDetector(nn.Module):
-    """Wraps a detector as a function of tensors: one image, and its region proposals if the detector needs them."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, image: Image, proposals: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of the image."""
-        targets = None if proposals is None else [_target_with(proposals)]
-        (prediction,) = self.detector([image], targets)
-        return prediction["boxes"], prediction["scores"], prediction["labels"]
-
-
-def _target_with(proposals: Tensor) -> Target:
-    """A target without objects, with the proposals."""
-    no_flags = torch.zeros(0, dtype=torch.bool)
-    return Target(
-        boxes=proposals[:0],
-        labels=torch.zeros(0, dtype=torch.int64),
-        image_id=torch.zeros((), dtype=torch.int64),
-        iscrowd=no_flags,
-        difficult=no_flags,
-        area=torch.zeros(0),
-        proposals=proposals,
-    )
-
-
-def write_onnx(detector: Detector, file: Path, metadata: dict[str, str]) -> None:
+def write_onnx(program: Program, file: Path, metadata: dict[str, str]) -> None:
     """Trace a detector in eval mode and write it as ONNX, without a check.
 
     Args:
-        detector: on the CPU, in float32; converted to contiguous format in place.
+        program: of a detector on the CPU, in float32, which is converted to contiguous format in place.
         file: the file to write.
         metadata: added to the file's metadata, beside the description of the detector.
 
@@ -168,50 +150,49 @@ def write_onnx(detector: Detector, file: Path, metadata: dict[str, str]) -> None
     """
     from zoo.export.onnx_operators import TRANSLATIONS  # imports onnxscript
 
-    detector.to(memory_format=torch.contiguous_format)
-    inputs = example_inputs(detector, *CHECK_SIZES[0])
-    dynamic: dict[str, dict[int, Any]] = {"image": {1: Dim("height"), 2: Dim("width")}, "proposals": {0: Dim("P")}}
+    program.to(memory_format=torch.contiguous_format)
+    inputs = program.example_inputs(*CHECK_SIZES[0])
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # oneDNN is off, since up to torch 2.11 a convolution decides by the image's size whether to use it.
             with torch.backends.mkldnn.flags(enabled=False):
                 traced = torch.export.export(
-                    SingleImageDetector(detector),
+                    program,
                     (),
                     inputs,
-                    dynamic_shapes={name: dynamic[name] for name in inputs},
+                    dynamic_shapes={name: program.dynamic_shapes[name] for name in inputs},
                     strict=False,
                 )
-            program = torch.onnx.export(
+            translated = torch.onnx.export(
                 traced,
                 opset_version=OPSET,
                 input_names=list(inputs),
-                output_names=["boxes", "scores", "labels"],
+                output_names=list(program.output_shapes),
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
     except Exception as error:
-        name = type(detector).__name__
+        name = type(program.detector).__name__
         raise InputError(f"this {name} cannot be translated to ONNX ({_root_cause(error)})") from error
-    assert program is not None
-    _add_metadata(program, detector, metadata)
-    program.save(file)
+    assert translated is not None
+    _add_metadata(translated, program, metadata)
+    translated.save(file)
 
 
-def _add_metadata(program: "ONNXProgram", detector: Detector, metadata: dict[str, str]) -> None:
+def _add_metadata(translated: "ONNXProgram", program: Program, metadata: dict[str, str]) -> None:
     """Add class names, detector and versions to the metadata, and name the dynamic dimensions."""
     from onnx_ir import Shape
 
-    model = program.model
+    model, detector = translated.model, program.detector
     versions = list_versions()
-    proposals = "; proposals: float32 [P, 4], region proposals, boxes in pixels" if detector.proposals else ""
-    model.doc_string = (
-        f"{type(detector).__name__}. Inputs: image: uint8 [3, height, width], RGB, of any size{proposals}. Outputs, by "
-        "descending score: boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 "
-        "[detections]; labels: int64 [detections], positions in class_names of the metadata. Scores start at "
-        f"{detector.score_threshold}; keep those above a threshold of your own, or above thresholds of the metadata."
+    kept = (
+        f"Scores start at {detector.score_threshold}; keep those above a threshold of your own, or above thresholds of "
+        "the metadata."
+        if program.thresholds is None
+        else "Detections below the thresholds of the metadata are left out."
     )
+    model.doc_string = f"{type(detector).__name__}. {program.description} {kept}"
     model.producer_name, model.producer_version = "zoo", versions["detection-zoo"]
     model.metadata_props.update(
         metadata
@@ -222,9 +203,10 @@ def _add_metadata(program: "ONNXProgram", detector: Detector, metadata: dict[str
             "versions": json.dumps(versions),
         }
     )
-    model.graph.inputs[0].shape = Shape([3, "height", "width"])
-    for output in model.graph.outputs:
-        output.shape = Shape(["detections", 4] if output.name == "boxes" else ["detections"])
+    for values, shapes in ((model.graph.inputs, program.input_shapes), (model.graph.outputs, program.output_shapes)):
+        for value in values:
+            if value.name in shapes:
+                value.shape = Shape(shapes[value.name])
 
 
 def _root_cause(error: BaseException) -> str:
@@ -237,7 +219,7 @@ def _root_cause(error: BaseException) -> str:
 # ---------------------------------------------------------------------------------------------------------- checking
 
 
-def check_file(file: Path, detector: Detector) -> ExportCheck:
+def check_file(file: Path, program: Program) -> ExportCheck:
     """Compare the detections of an ONNX file under onnxruntime with the detector's own, on images of three sizes.
 
     Raises:
@@ -254,24 +236,23 @@ def check_file(file: Path, detector: Detector) -> ExportCheck:
     except Exception as error:
         raise InputError(f"onnxruntime cannot load the exported file ({_root_cause(error)})") from error
     for height, width in CHECK_SIZES:
-        inputs = example_inputs(detector, height, width)
+        inputs = program.example_inputs(height, width)
         with torch.no_grad():
-            expected = _as_prediction(SingleImageDetector(detector)(**inputs))
+            expected = program.split(program(**inputs))
         try:
             arrays = session.run(None, {name: values.numpy() for name, values in inputs.items()})
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the exported file ({_root_cause(error)})") from error
-        difference = compare_predictions(expected, _as_prediction(torch.from_numpy(array) for array in arrays))
-        if isinstance(difference, str):
-            raise InputError(f"ONNX and PyTorch do not agree on an image of {width} x {height} pixels: {difference}")
-        num_detections += len(expected["scores"])
-        box_difference, score_difference = max(box_difference, difference[0]), max(score_difference, difference[1])
+        found = program.split([torch.from_numpy(array) for array in arrays])
+        for expected_one, found_one in zip(expected, found, strict=True):
+            difference = compare_predictions(expected_one, found_one)
+            if isinstance(difference, str):
+                raise InputError(
+                    f"ONNX and PyTorch do not agree on an image of {width} x {height} pixels: {difference}"
+                )
+            num_detections += len(expected_one["scores"])
+            box_difference, score_difference = max(box_difference, difference[0]), max(score_difference, difference[1])
     return ExportCheck(num_detections, box_difference, score_difference)
-
-
-def _as_prediction(outputs: Iterable[Tensor]) -> Prediction:
-    boxes, scores, labels = outputs
-    return Prediction(boxes=boxes, scores=scores, labels=labels)
 
 
 def compare_predictions(expected: Prediction, found: Prediction) -> tuple[float, float] | str:
@@ -294,25 +275,14 @@ def compare_predictions(expected: Prediction, found: Prediction) -> tuple[float,
     return largest[0], largest[1]
 
 
-def _check_without_score_threshold(file: Path, detector: Detector) -> ExportCheck:
-    """Check a copy of the detector with score threshold 0, for a detector without detections on the check's images."""
-    unthresholded = copy.deepcopy(detector)
-    unthresholded.score_threshold = 0.0  # type: ignore[assignment]
+def _check_without_score_threshold(file: Path, program: Program) -> ExportCheck:
+    """Check a copy with score threshold 0 and no others, for a detector without detections on the check's images."""
+    copied = copy.deepcopy(program)
+    copied.detector.score_threshold = 0.0  # type: ignore[assignment]
+    copied.thresholds = None
     temporary = file.with_suffix(".unthresholded")
     try:
-        write_onnx(unthresholded, temporary, {})
-        return check_file(temporary, unthresholded)
+        write_onnx(copied, temporary, {})
+        return check_file(temporary, copied)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def example_inputs(detector: Detector, height: int, width: int) -> dict[str, Tensor]:
-    """Deterministic inputs: an image of random patches, and random proposals if the detector needs them."""
-    generator = torch.Generator().manual_seed(height * width)
-    patches = [torch.rand(1, 3, height // side + 1, width // side + 1, generator=generator) for side in (64, 16, 4)]
-    image = sum(F.interpolate(values, size=(height, width)) for values in patches)[0]  # type: ignore[index]
-    inputs = {"image": (image / len(patches) * 255).to(torch.uint8)}
-    if detector.proposals is not None:
-        corners = torch.rand(NUM_PROPOSALS, 2, 2, generator=generator).sort(dim=1).values
-        inputs["proposals"] = (corners * torch.tensor([width, height])).flatten(1)
-    return inputs

@@ -108,7 +108,7 @@ class Frame(nn.Module):
         mean = _tensor_like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
         std = _tensor_like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
         if torch.compiler.is_exporting():
-            return _trace_frame(self.config, images[0].to(dtype), framed_sizes[0], mean, std)
+            return _trace_frame(self.config, torch.stack(list(images)).to(dtype), framed_sizes[0], mean, std)
         heights, widths = zip(*framed_sizes, strict=True)
         height, width = self.config.padded_size(max(heights), max(widths))
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -164,9 +164,9 @@ def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[in
 
 
 def _trace_frame(
-    config: FrameConfig, image: Float[Tensor, "3 _ _"], size: tuple[int, int], mean: Tensor, std: Tensor
-) -> Float[Tensor, "1 3 _ _"]:
-    """Resize, normalise and pad one image, under export."""
+    config: FrameConfig, images: Float[Tensor, "B 3 _ _"], size: tuple[int, int], mean: Tensor, std: Tensor
+) -> Float[Tensor, "B 3 _ _"]:
+    """Resize, normalise and pad images of one size, under export."""
     cells = [(side + config.divisor - 1) // config.divisor for side in size]
     if not config.stretch:
         # Read back again, so that the network's shapes are multiples of one symbol and not of rounded-up quotients.
@@ -177,7 +177,7 @@ def _trace_frame(
     bottom, right = (count * config.divisor - side for count, side in zip(cells, size, strict=True))
     torch._check(bottom >= 0)
     torch._check(right >= 0)
-    return F.pad((_resize(image[None], size) - mean) / std, (0, right, 0, bottom))
+    return F.pad((_resize(images, size) - mean) / std, (0, right, 0, bottom))
 
 
 def get_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
@@ -221,9 +221,9 @@ def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> 
 
 def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, Tensor]:
     """Proposals [B, P, 4] in framed pixels and their mask [B, P]; P is at least 1."""
-    if torch.compiler.is_exporting():  # one image with any number of proposals
-        padded = proposals[0][None]
-        return padded * scales.repeat(1, 2)[:, None], torch.ones_like(padded[..., 0], dtype=torch.bool)
+    if torch.compiler.is_exporting():  # of any number, the same for all images: padded with boxes without area
+        padded = torch.stack(list(proposals)) * scales.repeat(1, 2)[:, None]
+        return padded, (padded[..., 2:] > padded[..., :2]).all(dim=-1)
     max_count = max(1, *(len(boxes) for boxes in proposals))
     padded = scales.new_zeros(len(proposals), max_count, 4)
     mask = torch.zeros(len(proposals), max_count, dtype=torch.bool, device=scales.device)

@@ -57,7 +57,7 @@ def _build_wandb(folder: Path, name: str, run_id: str | None) -> Logger:
 
 
 def _build_mlflow(name: str, run_id: str | None) -> Logger:
-    import mlflow  # type: ignore[import-not-found]
+    import mlflow
 
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     return MLFlowLogger(experiment, run_name=name, tracking_uri=mlflow.get_tracking_uri(), run_id=run_id)
