@@ -29,7 +29,13 @@ RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=4, schedule="cosine")
 
 
 def train(
-    rank: int, form: str, folder: Path, ended: str = "", world_size: int = 1, num_images: int = 2 * BATCHES
+    rank: int,
+    form: str,
+    folder: Path,
+    ended: str = "",
+    world_size: int = 1,
+    num_images: int = 2 * BATCHES,
+    val_check_interval: int | None = None,
 ) -> dict[str, Any]:
     """Train, or resume; `ended` is the way in which the last process is ended.
 
@@ -54,6 +60,7 @@ def train(
             "devices": world_size,
             "strategy": "ddp" if world_size > 1 else "auto",
             "max_epochs": EPOCHS,
+            "val_check_interval": val_check_interval,
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
             "callbacks": [MovingAverage(0.5)],
@@ -175,6 +182,30 @@ def test_resumed_training_has_the_same_weights(form: str, how: str, tmp_path: Pa
     assert_same_training(read_last(uninterrupted), read_last(ended))
     if form == "rcnn":
         assert read_last(ended)["state_dict"]["linear_heads.fitted"]
+
+
+@pytest.mark.parametrize("ended", ["killed in a step", "terminated"])
+def test_resuming_with_validations_within_epochs(ended: str, tmp_path: Path) -> None:
+    """Step 5, after which the training is terminated, is followed by a validation, which is not lost."""
+    folders = tmp_path / "uninterrupted", tmp_path / "ended"
+    for folder in folders:
+        folder.mkdir()
+    arguments = (1, 2 * BATCHES, 2)
+    run_group(train, 1, folders[0], "retinanet", folders[0], "", *arguments)
+    if ended == "terminated":
+        run_group(train, 1, folders[1], "retinanet", folders[1], ended, *arguments)
+    else:
+        with pytest.raises(ProcessExitedException):
+            run_group(train, 1, folders[1], "retinanet", folders[1], ended, *arguments)
+    run_group(train, 1, folders[1], "retinanet", folders[1], "", *arguments)
+    one, other = map(read_last, folders)
+    assert_same_training(one, other)
+    curves = [
+        [(point["images_seen"], point["AP"]) for point in checkpoint["callbacks"]["LearningCurve"]["points"]]
+        for checkpoint in (one, other)
+    ]
+    assert curves[0] == curves[1]
+    assert [images for images, _ in curves[0]] == [4, 10, 16]
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:

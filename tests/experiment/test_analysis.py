@@ -123,6 +123,30 @@ def test_external_predictions_are_evaluated_like_runs(folder: Path) -> None:
     assert read(folder / "alone").runs[0].metrics == ours.metrics
 
 
+def test_a_report_names_runs_and_says_nothing_of_a_training_it_does_not_know(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "theirs").mkdir()
+    (folder / "theirs/detr.json").write_bytes((folder / "out/model_seed0/predictions.json").read_bytes())
+    command = ["report", "theirs/detr.json", "--data", "data.yaml", "--out", "alone"]
+    assert main(command) == 0
+    output, progress = capsys.readouterr()
+    assert "errors of detr\n" in progress
+    assert not any(text in progress for text in ("..", "theirs", "Warning"))
+    assert output.splitlines()[0].rstrip() == read(folder / "alone").data["name"]
+    assert not any(text in output for text in ("unknown", "cost", "ms/image"))
+    text = (folder / "alone/report.md").read_text()
+    assert not any(word in text for word in ("unknown", "trained for", "seed 0"))
+    assert f"zoo {' '.join(command)}" in text
+    assert "predictions of another program" in (folder / "alone/report.html").read_text()
+
+    assert main(["report", "out/model_seed0", "theirs", "--out", "both"]) == 0
+    results = read(folder / "both")
+    assert results.budget
+    headline = (folder / "both/report.md").read_text().splitlines()[2]
+    assert f"each trained for {results.budget}, seed 0, except detr, of which only predictions are known." in headline
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

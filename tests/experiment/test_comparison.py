@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning.callbacks.timer
 import torch
+import yaml
 from clock import Clock
 from paths import HELPERS
 from tiny_data import data_config, model_config, write_files, write_yaml
@@ -19,8 +20,9 @@ import zoo.models
 from zoo.cli.main import main
 from zoo.errors import InputError
 from zoo.experiment import run as run_module
-from zoo.experiment.budget import Budget
+from zoo.experiment.budget import DEFAULT_BUDGET, Budget, validation_interval
 from zoo.experiment.comparison import ComparisonInterrupted, run_comparison
+from zoo.io.configurations import find_configs
 from zoo.io.files import encode_json
 from zoo.report.results import Results, read_results
 from zoo.training.configuration import first_difference
@@ -82,8 +84,7 @@ def test_two_models_are_compared_in_one_report(folder: Path, capsys: pytest.Capt
     run, wide = found.runs
     assert {"AP", "AP50", "AP75", "VOC07", "VOC10"} <= run.metrics.keys()
     assert run.per_class.keys() == {"box", "bar"}
-    assert [point.epoch for point in run.curve] == [1, 2]
-    assert [point.images_seen for point in run.curve] == [8, 16]
+    assert [(point.epoch, point.images_seen) for point in run.curve] == [(1, 4), (1, 8), (2, 12), (2, 16)]
     # convolution and head, with biases: (3 * 64 + 1) * width + (width + 1) * (2 + 4)
     assert run.cost.parameters == 193 * 4 + 5 * 6
     assert wide.cost.parameters == 193 * 9 + 10 * 6
@@ -146,11 +147,11 @@ def test_without_a_test_split_the_val_split_is_evaluated(folder: Path) -> None:
 
 
 def test_an_image_budget_counts_images_and_ends_with_a_validation(folder: Path) -> None:
-    # An epoch has 8 images in 2 steps and ends with a validation; 12 images end in the middle of the second epoch.
+    # An epoch has 8 images in 2 steps; 12 images end in the middle of the second. Each third ends with a validation.
     assert run_compare("--images", "12") == 0
     run = results(folder).runs[0]
     assert steps(folder / "out/model_seed0") == 3
-    assert [point.images_seen for point in run.curve] == [8, 12]
+    assert [point.images_seen for point in run.curve] == [4, 8, 12]
     assert results(folder).budget == "12 images"
 
 
@@ -206,6 +207,33 @@ def test_a_budget_as_trainer_arguments(budget: Budget, arguments: dict[str, obje
 def test_a_budget_needs_exactly_one_positive_limit(values: dict[str, int]) -> None:
     with pytest.raises(InputError, match="exactly one of"):
         Budget(**values)
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "epoch_batches", "interval"),
+    [
+        (438, 438, 146),  # the default comparison: one epoch, three points
+        (876, 438, 219),  # two epochs, four points
+        (1000, 438, 219),
+        (1314, 438, None),  # three epochs, of one point each
+        (100, 438, 34),  # less than an epoch
+        (1, 2, 1),
+        (1, 1, 1),
+    ],
+)
+def test_few_epochs_have_validations_within_them(num_batches: int, epoch_batches: int, interval: int | None) -> None:
+    assert validation_interval(num_batches, epoch_batches) == interval
+
+
+def test_validations_stay_as_the_trainer_file_has_them(folder: Path) -> None:
+    assert run_compare("--epochs", "1", "--trainer.val_check_interval", "1.0") == 0
+    assert [point.images_seen for point in results(folder).runs[0].curve] == [8]
+
+
+def test_the_default_comparison_is_one_epoch_of_the_shapes() -> None:
+    data = yaml.safe_load((find_configs() / "data" / "shapes.yaml").read_text())
+    assert data["train"]["init_args"]["num_images"] == DEFAULT_BUDGET.images
+    assert DEFAULT_BUDGET.images % data["batch_size"] == 0
 
 
 def test_a_budget_as_text() -> None:

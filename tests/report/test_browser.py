@@ -137,6 +137,22 @@ class Browser:
         urls = [params["request"]["url"] if "request" in params else params["url"] for params in requests]
         return [url for url in urls if not url.startswith("data:")]
 
+    def swipe(self, selector: str, right: int, down: int) -> None:
+        """Scroll an element into view, and move a thumb over its middle by this many pixels."""
+        x, y = self.run(
+            "const e = document.querySelector(arguments[0]); e.scrollIntoView({block: 'center'});"
+            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + Math.min(r.height / 2, 200)]",
+            selector,
+        )
+        steps = 10
+        places = [{"x": x + right * step / steps, "y": y + down * step / steps} for step in range(steps + 1)]
+        for kind, points in (("touchStart", places[:1]), *(("touchMove", [p]) for p in places[1:]), ("touchEnd", [])):
+            self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def wait_for(self, script: str) -> None:
+        """Wait until a JavaScript expression is true: a browser scrolls a little later than it is told to."""
+        WebDriverWait(self.driver, SECONDS).until(lambda driver: driver.execute_script(f"return {script}"))
+
     def choose(self, selector: str, at: int) -> None:
         """Select an option by index and fire the change event."""
         self.run(
@@ -292,6 +308,43 @@ def test_pictures_switch_by_click_and_by_key(browser: Browser, report: Path):
         "return document.querySelector('.picture:not([hidden]) .view:not([hidden]) svg').getBBox().width"
     )
     assert drawn >= 400
+
+
+def test_a_thumb_scrolls_tables_and_switches_pictures(browser: Browser, report: Path):
+    browser.open(report, width=390)
+    touch = "Emulation.setTouchEmulationEnabled"
+    browser.driver.execute_cdp_cmd(touch, {"enabled": True})
+    try:
+        browser.run("document.querySelectorAll('.scroll').forEach((e, i) => (e.id = e.id || `scroll${i}`))")
+        wide = browser.run(
+            "return [...document.querySelectorAll('.scroll')]"
+            ".filter(e => e.clientHeight && e.scrollWidth > e.clientWidth).map(e => e.id)"
+        )
+        assert len(wide) >= 10
+        for name in wide:
+            browser.swipe(f"#{name}", -150, 0)
+            browser.wait_for(f"document.getElementById('{name}').scrollLeft > 0")
+        browser.swipe(".film", -150, 0)
+        browser.wait_for("document.querySelector('.film').scrollLeft > 0")
+
+        (first,) = browser.run(f"return {_PICTURES}")
+        browser.swipe(".stage", -150, 0)
+        browser.wait_for("document.querySelector('.where').textContent.startsWith('Picture 2 ')")
+        browser.swipe(".stage", 150, 0)
+        browser.wait_for("document.querySelector('.where').textContent.startsWith('Picture 1 ')")
+        assert browser.run(f"return {_PICTURES}") == [first]
+        browser.swipe(".stage", 0, 0)  # puts it in the middle of the window
+        before = browser.run("return scrollY")
+        browser.swipe(".stage", 10, -150)
+        browser.wait_for(f"scrollY > {before}")
+        assert browser.run(f"return {_PICTURES}") == [first]
+        small = browser.run(
+            "return [...document.querySelectorAll('.browser button, select, .copy')]"
+            ".filter(e => e.offsetHeight && e.offsetHeight < 44).length"
+        )
+        assert small == 0
+    finally:
+        browser.driver.execute_cdp_cmd(touch, {"enabled": False})
 
 
 def test_categories_of_pictures(browser: Browser, report: Path):

@@ -86,7 +86,7 @@ class LearningCurve(Callback):
         metrics = trainer.callback_metrics
         self.points.append(
             {
-                "epoch": trainer.current_epoch + 1,  # number of completed epochs
+                "epoch": trainer.current_epoch + 1,  # the validation is in it, or after it
                 "images_seen": self.images_seen,
                 "minutes": self.seconds / 60,
                 "AP": float(metrics.get("val/AP", math.nan)),

@@ -141,7 +141,7 @@ def report(args: list[str]) -> int:
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
-    results, module = gather_runs(options.runs, out, options.data)
+    results, module = gather_runs(options.runs, out, options.data, shlex.join(["zoo", "report", *args]))
     with own_folder(out):
         analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True))
     print_runs(results)

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.report.entries import ranked, run_labels
+from zoo.report.number_format import MISSING
 from zoo.report.results import Results
 from zoo.report.tables.runs import COLUMNS, run_table
 
@@ -13,16 +14,18 @@ from zoo.report.tables.runs import COLUMNS, run_table
 def print_runs(results: Results) -> None:
     """Print the report's main table as two tables that fit a terminal, accuracy and cost, and the failed runs.
 
-    Without a finished run there are no tables.
+    A table without a value is left out.
     """
     console = Console()
     runs = ranked(results.runs)
     names = run_labels(results.runs)
     cells = run_table(runs)
     is_cost = [column.group == "Cost" for column in COLUMNS]
-    tables = ((False, f"{results.data['name']}, {results.budget}"), (True, "cost"))
-    for show_cost, title in tables if runs else ():
+    name = ", ".join(filter(None, [str(results.data["name"]), results.budget]))
+    for show_cost, title in ((False, name), (True, "cost")):
         chosen = [index for index, cost in enumerate(is_cost) if cost is show_cost]
+        if all(row[index].text == MISSING for row in cells for index in chosen):
+            continue
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
         table.add_column("")
         for index in chosen:

@@ -4,7 +4,6 @@
 """
 
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import describe_detection_limit, evaluate
 from zoo.evaluation.slices import evaluate_slices
 from zoo.experiment.run import final_split
-from zoo.report.entries import find_entries, first_runs
+from zoo.report.entries import find_entries, first_runs, run_labels
 from zoo.report.pictures.examples import Example, best_f1_score, make_example
 from zoo.report.pictures.selection import choose_pictures
 from zoo.report.pictures.views import shown_score
@@ -54,9 +53,12 @@ RESAMPLES = 1000
 Progress = Callable[[str], None]
 
 
-def read_run_predictions(results: Results, table: AnnotationTable, out: Path) -> dict[str, Predictions]:
-    """Predictions of each finished run, keyed by `Run.folder`; warns of how those of other programs were matched."""
+def read_run_predictions(
+    results: Results, table: AnnotationTable, out: Path, progress: Progress
+) -> dict[str, Predictions]:
+    """Predictions of each finished run, keyed by `Run.folder`; says how those of other programs were matched."""
     predictions = {}
+    labels = run_labels(results.runs)
     for run in results.runs:
         if run.status == "done":
             path = Path(os.path.normpath(out / run.folder))  # normalised, since `..` fails while `out` does not exist
@@ -64,7 +66,7 @@ def read_run_predictions(results: Results, table: AnnotationTable, out: Path) ->
             matched = read_predictions(file, table)
             predictions[run.folder] = matched.predictions
             for note in (*matched.notes, *matched.warnings) if path.is_file() else matched.warnings:
-                warnings.warn(f"{file}: {note}", UserWarning, stacklevel=2)
+                progress(f"{labels[run.folder]}: {note}")
     return predictions
 
 
@@ -88,8 +90,9 @@ def analyse(
     limit = describe_detection_limit(ground_truth)
     results.notes = [f"{limit[0].upper()}{limit[1:]}."] if limit else []
     done = [run for run in results.runs if run.status == "done"]
+    labels = run_labels(results.runs)
     for run in done:
-        progress(f"errors of {run.folder}")
+        progress(f"errors of {labels[run.folder]}")
         evaluate_run(run, ground_truth, predictions[run.folder], table)
     if not resamples or not done:
         return
@@ -163,7 +166,7 @@ def analyse_and_report(
 ) -> None:
     """Analyse runs, choose example pictures, and write the report into the folder `out`."""
     table = module.table(final_split(module))
-    predictions = read_run_predictions(results, table, out)
+    predictions = read_run_predictions(results, table, out, progress)
     analyse(results, predictions, table, resamples, progress)
     progress("pictures and report")
     write_report(results, out, pick_examples(results, predictions, module))

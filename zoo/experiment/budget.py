@@ -46,8 +46,26 @@ class Budget:
         return f"{value:g} {name if value != 1 else name.removesuffix('s')}"
 
 
-# The budget of `zoo compare` without arguments: about 10 minutes for all seven detectors on two CPU cores.
-DEFAULT_BUDGET = Budget(images=3500)
+# The budget of `zoo compare` without arguments: about 10 minutes for all seven detectors on two CPU cores. One epoch of
+# the built-in shapes.
+DEFAULT_BUDGET = Budget(images=3504)
+
+MIN_VALIDATIONS = 3
+"""Points of a learning curve that a comparison has at least, also where it is shorter than that many epochs."""
 
 DEFAULT_FIT_BUDGET = Budget(epochs=30)
 """The budget of `zoo fit` where neither its command line nor its configuration has one."""
+
+
+def validation_interval(num_batches: int, epoch_batches: int) -> int | None:
+    """Batches from one validation to the next within an epoch; None where the epochs are many enough.
+
+    Args:
+        num_batches: of the whole training.
+        epoch_batches: of an epoch.
+    """
+    if num_batches >= MIN_VALIDATIONS * epoch_batches:
+        return None
+    length = min(num_batches, epoch_batches)
+    validations = math.ceil(MIN_VALIDATIONS * length / num_batches)  # in an epoch
+    return math.ceil(length / validations)

@@ -16,6 +16,7 @@ command resumes a comparison that was stopped.
 """
 
 import json
+import math
 import shlex
 import signal
 import sys
@@ -41,7 +42,7 @@ from zoo.data.summary import check_objects, describe_split
 from zoo.detector import Detector
 from zoo.errors import InputError, Preempted
 from zoo.experiment.analysis import analyse_and_report
-from zoo.experiment.budget import Budget
+from zoo.experiment.budget import Budget, validation_interval
 from zoo.experiment.gather import describe_data
 from zoo.experiment.launch import CAN_FORK, launch_command, launch_fork, warm_up
 from zoo.experiment.run import failed_run, final_split, read_result
@@ -207,6 +208,7 @@ def plan_runs(
                 config[f"trainer.{key}"] = value
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1 and config.trainer.max_time is None:
             raise InputError("sets no budget; give --epochs, --images or --minutes, or max_epochs", file=trainer)
+        validate_often(config.trainer, module, processes)
         annotations = {split: module.table(split).fingerprint() for split in ANNOTATED if split in module.sources}
         for seed in seeds:
             config["seed_everything"] = config["data.seed"] = seed
@@ -255,6 +257,19 @@ def check_splits_and_checkpoints(module: DetectionDataModule, trainer: Namespace
             " ModelCheckpoint",
             place="trainer",
         )
+
+
+def validate_often(trainer: Namespace, module: DetectionDataModule, processes: int) -> None:
+    """Let a training of few epochs validate within them, for a learning curve, unless its arguments say when."""
+    given = (trainer.val_check_interval, trainer.limit_train_batches, trainer.max_time)
+    if any(value is not None for value in given) or trainer.check_val_every_n_epoch != 1 or "val" not in module.sources:
+        return
+    epoch_batches = max(math.ceil(len(module.table("train")) / processes) // module.batch_size, 1)
+    limits = [] if trainer.max_epochs in (None, -1) else [trainer.max_epochs * epoch_batches]
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps * (trainer.accumulate_grad_batches or 1))
+    if limits:
+        trainer.val_check_interval = validation_interval(min(limits), epoch_batches)
 
 
 def count_processes(config: Namespace) -> int:

@@ -27,13 +27,16 @@ from zoo.report.results import (
 from zoo.training.configuration import build_data
 
 
-def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> tuple[Results, DetectionDataModule]:
+def gather_runs(
+    paths: Sequence[Path], out: Path, data: Path | None = None, command: str = ""
+) -> tuple[Results, DetectionDataModule]:
     """Finished runs and external predictions as the results of one comparison, not analysed yet.
 
     Args:
         paths: folders of comparisons, folders of runs, COCO-results files, and folders of such files.
         out: folder of the report; `Run.folder` is relative to it.
         data: a data file or a data set; the data of the runs if not given.
+        command: command line shown in the report where those of the runs are not known.
 
     Raises:
         InputError: nothing usable at a path, runs on different images or classes, or only external predictions and no
@@ -59,9 +62,9 @@ def gather_runs(paths: Sequence[Path], out: Path, data: Path | None = None) -> t
             module, data.stem if data is not None else str(previous[0].data["name"]) if previous else "data"
         ),
         classes=list(module.class_names),
-        budget=" or ".join(sorted(budgets)) or "unknown",
-        command="\n".join(dict.fromkeys(result.command for result in previous)) or "unknown",
-        hardware="; ".join(dict.fromkeys(result.hardware for result in previous)) or "unknown",
+        budget=" or ".join(sorted(budgets)),
+        command="\n".join(dict.fromkeys(result.command for result in previous)) or command,
+        hardware="; ".join(dict.fromkeys(result.hardware for result in previous)),
         versions=previous[0].versions if previous else list_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprints={split: module.table(split).fingerprint() for split in ANNOTATED if split in module.sources},
@@ -108,7 +111,7 @@ def _read_run(folder: Path, out: Path, module: DetectionDataModule) -> Run:
 
 def _external_run(file: Path, out: Path) -> Run:
     name = file.parent.name if file.stem == "predictions" else file.stem
-    return Run(model=name, config=name, seed=0, folder=os.path.relpath(file, out), status="done")
+    return Run(model=name, config=name, seed=0, folder=os.path.relpath(file, out), status="done", is_external=True)
 
 
 def check_configurations(runs: Sequence[Run], found: Sequence[Path]) -> None:

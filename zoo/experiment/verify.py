@@ -57,7 +57,7 @@ def verify_report(folder: Path, progress: Progress = lambda text: None) -> Verif
         run.metrics, run.per_class, run.shown_score = {}, {}, None
         run.analysis = Analysis(ceilings=run.analysis.ceilings)
     again.pairs = []
-    analyse(again, read_run_predictions(again, table, folder), table, results.resamples, progress)
+    analyse(again, read_run_predictions(again, table, folder, progress), table, results.resamples, progress)
     recorded, now = _collect_values(results), _collect_values(again)
     different = [
         f"{place}: {recorded.get(place)} in results.json, {now.get(place)} now"

@@ -18,8 +18,20 @@ class Entry:
     runs: list[Run]
 
     @property
+    def is_external(self) -> bool:
+        """Whether only the predictions are known, which another program made."""
+        return all(run.is_external for run in self.runs)
+
+    @property
+    def seeds(self) -> str:
+        """Seeds of the runs as text; "" where they are unknown."""
+        return " ".join(str(run.seed) for run in self.runs if not run.is_external)
+
+    @property
     def detail(self) -> str:
         """Configuration and seeds as text."""
+        if self.is_external:
+            return "predictions of another program"
         seeds = sorted({run.seed for run in self.runs})
         return f"{self.config}, seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
 

@@ -91,7 +91,7 @@ def _pairs(results: Results, entries: list[Entry]) -> list[str]:
 def _metrics(results: Results, entries: list[Entry]) -> list[str]:
     head = ["Detector", "Seeds", *(f"{c.name} ({c.unit})" if c.unit else c.name for c in COLUMNS)]
     rows = [
-        [_escape(entry.label), " ".join(str(run.seed) for run in entry.runs), *_format_cells(cells)]
+        [_escape(entry.label), entry.seeds or "\u2013", *_format_cells(cells)]
         for entry, cells in zip(entries, entry_table(entries), strict=True)
     ]
     lines = ["## All metrics", "", *_format_table(head, rows), ""]

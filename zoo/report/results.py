@@ -168,6 +168,7 @@ class Run:
     status: Literal["done", "failed"]
     error: str | None = None
     name: str = ""  # of the detector in reports; where it is empty, `model` is shown
+    is_external: bool = False  # predictions of another program, of whose training nothing is known
     metrics: dict[str, float] = field(
         default_factory=dict
     )  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
@@ -186,9 +187,9 @@ class Results:
     runs: list[Run]
     data: dict[str, str | int]  # "name"; images per split ("train", "val", "test"); number of "classes"
     classes: list[str]
-    budget: str  # "30 epochs", "20000 images", "20 minutes"
+    budget: str  # "30 epochs", "20000 images", "20 minutes"; empty where no run was trained by zoo
     command: str
-    hardware: str
+    hardware: str  # empty if unknown
     versions: dict[str, str]
     created: str  # ISO 8601
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> hash of its annotations and image names

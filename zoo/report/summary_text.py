@@ -13,17 +13,28 @@ def headline(results: Results) -> str:
     failures = f" Failed: {num_failed} of {len(results.runs)} runs." if num_failed else ""
     if not entries:
         return f"No run on {_name_data(results)} has an AP to compare.{failures}"
-    seeds = sorted({run.seed for entry in entries for run in entry.runs})
-    under = f"trained for {results.budget}, " if results.budget else ""
-    under += f"seed {seeds[0]}." if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}."
     leader, *others = entries
     where = f"On {_name_data(results)}, {leader.label}"
+    training = _describe_training(results.budget, entries)
     if not others:
-        return f"{where} reaches AP\u00a0{_score(leader)}, {under}{failures}"
+        return f"{where} reaches AP\u00a0{_score(leader)}{training and f', {training}'}.{failures}"
+    training = training and f"; each {training}"
     ties, behind = _sort_by_verdict(results.pairs, leader, others)
     if not ties and not behind:
-        return f"{where} {_lead_without_intervals(leader, others)}; each {under}{failures}"
-    return f"{where} leads with AP\u00a0{_score(leader)}, {_relate(ties, behind, len(others))}; each {under}{failures}"
+        return f"{where} {_lead_without_intervals(leader, others)}{training}.{failures}"
+    return f"{where} leads with AP\u00a0{_score(leader)}, {_relate(ties, behind, len(others))}{training}.{failures}"
+
+
+def _describe_training(budget: str, entries: list[Entry]) -> str:
+    """Budget and seeds of the entries, except those of which only predictions are known; "" if those are all."""
+    trained = [entry for entry in entries if not entry.is_external]
+    seeds = sorted({run.seed for entry in trained for run in entry.runs})
+    if not seeds:
+        return ""
+    seeds_text = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}"
+    external = [entry.label for entry in entries if entry.is_external]
+    exception = f", except {join_words(external)}, of which only predictions are known" if external else ""
+    return f"{f'trained for {budget}, ' if budget else ''}{seeds_text}{exception}"
 
 
 def interval_notes(entries: list[Entry]) -> str:
@@ -32,8 +43,8 @@ def interval_notes(entries: list[Entry]) -> str:
         "Metrics are averaged over seeds; the first table gives their range. A difference smaller than that range may"
         " come from the randomness of training, whatever its interval."
         if any(len(entry.runs) > 1 for entry in entries)
-        else "Each detector was trained once: the intervals do not include the variation between training runs, which"
-        " several seeds would show."
+        else "Of each detector one training is known: the intervals do not include the variation between training runs,"
+        " which several seeds would show."
     )
     chance = "of twenty pairs of equally good detectors, about one comes out better or worse by chance"
     return f"{seed_note} Verdicts are not corrected for multiple comparisons: {chance}."
@@ -48,9 +59,9 @@ def reproduction_facts(results: Results) -> list[tuple[str, str]]:
     """(name, value) of what reproduction needs besides command and configurations: data, budget, seeds, versions."""
     order = ["name", "train", "val", "test"]  # then the rest, in file order
     keys = sorted(results.data, key=lambda key: order.index(key) if key in order else len(order))
-    seeds = sorted({run.seed for run in results.runs})
+    seeds = sorted({run.seed for run in results.runs if not run.is_external})
     resamples = [("Intervals", f"{results.resamples:,} resamples of the {evaluated_images(results)}, the same for all")]
-    return [
+    facts = [
         ("Data", ", ".join(f"{key} {results.data[key]}" if key != "name" else f"{results.data[key]}" for key in keys)),
         *((f"Fingerprint, {split}", fingerprint) for split, fingerprint in results.fingerprints.items()),
         ("Budget", results.budget),
@@ -60,6 +71,7 @@ def reproduction_facts(results: Results) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{package} {version}" for package, version in results.versions.items())),
         ("Created", results.created),
     ]
+    return [(name, value) for name, value in facts if value]
 
 
 def join_words(words: list[str]) -> str:

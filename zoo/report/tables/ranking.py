@@ -49,7 +49,7 @@ def ranking_table(pairs: list[Pair], entries: list[Entry]) -> list[RankingRow]:
         rows.append(
             RankingRow(
                 label=entry.label,
-                detail=entry.config,  # the metrics table lists its seeds
+                detail=entry.detail if entry.is_external else entry.config,  # the metrics table lists its seeds
                 ap=MISSING if score is None else format_ap(score),
                 interval=format_interval(interval) if interval else "",
                 at=(middle - start) / (end - start),

@@ -125,12 +125,14 @@ function makeTooltips(svg) {
     tip.style.left = `${Math.max(0, right <= available ? right : Math.min(available, stop.x * scale - 14 - tip.offsetWidth))}px`;
     tip.style.top = `${Math.max(0, stop.y * scale - (stop.line ? 0 : tip.offsetHeight + 8))}px`;
   }
-  svg.addEventListener("pointermove", (event) => {
+  function showNearest(event) {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
     const distances = stops.map((stop) => distance(stop, point.x, point.y));
     const nearest = distances.indexOf(Math.min(...distances));
     show(stops[nearest].line || distances[nearest] < 24 ? nearest : -1);
-  });
+  }
+  svg.addEventListener("pointermove", showNearest);
+  svg.addEventListener("pointerdown", showNearest); // a tap
   svg.addEventListener("pointerleave", () => show(-1));
   holder.addEventListener("blur", () => show(-1));
   holder.addEventListener("keydown", (event) => {
@@ -159,7 +161,9 @@ function makeCopyButton(block) {
   block.before(make("p", { class: "copying" }, button, " ", status));
 }
 
-// Pictures: one at a time, two views side by side, switched by click or arrow keys.
+// Pictures: one at a time, two views side by side, switched by click, arrow keys or swipe.
+const SWIPE = 40; // pixels
+
 function makeBrowser(browser) {
   const figures = [...browser.querySelectorAll(".picture")];
   const select = browser.querySelector("select.category");
@@ -268,6 +272,14 @@ function makeBrowser(browser) {
   controls.hidden = false;
   const stage = make("div", { class: "stage", role: "group", tabindex: "0", "aria-label": "Picture: arrow keys left and right switch pictures, up and down switch detectors" });
   stage.append(...figures);
+  // A thumb that moves sideways switches pictures; one that moves up or down scrolls the page (touch-action).
+  let start = null;
+  stage.addEventListener("pointerdown", (event) => (start = event.pointerType === "touch" && event.isPrimary ? event : null));
+  stage.addEventListener("pointerup", (event) => {
+    const [right, down] = start ? [event.clientX - start.clientX, event.clientY - start.clientY] : [0, 0];
+    start = null;
+    if (Math.abs(right) > Math.max(SWIPE, 2 * Math.abs(down))) stepPicture(right < 0 ? 1 : -1);
+  });
   browser.append(film, make("div", { class: "desk" }, names, stage));
   show({});
 }
