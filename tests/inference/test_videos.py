@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_detector import TinyDetector
-from videos import write_video
+from videos import write_turned_video, write_video
 
 import zoo.inference.videos
 from zoo.errors import InputError
@@ -43,6 +43,28 @@ def test_detections_of_each_frame_and_the_annotated_video(detector: TinyDetector
     annotated = list(_read_frames(tmp_path / "out.mp4"))
     assert [tuple(frame.image.shape) for frame in annotated] == [(3, 340, 480)] * 10  # small images are enlarged
     assert [frame.time for frame in annotated] == pytest.approx([number / 10 for number in range(10)])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "place"),
+    [  # (a, b, c, d, x, y) of the file format: x' = a x + c y + x, y' = b x + d y + y
+        ((1, 0, 0, 1, 0, 0), (0, 0)),
+        ((0, 1, -1, 0, 32, 0), (0, 1)),  # a quarter turn to the right
+        ((-1, 0, 0, -1, 48, 32), (1, 1)),
+        ((0, -1, 1, 0, 0, 48), (1, 0)),
+    ],
+)
+def test_films_of_phones_are_turned_upright(matrix: tuple[int, ...], place: tuple[int, int], tmp_path: Path) -> None:
+    """Phones write the frames as the sensor lies, and a matrix that says how to turn them."""
+    film = write_turned_video(tmp_path / "film.mp4", matrix)
+    frame = next(_read_frames(film)).image[0]
+    height, width = frame.shape
+    assert (height, width) == ((32, 48) if matrix[0] else (48, 32))
+    quarters = [[frame[y : y + height // 2, x : x + width // 2] for x in (0, width // 2)] for y in (0, height // 2)]
+    means = torch.stack([quarter.float().mean() for row in quarters for quarter in row])
+    assert divmod(int(means.argmax()), 2) == place
+    assert means.max() > 200
+    assert means.sort().values[-2] < 50
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
