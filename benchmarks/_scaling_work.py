@@ -69,7 +69,7 @@ class TrainingProcess:
         detector.configure_model()
         self.model = TotalLoss(detector)
         self.wrapped: DistributedDataParallel | None = None
-        self.optimizer = build_optimizer(detector.parameters(), detector.recipe)
+        self.optimizer = build_optimizer(detector, detector.recipe)
         self.batches = cycle(list(self._make_batches(detector)))
         self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self.bucket_bytes: list[int] = []

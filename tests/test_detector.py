@@ -15,7 +15,7 @@ from tiny_detector import TinyDetector
 from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Recipe, build_optimizer
-from zoo.models import RetinaNet
+from zoo.models import RCNN, RetinaNet
 
 
 def test_multistep_with_warm_up() -> None:
@@ -151,10 +151,23 @@ def test_rates_follow_the_clock_of_a_training_with_a_time_limit(
 def test_norms_and_biases_have_their_own_weight_decay() -> None:
     recipe = Recipe("adamw", lr=0.5, weight_decay=0.1, norm_weight_decay=0.0)
     detector = RetinaNet(2, trunk="resnet10t", channels=32, head_depth=1, recipe=recipe)
-    optimizer = build_optimizer(detector.parameters(), recipe)
+    optimizer = build_optimizer(detector, recipe)
     weights, rest = optimizer.param_groups
     assert (weights["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert all(weight.ndim > 1 for weight in weights["params"])
     assert all(weight.ndim == 1 for weight in rest["params"])
     assert len(weights["params"]) + len(rest["params"]) == len(list(detector.parameters()))
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_the_trunk_has_its_own_learning_rate() -> None:
+    recipe = Recipe("sgd", lr=0.5, trunk_lr=0.1)
+    for detector in (RetinaNet(2, trunk="resnet10t", channels=32, recipe=recipe), RCNN(2, trunk="resnet10t")):
+        optimizer = build_optimizer(detector, recipe)
+        by_rate: dict[float, set[int]] = {}
+        for group in optimizer.param_groups:
+            by_rate.setdefault(round(group["lr"], 6), set()).update(map(id, group["params"]))
+        assert by_rate[0.05] == {id(parameter) for parameter in detector.trunk.parameters()}
+        assert by_rate[0.5] == {id(parameter) for parameter in detector.parameters()} - by_rate[0.05]
+    with pytest.raises(ValueError, match=r"trunk_lr is -0\.1"):
+        Recipe(trunk_lr=-0.1)

@@ -8,7 +8,8 @@ import torch
 import torchvision
 
 from zoo.errors import InputError
-from zoo.nn.trunk import CropTrunk, FrozenBatchNorm
+from zoo.nn.frozen import FrozenBatchNorm
+from zoo.nn.trunk import CropTrunk
 
 
 def test_timm_model_returns_one_vector_a_crop() -> None:

@@ -5,7 +5,7 @@ import torch
 from scenes import make_image, make_target
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from zoo.nn.frame import Frame, FrameConfig, _trace_frame, _trace_framed_size
+from zoo.nn.frame import IMAGENET_MEAN, IMAGENET_STD, Frame, FrameConfig, _trace_frame, _trace_framed_size
 from zoo.types import Prediction
 
 
@@ -38,7 +38,7 @@ def test_images_are_resized_for_training_only() -> None:
 def test_same_pixels_as_torchvision() -> None:
     images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0])), make_image(77, 50, make_target([], []))]
     config = FrameConfig(min_size=96, max_size=150)
-    theirs = GeneralizedRCNNTransform(96, 150, list(config.mean), list(config.std))
+    theirs = GeneralizedRCNNTransform(96, 150, list(IMAGENET_MEAN), list(IMAGENET_STD))
     expected, _ = theirs([image.double() / 255 for image in images])
     batch = Frame(config, channels_last=True).double()(images)
     torch.testing.assert_close(batch.images, expected.tensors, atol=1e-12, rtol=0)
@@ -105,6 +105,6 @@ def test_framing_under_export_equals_eager_framing() -> None:
     for stretch in (False, True):
         config = FrameConfig(min_size=96, max_size=150, stretch=stretch)
         images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0]), seed) for seed in range(2)]
-        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         framed = _trace_frame(config, torch.stack(images).float(), config.framed_size(120, 181), mean, std)
         torch.testing.assert_close(framed, Frame(config)(images).images)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from zoo.errors import InputError
 from zoo.models import FasterRCNN, RetinaNet
-from zoo.nn.trunk import FrozenBatchNorm
+from zoo.nn.frozen import FrozenBatchNorm
 from zoo.weights import load_weights
 from zoo.weights.torchvision import COCO_IDS
 

@@ -220,7 +220,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
         """The recipe's optimizer, and its learning rate schedule, stepped after every optimizer step."""
         recipe = self.recipe
         self.trainer.fit_loop.setup_data()  # the schedule needs the number of batches and their size
-        optimizer = build_optimizer(self.parameters(), recipe)
+        optimizer = build_optimizer(self, recipe)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: recipe.factor(self.progress(), step, self.batch_scale())
         )

@@ -1,12 +1,13 @@
 """Recipes: optimizer, learning rate schedule and gradient clipping of a training."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from zoo.nn.trunk import CropTrunk, Trunk
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Recipe:
     Args:
         optimizer: "sgd" (without Nesterov momentum, as in the papers), "adamw" or "adam".
         lr: peak learning rate, for `total_batch` images a step.
+        trunk_lr: learning rate of the trunk (`zoo.nn.trunk`) as a multiple of lr; below 1 for pretrained weights.
         total_batch: images an optimizer step, over all processes, for which lr and warmup_steps are set. With k times
             as many, the rate is multiplied by k for SGD (Goyal et al., arXiv 1706.02677) and by the square root of k
             for Adam and AdamW (Malladi et al., arXiv 2205.10287), and warm-up takes the same number of images. 0: lr
@@ -34,6 +36,7 @@ class Recipe:
 
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
     lr: float = 0.01
+    trunk_lr: float = 1.0
     total_batch: int = 0
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -47,10 +50,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check that rates and counts are not negative."""
-        if min(self.lr, self.total_batch, self.clip_norm, self.warmup_steps) < 0:
-            given = f"lr {self.lr}, total_batch {self.total_batch}, clip_norm {self.clip_norm} and warmup_steps "
-            given += f"{self.warmup_steps}"
-            raise ValueError(f"{given}: must not be negative")
+        for name in ("lr", "trunk_lr", "total_batch", "clip_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
 
     def factor(self, progress: float, step: int, batch_scale: float = 1.0) -> float:
         """Learning rate as a multiple of `lr`.
@@ -70,14 +72,23 @@ class Recipe:
         return growth * warmup
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters; norm layers and biases have their own weight decay."""
+def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all trainable parameters.
+
+    Norm layers and biases have their own weight decay, and trunks their own learning rate.
+    """
     norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": norm_decay},
-    ]
+    trunks = [module for module in network.modules() if isinstance(module, (Trunk, CropTrunk))]
+    in_trunk = {id(parameter) for trunk in trunks for parameter in trunk.parameters() if recipe.trunk_lr != 1}
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for of_trunk in (False, True):
+        chosen = [parameter for parameter in trainable if (id(parameter) in in_trunk) is of_trunk]
+        lr = recipe.lr * recipe.trunk_lr if of_trunk else recipe.lr
+        groups += [
+            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay, "lr": lr},
+            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": norm_decay, "lr": lr},
+        ]
     groups = [group for group in groups if group["params"]]
     # Fused: one pass over the parameters instead of one for each operation. On other devices torch chooses.
     fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in trainable) else None

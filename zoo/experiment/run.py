@@ -32,6 +32,7 @@ from zoo.experiment.ceilings import compute_ceilings
 from zoo.io.files import atomic_path
 from zoo.io.ownership import own_folder
 from zoo.io.parent import end_with_starter, start_others_by_command
+from zoo.nn.pretrained import WeightsWarning
 from zoo.profiling.energy import find_energy_meter
 from zoo.profiling.flops import count_flops, count_parameters, measure_memory
 from zoo.profiling.hardware import describe_hardware
@@ -70,7 +71,8 @@ def main(folder: Path) -> int:
 
 def _train_and_write(folder: Path) -> int:
     silence_lightning()
-    warnings.filterwarnings("ignore", category=DataWarning)  # printed when the comparison was planned
+    for category in (DataWarning, WeightsWarning):
+        warnings.filterwarnings("ignore", category=category)  # printed when the comparison was planned
     try:
         run = train_and_test(folder)
     except Preempted as stop:

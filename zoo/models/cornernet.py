@@ -41,6 +41,7 @@ from torch.nn import functional as F
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.nn.hourglass import ConvNorm, StackedHourglass, UpsampledTrunk
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.boxes import clip_boxes
 from zoo.ops.corner_pooling import Corner, corner_pool
@@ -148,7 +149,7 @@ class CornerNet(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: "hourglass", or a timm model with features at strides 4, 8, 16 and 32.
-        pretrained: ImageNet weights of a timm trunk: true (timm downloads them), a local file, or false.
+        pretrained: ImageNet weights of a timm trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of a timm trunk: "frozen" for pretrained weights, "batch" from scratch.
         frozen_stages: first stages of a timm trunk that are not trained.
         num_stacks: number of hourglasses, each with its own loss.
@@ -204,6 +205,7 @@ class CornerNet(Detector[Outputs]):
         recipe: Recipe = Recipe(),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(CornerNet, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
         self.min_iou = min_iou

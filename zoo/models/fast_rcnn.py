@@ -36,6 +36,7 @@ from torch import Tensor
 
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.roi import POOLED_SIDE, RoIHead, build_pooled_trunk, roi_losses, roi_predictions, sample_rois, score_rois
 from zoo.nn.trunk import Norm
 from zoo.proposals import SelectiveSearch
@@ -57,7 +58,7 @@ class FastRCNN(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 4 to 32 (with FPN) or 16 (without).
-        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
         frozen_stages: first stages of the trunk that are not trained.
         pyramid: FPN, or the trunk's one level at stride 16 (paper).
@@ -104,6 +105,7 @@ class FastRCNN(Detector[Outputs]):
         recipe: Recipe = Recipe(lr=0.001),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(FastRCNN, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments, proposals)
         self.rois_per_image = rois_per_image

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.roi import (
     POOLED_SIDE,
     SMOOTH_L1_BETA,
@@ -115,7 +116,7 @@ class FasterRCNN(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 4 to 32 (with FPN) or 16 (without).
-        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
         frozen_stages: first stages of the trunk that are not trained.
         pyramid: FPN, or the trunk's one level at stride 16 (paper).
@@ -171,6 +172,7 @@ class FasterRCNN(Detector[Outputs]):
         recipe: Recipe = Recipe(lr=0.02),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(FasterRCNN, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
         self.rois_per_image = rois_per_image

@@ -51,6 +51,7 @@ from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.head_fitting import FitLinearHeads
 from zoo.nn.linear_heads import Examples, HeadFitter, LinearHeads
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.trunk import CropTrunk, Norm
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
@@ -87,7 +88,7 @@ class RCNN(Detector[Tensor]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model that takes crops of this size, or "alexnet" (torchvision's).
-        pretrained: ImageNet weights of the trunk: true (they are downloaded), a local file, or false.
+        pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
         dropout: in the hidden layers of a trunk that has some (AlexNet, VGG: 0.5).
         crop_size: side of the warped crops in pixels.
@@ -139,6 +140,7 @@ class RCNN(Detector[Tensor]):
         recipe: Recipe = Recipe(lr=0.001),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(RCNN, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments, proposals)
         if 2 * context >= crop_size:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.fpn import Extra, Pyramid
 from zoo.nn.frame import FrameConfig
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.anchors import cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, paired_giou, pairwise_iou
@@ -103,7 +104,7 @@ class RetinaNet(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: name of a timm model with features at strides 8, 16 and 32.
-        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false.
+        pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of the trunk: "frozen" for pretrained weights, "batch" from scratch.
         frozen_stages: first stages of the trunk that are not trained.
         channels: of the pyramid and the heads.
@@ -153,6 +154,7 @@ class RetinaNet(Detector[Outputs]):
         recipe: Recipe = Recipe(),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(RetinaNet, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
         self.box_loss: Literal["l1", "giou"] = box_loss

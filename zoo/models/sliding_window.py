@@ -48,6 +48,7 @@ from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig
 from zoo.nn.image_pyramid import ImagePyramid
 from zoo.nn.overfeat import OverFeat
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.receptive_field import receptive_field
 from zoo.nn.roi import roi_predictions
 from zoo.nn.trunk import Norm, Trunk
@@ -185,7 +186,7 @@ class SlidingWindow(Detector[Outputs]):
         class_names: their names.
         trunk: "overfeat" (stride 12), or the name of a timm model with a bounded receptive field.
         stride: of the trunk's level, and so of the windows on a level.
-        pretrained: ImageNet weights of a timm trunk: true (timm downloads them), a local file, or false.
+        pretrained: ImageNet weights of a timm trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: the trunk's norm layers: "frozen" over pretrained weights, "batch" from scratch.
         frozen_stages: first stages of a timm trunk that are not trained.
         evaluation: "crops" (each window cropped and classified, as the method is defined) or "dense" (one pass).
@@ -246,6 +247,7 @@ class SlidingWindow(Detector[Outputs]):
         recipe: Recipe = Recipe(),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(SlidingWindow, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
         self.evaluation: Literal["crops", "dense"] = evaluation

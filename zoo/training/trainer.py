@@ -39,6 +39,7 @@ from zoo.detector import Detector
 from zoo.detector.checkpoint import read_checkpoint
 from zoo.errors import InputError, Preempted
 from zoo.models import MODELS
+from zoo.nn.pretrained import WeightsWarning
 from zoo.proposals import CacheWarning
 from zoo.training.checkpoints import AtomicCheckpointIO
 from zoo.training.configuration import RUNS_FOLDER
@@ -273,8 +274,8 @@ def silence_lightning() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Data and cache warnings in one line without the source position; others as Python formats them."""
-    if issubclass(category, (DataWarning, CacheWarning)):
+    """Our own warnings in one line without the source position; others as Python formats them."""
+    if issubclass(category, (DataWarning, CacheWarning, WeightsWarning)):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 

@@ -9,7 +9,7 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
-from zoo.nn.trunk import FrozenBatchNorm
+from zoo.nn.frozen import FrozenBatchNorm
 from zoo.weights.state import Rules, State, rename
 
 COCO_IDS_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
