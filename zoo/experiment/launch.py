@@ -24,11 +24,12 @@ def warm_up() -> None:
     """Start the fork server where forking is safe, so that it imports the modules of a run in the background.
 
     The server ignores SIGTERM, which it inherits: many systems send it to all processes, and without the server the
-    exit code of a run is lost. The server ends with this process.
+    exit code of a run is lost. The server ends with this process (`zoo.experiment.fork_server`).
     """
     if not CAN_FORK:
         return
-    multiprocessing.set_forkserver_preload(["zoo.experiment.run"])
+    multiprocessing.set_forkserver_preload(["zoo.experiment.fork_server", "zoo.experiment.run"])
+    start_others_by_command()
     is_main = threading.current_thread() is threading.main_thread()  # other threads may not set signal handlers
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if is_main else None
     forkserver.ensure_running()
