@@ -4,22 +4,26 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
 from paths import ROOT
 from safetensors.torch import load_file, save_file
+from timm.models.vgg import ConvMlp
 from torch import Tensor
 
 import zoo.nn.pretrained
+import zoo.nn.trunk
 from zoo.detector.checkpoint import rebuild
 from zoo.errors import InputError
-from zoo.models import RetinaNet
+from zoo.models import FasterRCNN, FastRCNN, RetinaNet
 from zoo.nn.frame import IMAGENET_MEAN, IMAGENET_STD, FrameConfig
 from zoo.nn.frozen import FrozenBatchNorm
 from zoo.nn.pretrained import LITE_MEAN, LITE_STD, PACKAGES, WeightsWarning, find_cached, follow_weights
-from zoo.nn.trunk import CropTrunk, Trunk
+from zoo.nn.trunk import CropTrunk, Trunk, hidden_layers
 
 SHARED = ROOT.parent / "shared" / "weights"
 FILES = {
@@ -226,3 +230,33 @@ def test_frozen_stages_keep_no_activations(name: str) -> None:
     assert max(sides_of_kept_maps(0)) >= 64
     assert max(sides_of_kept_maps(3)) in (8, 9)  # the next convolution may pad them to 9
     assert sides_of_kept_maps(5) == set()
+
+
+# ------------------------------------------------------------------------------------------------------ VGG's fc6, fc7
+
+
+@pytest.mark.parametrize("detector", [FastRCNN, FasterRCNN])
+def test_the_roi_head_starts_as_the_classifier_of_vgg(detector: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidden layers of 32 outputs instead of 4096, whose file would have half a gigabyte."""
+    classifier = ConvMlp(512, 32, 7).eval()
+    create = zoo.nn.trunk._create
+
+    def create_small(name: str, pretrained: bool | str, options: dict[str, Any]) -> Any:
+        assert pretrained == "vgg.safetensors"
+        return create(name, False, options) if "features_only" in options else SimpleNamespace(pre_logits=classifier)
+
+    monkeypatch.setattr(zoo.nn.trunk, "_create", create_small)
+    arguments = {"trunk": "vgg11", "pretrained": "vgg.safetensors", "pyramid": False, "pooling": "pool", "dropout": 0.5}
+    built = detector(2, head_width=32, **arguments).eval()
+    pooled = torch.rand(3, 512, 7, 7)
+    with torch.no_grad():
+        expected = classifier(pooled).flatten(1)
+        hidden = built.roi_head.fcs(pooled.permute(0, 2, 3, 1).flatten(1))
+    torch.testing.assert_close(hidden, expected)
+    assert expected.abs().sum() > 0
+    narrower = detector(2, head_width=16, **arguments)  # does not fit: at random
+    assert narrower.roi_head.fcs[0].weight.shape == (16, 512 * 49)
+
+
+def test_other_trunks_have_no_hidden_layers() -> None:
+    assert hidden_layers("resnet10t", True) == []

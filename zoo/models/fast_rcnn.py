@@ -38,7 +38,7 @@ from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.pretrained import follow_weights
 from zoo.nn.roi import POOLED_SIDE, RoIHead, build_pooled_trunk, roi_losses, roi_predictions, sample_rois, score_rois
-from zoo.nn.trunk import Norm
+from zoo.nn.trunk import Norm, hidden_layers
 from zoo.proposals import SelectiveSearch
 from zoo.types import Batch, Losses, Prediction
 
@@ -117,6 +117,8 @@ class FastRCNN(Detector[Outputs]):
         parts = build_pooled_trunk(trunk, pretrained, norm, frozen_stages, pyramid, channels, pooling)
         self.trunk, self.pyramid, width, self.roi_pooling = parts
         self.roi_head = RoIHead(width, POOLED_SIDE, 0, head_fcs, head_width, num_classes, dropout)
+        if pretrained and not pyramid:  # the paper's fc6 and fc7 are VGG's
+            self.roi_head.start_from(hidden_layers(trunk, pretrained))
 
     def encode(self, batch: Batch) -> Outputs:
         """Feature maps of whole images, for RoI pooling."""

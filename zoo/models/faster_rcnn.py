@@ -50,7 +50,7 @@ from zoo.nn.roi import (
     sample_rois,
     score_rois,
 )
-from zoo.nn.trunk import Norm
+from zoo.nn.trunk import Norm, hidden_layers
 from zoo.ops.anchors import cell_anchors, middle_cell_anchors, pyramid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
 from zoo.ops.coding import decode_boxes, encode_boxes
@@ -188,6 +188,8 @@ class FasterRCNN(Detector[Outputs]):
         self.trunk, self.pyramid, width, self.roi_pooling = parts
         self.rpn = RegionProposalNetwork(width, rpn_depth, len(anchor_scales) * len(ASPECT_RATIOS))
         self.roi_head = RoIHead(width, POOLED_SIDE, head_convs, head_fcs, head_width, num_classes, dropout)
+        if pretrained and not pyramid:  # the paper's fc6 and fc7 are VGG's
+            self.roi_head.start_from(hidden_layers(trunk, pretrained))
         strides = self.trunk.strides
         anchor_strides = (*strides, 2 * strides[-1]) if pyramid else strides
         for level, stride in enumerate(anchor_strides):

@@ -193,6 +193,21 @@ class RoIHead(nn.Module):
         nn.init.zeros_(self.class_logits.bias)
         nn.init.zeros_(self.box_deltas.bias)
 
+    @torch.no_grad()
+    def start_from(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copy a classifier's hidden layers into the fully connected ones, if number and sizes agree.
+
+        Args:
+            layers: weights [out, rows, columns, channels] and biases, as of `zoo.nn.trunk.hidden_layers`.
+        """
+        linear = [layer for layer in self.fcs if isinstance(layer, nn.Linear)]
+        flat = [(weight.flatten(1), bias) for weight, bias in layers]
+        if [weight.shape for weight, _ in flat] != [layer.weight.shape for layer in linear]:
+            return
+        for layer, (weight, bias) in zip(linear, flat, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+
     def forward(
         self, pooled: Float[Tensor, "N D S S"], filled: Bool[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N _ 4"]]:

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from jaxtyping import Float
 from timm.models import load_state_dict as read_timm_file
+from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from zoo.errors import InputError
@@ -89,6 +90,26 @@ class CropTrunk(nn.Module):
     def forward(self, crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D"]:
         """Feature vectors of the crops."""
         return self.network(crops)
+
+
+def hidden_layers(name: str, pretrained: bool | str) -> list[tuple[Tensor, Tensor]]:
+    """Weights [out, rows, columns, channels] and biases of the hidden layers of a VGG's classifier (fc6, fc7).
+
+    Args:
+        name: of a timm model; the list is empty for one without such layers.
+        pretrained: True or a file, as of `Trunk`.
+
+    Raises:
+        InputError: the weights cannot be found or read.
+    """
+    _check_name(name)
+    with torch.device("meta"):
+        if not isinstance(getattr(timm.create_model(name), "pre_logits", None), ConvMlp):
+            return []
+    classifier = _create(name, pretrained, {"num_classes": 0}).pre_logits
+    assert isinstance(classifier, ConvMlp)
+    state = classifier.state_dict()
+    return [(state[f"{layer}.weight"].permute(0, 2, 3, 1), state[f"{layer}.bias"]) for layer in ("fc1", "fc2")]
 
 
 def _create_alexnet(pretrained: bool | str, dropout: float) -> nn.Module:
