@@ -140,7 +140,7 @@ BAD_INPUT = [
     ("nothing", [*COMPARE, "--data.batch_size", "0", "--images", "8"], ["batch_size", "is 0"]),
     ("nothing", [*FIT, "--data.num_workers", "-1"], ["num_workers", "is -1"]),
     ("nothing", [*PREDICT, "CHECKPOINT", "--batch_size", "0"], ["batch_size", "is 0"]),
-    ("nothing", [*FIT, "--model.recipe.total_batch", "-8"], ["total_batch -8"]),
+    ("nothing", [*FIT, "--model.recipe.total_batch", "-8"], ["total_batch is -8"]),
 ]
 
 

@@ -43,6 +43,10 @@ def message_of(args: list[str]) -> str:
         (["--data.augment.flip", "maybe"], "data.augment.flip: is 'maybe'; it must be true or false"),
         (["--model.recipe.milestones", "3"], "model.recipe.milestones: is '3'; it must be a list"),
         (["--model.frame.mean", "[1,2]"], "model.frame.mean: is '[1, 2]'; it must be a list of 3 values"),
+        (
+            ["--model.recipe.norm_weight_decay", "much"],
+            "model.recipe.norm_weight_decay: is 'much'; it must be a number",
+        ),
         (["--trainer.gradient_clip_val", "big"], "is 'big'; it must be a whole number or a number"),
         (["--model.frame.min_size", "-3"], "min_size -3, max_size 512: must be 0 < min_size <= max_size"),
         (["--data.train.num_imagess", "3"], "data.train: Shapes has no 'num_imagess'; did you mean 'num_images'?"),

@@ -50,7 +50,8 @@ def describe_parser_error(message: str, files: Mapping[str, str] = MappingProxyT
         return InputError(f"must name a class, as in class_path: {next(_subclass_names(base))}", file, place)
     expected = list(dict.fromkeys(_describe_types(message)))
     if expected:
-        given = re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (.*)", message)
+        # The outer of several unions has been given the parser's own object that holds the value.
+        given = re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (?!NestedArg\()(.*)", message)
         value = f"is {given[-1]!r}; it " if given else ""
         return InputError(f"{value}must be {' or '.join(expected)}", file, place)
     if file is not None and message.rstrip().endswith(f'Unable to load config "{file}"'):
