@@ -15,7 +15,8 @@ from tiny_detector import TinyDetector
 from zoo.data.formats.shapes import Shapes
 from zoo.data.module import DetectionDataModule
 from zoo.detector import Recipe, build_optimizer
-from zoo.models import RCNN, RetinaNet
+from zoo.models import RCNN, RetinaNet, YOLOv1
+from zoo.nn.frame import FrameConfig
 
 
 def test_multistep_with_warm_up() -> None:
@@ -162,7 +163,12 @@ def test_norms_and_biases_have_their_own_weight_decay() -> None:
 
 def test_the_trunk_has_its_own_learning_rate() -> None:
     recipe = Recipe("sgd", lr=0.5, trunk_lr=0.1)
-    for detector in (RetinaNet(2, trunk="resnet10t", channels=32, recipe=recipe), RCNN(2, trunk="resnet10t")):
+    square = FrameConfig(448, 448, stretch=True, divisor=1)
+    for detector in (
+        RetinaNet(2, trunk="resnet10t", channels=32, recipe=recipe),
+        RCNN(2, trunk="resnet10t"),
+        YOLOv1(2, trunk="darknet6", neck=(64,), head_widths=(16,), frame=square),
+    ):
         optimizer = build_optimizer(detector, recipe)
         by_rate: dict[float, set[int]] = {}
         for group in optimizer.param_groups:

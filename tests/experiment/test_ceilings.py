@@ -15,12 +15,13 @@ from zoo.data.formats.shapes import Shapes
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
 from zoo.experiment.ceilings import compute_ceilings
-from zoo.models import MODELS
+from zoo.models import MODELS, FastRCNN
 from zoo.nn.frame import FrameConfig
 from zoo.ops.boxes import pairwise_iou
 from zoo.ops.matching import match
 from zoo.proposals import ProposalCache, propose
 from zoo.report.results import Ceiling
+from zoo.types import FramedObjects, Limit
 
 FRAME = FrameConfig(min_size=64, max_size=128)
 
@@ -77,6 +78,16 @@ def test_shares_are_nan_without_counted_objects(name: str) -> None:
 
 def test_other_detectors_have_no_ceilings() -> None:
     assert compute_ceilings(TinyDetector(num_classes=3), make_table([[[4, 4, 40, 40]]]), SOURCE) == []
+
+
+def test_a_detector_may_have_limits_beside_those_of_its_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_limits(self: Detector, outputs: object, objects: FramedObjects) -> list[Limit]:
+        return [Limit("half", "Every second one.", torch.arange(len(objects.boxes)) % 2 == 1)]
+
+    source = Shapes(2, seed=0)
+    monkeypatch.setattr(FastRCNN, "find_limits", find_limits)
+    found = compute_ceilings(build("fast_rcnn"), source.read(), source)
+    assert [ceiling.limit for ceiling in found] == ["half", "selective search misses it"]
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "sliding_window", "yolov1", "cornernet"])

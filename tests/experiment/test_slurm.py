@@ -158,6 +158,8 @@ def test_unfinished_runs_are_reported_as_failed(folder: Path, capsys: pytest.Cap
         ("wide_seed0", "failed", "has not finished"),
     ]
     assert "has not finished" in (folder / "out/report.md").read_text()
+    assert run_compare("--collect", "--seeds", "0", "7") == 1  # no script was ever written for seed 7
+    assert {run.error for run in results().runs if run.seed == 7} == {"has not finished"}
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,36 @@ def test_every_package_loads_into_trunks_of_maps_and_of_crops(name: str) -> None
         assert all(torch.equal(state[key], weights[key]) for key in state if not key.endswith("num_batches_tracked"))
 
 
+@pytest.mark.parametrize("size", range(3))
+def test_layers_of_efficientnet_lite_by_name(size: int) -> None:
+    """The order by which tensors are renamed against the names that both sides give the same layers."""
+    name = f"tf_efficientnet_lite{size}"
+    weights, file = zoo.nn.pretrained.read_package(name), PACKAGES[name].find()
+    assert weights is not None
+    assert file is not None
+    given = torch.load(file, weights_only=True)
+    outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    expanding = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+    expanding |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
+    blocks = list(dict.fromkeys(tuple(key.split(".")[1:3]) for key in weights if key.startswith("blocks.")))
+    for key, tensor in weights.items():
+        *place, layer, kind = key.split(".")
+        if not place:
+            theirs = f"{outer[layer]}.{kind}"
+        else:
+            number = blocks.index((place[1], place[2]))
+            theirs = f"_blocks.{number}.{(expanding if number else first)[layer]}.{kind}"
+        assert torch.equal(tensor, given[theirs]), key
+
+
 def test_a_package_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "w.pth")
     monkeypatch.setattr(zoo.nn.pretrained.Package, "find", lambda self: tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w\.pth: does not hold weights of trunk 'mobilenetv2_100'"):
+        build("mobilenetv2_100", True)
+    (tmp_path / "w.pth").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"w\.pth: cannot be read as trunk weights .*reinstall the package"):
         build("mobilenetv2_100", True)
 
 
@@ -144,7 +170,8 @@ def test_what_a_file_does_not_say_is_said(tmp_path: Path) -> None:
         ("mobilenetv3_small_050", "weights.pth", IMAGENET_MEAN, IMAGENET_STD),
         ("vit_base_patch16_224.augreg_in21k", "weights.pth", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ("hourglass", False, IMAGENET_MEAN, IMAGENET_STD),
-        ("darknet20", "darknet.weights", IMAGENET_MEAN, IMAGENET_STD),
+        ("darknet20", "darknet.weights", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # darknet divides pixels by 255
+        ("darknet20", False, IMAGENET_MEAN, IMAGENET_STD),
     ],
 )
 def test_mean_and_std_follow_the_weights(

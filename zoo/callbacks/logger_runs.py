@@ -1,6 +1,5 @@
 """Keep the ids of the runs of Weights & Biases and MLflow, in which a resumed training goes on."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
 from zoo.detector import Detector
-from zoo.io.files import write_atomically
+from zoo.io.files import decode_json, encode_json, write_atomically
 
 NAME = "loggers.json"
 
@@ -31,7 +30,7 @@ class LoggerRuns(Callback):
             logger.log_hyperparams(_describe(pl_module))
         if ids and trainer.log_dir is not None:
             folder = Path(trainer.log_dir)
-            write_atomically(folder / NAME, json.dumps(read_run_ids(folder) | ids))
+            write_atomically(folder / NAME, encode_json(read_run_ids(folder) | ids))
 
 
 def _describe(module: LightningModule) -> dict[str, Any]:
@@ -43,4 +42,4 @@ def _describe(module: LightningModule) -> dict[str, Any]:
 def read_run_ids(folder: Path) -> dict[str, str]:
     """Ids of the runs that the training in a folder wrote to, by the name of the logger."""
     file = folder / NAME
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return decode_json(file, "delete it to start new runs there") if file.is_file() else {}

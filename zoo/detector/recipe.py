@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zoo.nn.darknet import Darknet
 from zoo.nn.trunk import CropTrunk, Trunk
 
 
@@ -17,7 +18,7 @@ class Recipe:
     Args:
         optimizer: "sgd" (without Nesterov momentum, as in the papers), "adamw" or "adam".
         lr: peak learning rate, for `total_batch` images a step.
-        trunk_lr: learning rate of the trunk (`zoo.nn.trunk`) as a multiple of lr; below 1 for pretrained weights.
+        trunk_lr: learning rate of a trunk (`zoo.nn.trunk`, `zoo.nn.darknet`) as a multiple of lr.
         total_batch: images an optimizer step, over all processes, for which lr and warmup_steps are set. With k times
             as many, the rate is multiplied by k for SGD (Goyal et al., arXiv 1706.02677) and by the square root of k
             for Adam and AdamW (Malladi et al., arXiv 2205.10287), and warm-up takes the same number of images. 0: lr
@@ -78,7 +79,7 @@ def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
     Norm layers and biases have their own weight decay, and trunks their own learning rate.
     """
     norm_decay = recipe.weight_decay if recipe.norm_weight_decay is None else recipe.norm_weight_decay
-    trunks = [module for module in network.modules() if isinstance(module, (Trunk, CropTrunk))]
+    trunks = [module for module in network.modules() if isinstance(module, (Trunk, CropTrunk, Darknet))]
     in_trunk = {id(parameter) for trunk in trunks for parameter in trunk.parameters() if recipe.trunk_lr != 1}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []

@@ -60,7 +60,7 @@ def compute_ceilings(
         for objects in images:
             for limit in detector.find_limits(outputs, objects):
                 masks[limit.name, limit.meaning].append(limit.is_lost)
-    return [_ceiling(*sentences, torch.cat(lost)) for sentences, lost in masks.items()]
+    return [_ceiling(*sentences, torch.cat(lost)) for sentences, lost in masks.items()] + proposals
 
 
 def _ceiling(limit: str, meaning: str, lost: Tensor) -> Ceiling:

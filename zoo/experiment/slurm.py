@@ -19,7 +19,7 @@ from zoo.data.module import DetectionDataModule
 from zoo.errors import InputError
 from zoo.experiment.analysis import analyse_and_report
 from zoo.experiment.comparison import RunSpec, assemble_results, read_finished, write_folder
-from zoo.experiment.run import failed_run, read_result
+from zoo.experiment.run import read_result
 from zoo.io.ownership import own_folder
 from zoo.report.results import Results, Run
 
@@ -170,4 +170,5 @@ def batch_script(folders: Sequence[Path], layout: ProcessLayout, num_workers: in
 
 def unfinished_run(spec: RunSpec) -> Run:
     """A failed run, for a folder without a result."""
-    return failed_run(spec.folder, "has not finished")
+    detector, name = spec.identity["detector"], spec.identity["display_name"]
+    return Run(detector, spec.config_name, spec.seed, spec.folder.name, "failed", error="has not finished", name=name)

@@ -333,7 +333,8 @@ class SlidingWindow(Detector[Outputs]):
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects that no window centred inside the image overlaps by IoU 0.5."""
         windows = outputs.boxes[centred_inside(outputs.boxes, objects.size[None])[0]]
-        rest = ": only box regression can still" if self.network.regressor else ", and there is no box regression to"
+        without = self.network.regressor is None
+        rest = ", and there is no box regression to" if without else ": only box regression can still"
         meaning = f"No window overlaps it by IoU 0.5{rest} reach it from a worse one."
         return [Limit("no window reaches IoU 0.5", meaning, best_overlap(objects.boxes, windows) < 0.5)]
 
@@ -350,9 +351,7 @@ def sample_windows(
     positive_fraction: float,
     hard_negative_fraction: float,
 ) -> tuple[Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
-    """Sampled windows: random positives up to a fraction, the hardest negatives, and random negatives.
-
-    Hard negatives are mined from the forward pass of the training step itself.
+    """Sampled windows: random positives up to a fraction, the step's own hardest negatives, and random negatives.
 
     Args:
         matched: object of each window, or BACKGROUND, or IGNORED.

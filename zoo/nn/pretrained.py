@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.nn.darknet import TRUNKS as DARKNETS
 from zoo.nn.frame import IMAGENET_MEAN, IMAGENET_STD, FrameConfig
 
 Statistics = tuple[float, float, float]
@@ -82,7 +83,12 @@ def read_package(trunk: str) -> dict[str, Tensor] | None:
         return None
     with torch.device("meta"):
         expected = _without_counters(timm.create_model(trunk).state_dict())
-    given = _without_counters(torch.load(file, map_location="cpu", weights_only=True))
+    try:
+        given = _without_counters(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise InputError(
+            f"cannot be read as trunk weights ({type(error).__name__}); reinstall the package", file
+        ) from error
     shapes = [tuple(tensor.shape) for tensor in given.values()]
     if shapes != [tuple(tensor.shape) for tensor in expected.values()]:
         raise InputError(f"does not hold weights of trunk {trunk!r}", file)
@@ -154,7 +160,7 @@ def follow_weights(frame: FrameConfig, trunk: str, pretrained: bool | str) -> Fr
 
     Args:
         frame: a mean and std of its own are kept; beside pretrained weights, a warning says how far they are off.
-        trunk: name of a timm model.
+        trunk: name of a timm model, or of one of the papers' networks.
         pretrained: as of `zoo.nn.trunk.Trunk`; False: ImageNet's mean and std.
     """
     mean, std = _trained_statistics(trunk, pretrained)
@@ -179,6 +185,8 @@ def follow_weights(frame: FrameConfig, trunk: str, pretrained: bool | str) -> Fr
 
 
 def _trained_statistics(trunk: str, pretrained: bool | str) -> tuple[Statistics, Statistics]:
+    if pretrained and trunk in DARKNETS:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # darknet's pixels are 0..1
     if pretrained and trunk in PACKAGES:
         return PACKAGES[trunk].mean, PACKAGES[trunk].std
     known = timm.get_pretrained_cfg(trunk) if pretrained and timm.is_model(trunk) else None
