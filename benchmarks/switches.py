@@ -21,9 +21,9 @@ from pytorch_lightning import Trainer
 from zoo.callbacks import MeanAveragePrecision, TorchCompile
 from zoo.data.module import DetectionDataModule
 from zoo.experiment.run import FinalSplit, final_split
-from zoo.models import load
 from zoo.training.configuration import build_data
 from zoo.training.trainer import make_inference_trainer, silence_lightning
+from zoo.weights import load
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Contract tests of every detector: each entry of MODELS needs at least one configuration in FORMS."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ NUM_CLASSES = 3
 RECIPE = Recipe("adamw", lr=1e-3, warmup_steps=0, schedule="constant")
 
 
-def build(form: str) -> Detector:
+def build(form: str, class_names: Sequence[str] = ("red", "green", "blue")) -> Detector:
     torch.manual_seed(0)
     name, arguments = FORMS[form]
     arguments = {"frame": FRAME, "recipe": RECIPE} | arguments
-    return MODELS[name](num_classes=NUM_CLASSES, class_names=["red", "green", "blue"], **arguments)
+    return MODELS[name](num_classes=len(class_names), class_names=class_names, **arguments)
 
 
 def test_every_detector_has_a_form() -> None:
@@ -37,6 +38,19 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def detector(name: str) -> Detector:
     return build(name)
+
+
+def test_the_outputs_of_the_classes_are_declared(detector: Detector, name: str) -> None:
+    sizes = {key: value.shape for key, value in detector.state_dict().items()}
+    more = build(name, ["red", "green", "blue", "black", "white"]).state_dict()
+    declared = detector.class_rows()
+    rows = {key: declared.get(key, declared.get(key.rpartition(".")[0])) for key in sizes}
+    found = {key: labels for key, labels in rows.items() if labels is not None}
+    assert set(found) == {key for key, size in sizes.items() if size != more[key].shape}
+    for key, labels in found.items():
+        assert len(labels) == sizes[key][0]
+        assert set(labels) <= {-1, 0, 1, 2}
+        assert len({labels.count(label) for label in range(NUM_CLASSES)}) == 1
 
 
 def make_batch() -> RawBatch:

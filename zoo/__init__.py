@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoo.inference.results import draw as draw
     from zoo.inference.results import to_supervision as to_supervision
-    from zoo.models import load as load
+    from zoo.weights import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "draw", "load", "to_supervision"]
 
-_MODULES = {"load": "zoo.models", "draw": "zoo.inference.results", "to_supervision": "zoo.inference.results"}
+_MODULES = {"load": "zoo.weights", "draw": "zoo.inference.results", "to_supervision": "zoo.inference.results"}
 
 
 def __getattr__(name: str) -> object:

@@ -111,6 +111,10 @@ class CenterGrid(Detector[Outputs]):
         rows = split_by_image((boxes, found.logit.sigmoid(), found.label), found.image, len(batch.images))
         return nms_by_class(*rows, iou_threshold=0.5, limit=100)
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The classes' logits come before the distances of the four edges."""
+        return {"head": [*range(self.num_classes), -1, -1, -1, -1]}
+
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects whose cell is assigned to a smaller object."""
         mask = torch.ones(1, len(objects.boxes), dtype=torch.bool)

@@ -39,7 +39,7 @@ def test_fit_writes_checkpoints_logs_and_configuration(trained: Path) -> None:
 
 
 def test_classes_come_from_the_data(checkpoint: Path) -> None:
-    detector = zoo.models.load(checkpoint)
+    detector = zoo.load(checkpoint)
     assert detector.num_classes == 2
     assert detector.class_names == ("box", "bar")
 
@@ -160,7 +160,7 @@ def test_predict_writes_predictions_and_annotated_images(folder: Path, checkpoin
         "3.jpg",
     ]
 
-    detector = zoo.models.load(checkpoint)
+    detector = zoo.load(checkpoint)
     pixels = torch.from_numpy(np.array(Image.open(folder / "more/0.jpg").convert("RGB"))).permute(2, 0, 1)
     with torch.no_grad():
         expected = detector([pixels])[0]
@@ -224,7 +224,7 @@ def test_fit_reads_the_proposals_cached_for_its_model(folder: Path, monkeypatch:
     fit = ["fit", "--model", "fast.yaml", "--data", "data.yaml", "--trainer", "trainer.yaml"]
     assert main([*fit, "--trainer.max_epochs", "1", "--model.proposals.limit", "7"]) == 0
     checkpoint = "runs/fast_rcnn/version_0/checkpoints/best.ckpt"
-    loaded = zoo.models.load(checkpoint)
+    loaded = zoo.load(checkpoint)
     assert loaded.proposals == SelectiveSearch("single", 7, 60, 5)
     assert main(["predict", "test", "--out", "out", "--checkpoint", checkpoint]) == 0
 

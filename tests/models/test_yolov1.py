@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from darknet_files import write_darknet
 from pytorch_lightning import Trainer
 from scenes import make_image, make_target
 from torch import Tensor
@@ -320,16 +320,6 @@ def test_a_fresh_network_says_the_same_of_each_cell(head: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- darknet
-
-
-def write_darknet(file: Path, detector: YOLOv1, numbers: dict[str, Tensor]) -> None:
-    """A file of version 0.2 with these numbers for these parameters, and random ones for the others."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [np.array([0, 2, 0, 64, 0], "<i4").tobytes()]  # images seen: 64 as an int64
-    for name, shape in darknet_rows(detector):
-        part = numbers.get(name, torch.rand(shape, generator=generator) + 0.1)
-        parts.append(part.numpy().astype("<f4").tobytes())
-    file.write_bytes(b"".join(parts))
 
 
 @pytest.mark.parametrize("head", ["fc", "local"])

@@ -81,7 +81,9 @@ def list_flags() -> dict[str, list[str]]:
             TrainingCLI([verb, "--help"])
         options = [line.split("  ")[1] for line in text.getvalue().splitlines() if line.startswith("  -")]
         names = {name for option in options for name in re.findall(r"--([\w.]+)", option)}
-        ours = {"checkpoint", "seed", "help-all", "debug", "model.class_path"} | set(BUDGETS if verb == "fit" else ())
+        ours = {"checkpoint", "seed", "help-all", "debug", "model.class_path"}
+        if verb == "fit":
+            ours |= {*BUDGETS, "model.weights", "model.weights_layout"}
         found[verb] = sorted(names | of_models | ours)
     return found
 

@@ -40,6 +40,8 @@ _VALUES = """\
   --data.num_workers N     processes that read images
   --model.frame.min_size N shorter side of the images in pixels
   --model.recipe.lr X      learning rate
+  --model.weights FILE     start from a detector's weights: a checkpoint, or
+                           torchvision's, darknet's or CornerNet's file
   --model.score_threshold X
   --trainer.accelerator X  cpu, gpu, mps or auto
   --trainer.devices N      number of them, -1 for all

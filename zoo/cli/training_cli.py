@@ -29,7 +29,6 @@ from zoo.experiment.comparison import count_processes
 from zoo.io.configurations import read_yaml
 from zoo.io.files import require_writable, write_atomically
 from zoo.io.ownership import own_folder
-from zoo.models import load
 from zoo.training.configuration import (
     DEFAULT_SEED,
     RUNS_FOLDER,
@@ -40,6 +39,7 @@ from zoo.training.configuration import (
     link_classes,
     parse,
 )
+from zoo.training.start import add_start_arguments, start_detector
 from zoo.training.trainer import (
     check_checkpoint,
     check_classes,
@@ -50,6 +50,7 @@ from zoo.training.trainer import (
     silence_lightning,
     terminate_children_on_error,
 )
+from zoo.weights import find_published, load
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -105,6 +106,7 @@ class TrainingCLI(LightningCLI):
         text = "run folder; the same command resumes a run that was stopped in it (a new folder in runs/)"
         self._parser("fit").add_argument("--out", type=str | None, default=None, help=text)
         add_logger_argument(self._parser("fit"))
+        add_start_arguments(self._parser("fit"))
         for verb in ("validate", "test"):
             text = "write the predictions to this file as COCO-results json"
             self._parser(verb).add_argument("--predictions", type=str | None, default=None, help=text)
@@ -124,11 +126,13 @@ class TrainingCLI(LightningCLI):
         self.config = parse(parser, args)
         config = self.config[self.config.subcommand]
         self.trained_precision: str | None = None
+        self.is_published = False
         if config.get("ckpt_path") is not None:
             names = ("last", "best") if self.config.subcommand == "fit" else ("best", "last")
             config.ckpt_path = str(choose_checkpoint(config.ckpt_path, names))
-            recorded = read_checkpoint(config.ckpt_path)["detector"]  # raises InputError before Lightning reads it
-            self.trained_precision = recorded.get("precision")
+            self.is_published = self.config.subcommand != "fit" and find_published(Path(config.ckpt_path)) is not None
+            if not self.is_published:  # raises InputError before Lightning reads it
+                self.trained_precision = read_checkpoint(config.ckpt_path)["detector"].get("precision")
         if self.config.subcommand != "fit" and config.trainer.precision is None:
             config.trainer.precision = self.trained_precision
 
@@ -165,7 +169,7 @@ class TrainingCLI(LightningCLI):
             raise InputError("has a checkpoint, but no config.yaml to compare with; give another --out", folder)
         ours = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
         theirs = read_yaml(config_file)
-        for part in ("model", "data", "seed_everything"):
+        for part in ("model", "weights", "weights_layout", "data", "seed_everything"):
             difference = first_difference(theirs.get(part), ours.get(part), part)
             if difference is not None:
                 place, before, now = difference
@@ -188,10 +192,16 @@ class TrainingCLI(LightningCLI):
         if built.get("model") is None:
             self.model = load(built.ckpt_path)
             check_classes(self.model.class_names, self.datamodule.class_names, built.ckpt_path)
+            if self.is_published:
+                built.ckpt_path = None  # Lightning cannot read it
         else:
             self.model = built.model
             if built.ckpt_path is not None:
                 check_checkpoint(self.model, built.ckpt_path)
+            if self.subcommand == "fit" and built.ckpt_path is None and self.resume_checkpoint is None:
+                started = start_detector(self.model, self.config.fit)
+                if started is not None and process_rank() == 0:
+                    print(started, flush=True)
         self.trainer = self.instantiate_trainer()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -8,7 +8,7 @@ predictions in one pass, and a detector can be used in any training loop.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar, final, overload
 
@@ -110,6 +110,21 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
             objects: of the image.
         """
         return []
+
+    def class_rows(self) -> dict[str, list[int]]:
+        """Class of each output (row of dimension 0) of the layers that depend on the classes; BACKGROUND for others.
+
+        Keys are names of layers, or of single parameters and buffers. Weights of other classes keep these rows for the
+        classes that both know (`zoo.weights.start_from`).
+        """
+        return {}
+
+    @final
+    def set_pixels(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """Normalise images by another mean and std, those of weights that are to be loaded."""
+        config = replace(self.frame.config, mean=mean, std=std)
+        self.frame = Frame(config, self.channels_last)
+        self.arguments = self.arguments | {"frame": _plain(config)}
 
     @overload  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
     def forward(

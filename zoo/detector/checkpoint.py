@@ -1,6 +1,6 @@
 """Detectors in checkpoints: finding the file, reading it, and building the detector that it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,11 +53,21 @@ def rebuild(cls: type[D], content: dict[str, Any]) -> D:
         cls: class of the detector.
         content: of the checkpoint.
     """
-    # Initial weights are replaced below, so pretrained ones need not be downloaded.
-    arguments = content["detector"]["arguments"] | {"pretrained": False}
-    parser = ArgumentParser(exit_on_error=False)  # checks and converts plain constructor arguments
-    parser.add_class_arguments(cls, "detector")
-    detector: D = parser.instantiate(parser.parse_object({"detector": arguments})).detector
+    detector = build(cls, content["detector"]["arguments"])
     detector.load_state_dict(content["state_dict"])
     detector.configure_model()
     return detector.eval()
+
+
+def build(cls: type[D], arguments: Mapping[str, Any]) -> D:
+    """A detector of this class without pretrained weights, since others are to replace them.
+
+    Args:
+        cls: class of the detector.
+        arguments: of its constructor, as plain values.
+    """
+    parser = ArgumentParser(exit_on_error=False)  # checks and converts them
+    parser.add_class_arguments(cls, "detector")
+    given = {"detector": {**arguments, "pretrained": False}}
+    detector: D = parser.instantiate(parser.parse_object(given)).detector
+    return detector

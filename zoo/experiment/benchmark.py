@@ -12,12 +12,12 @@ from zoo.detector.checkpoint import find_checkpoint, read_checkpoint
 from zoo.errors import InputError
 from zoo.experiment.run import final_split, measure_cost
 from zoo.io.configurations import read_yaml
-from zoo.models import load
 from zoo.profiling.hardware import describe_hardware, list_versions
 from zoo.report.benchmark_results import FILE_NAME, Benchmark, write_benchmark
 from zoo.report.results import Cost
 from zoo.training.configuration import build_data
 from zoo.training.trainer import make_inference_trainer
+from zoo.weights import find_published, load
 
 MIN_BATCHES = 5
 """Batches timed at each batch size regardless of the time limit, so that the 95th percentile is meaningful."""
@@ -110,7 +110,8 @@ def benchmark_checkpoints(
             BenchmarkTarget(name or checkpoint.stem, checkpoint, data, accelerator or "auto", precision or "32-true")
         )
     for target in targets:
-        read_checkpoint(target.checkpoint)
+        if find_published(target.checkpoint) is None:
+            read_checkpoint(target.checkpoint)
         make_inference_trainer(target.accelerator, target.precision)
         target.data.table(final_split(target.data))
     benchmarks: list[Benchmark] = []

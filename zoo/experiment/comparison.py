@@ -53,6 +53,7 @@ from zoo.report.benchmark_results import FILE_NAME as BENCHMARK_FILE
 from zoo.report.benchmark_results import with_benchmark
 from zoo.report.results import Results, Run
 from zoo.training.configuration import DEFAULT_SEED, first_difference, instantiate, make_parser, parse
+from zoo.training.start import start_detector
 from zoo.training.trainer import convert_trainer_errors, model_key
 
 
@@ -199,6 +200,9 @@ def plan_runs(
             raise InputError("has no class_path; give the class of a detector", file=model)
         built = instantiate(parser, config)
         detector: Detector = built.model
+        started = start_detector(detector, config)
+        if started is not None:
+            print(f"{name}: {started}", flush=True)
         module = module or built.data
         check_splits_and_checkpoints(module, built.trainer, data)
         processes = count(config)

@@ -33,12 +33,12 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.export.programs import ImageBatch, Program, SingleImage
 from zoo.io.files import atomic_path
-from zoo.models import load
 from zoo.models.rcnn import RCNN
 from zoo.models.sliding_window import SlidingWindow
 from zoo.profiling.hardware import list_versions
 from zoo.report.thresholds import read_thresholds
 from zoo.types import Prediction
+from zoo.weights import load
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

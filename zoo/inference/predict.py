@@ -20,12 +20,12 @@ from zoo.errors import InputError
 from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.inference.videos import is_video, predict_video, require_reader
 from zoo.io.files import atomic_path, write_atomically
-from zoo.models import load
 from zoo.ops.distributed import is_distributed
 from zoo.report.pictures.draw import draw_boxes
 from zoo.report.thresholds import read_thresholds
 from zoo.training.trainer import make_inference_trainer, terminate_children_on_error
 from zoo.types import Prediction
+from zoo.weights import load
 
 
 @dataclass

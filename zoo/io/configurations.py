@@ -119,7 +119,7 @@ def paper_of(detector: str) -> str:
 _FILE_FLAGS = ("--config", "-c", "--trainer", "--data", "--model")
 
 
-def _values(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+def file_values(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """(position, flag, value) of each flag that takes a file, written with a space or with an equals sign."""
     for position, argument in enumerate(args):
         flag, equals, value = argument.partition("=")
@@ -129,14 +129,14 @@ def _values(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 
 def yaml_files(args: Sequence[str]) -> dict[str, str]:
     """The YAML files of a command line by their flags: "model", "data", "trainer", "config"."""
-    found = {flag: value for _, flag, value in _values(args) if Path(value).suffix in (".yaml", ".yml")}
+    found = {flag: value for _, flag, value in file_values(args) if Path(value).suffix in (".yaml", ".yml")}
     return {flag.lstrip("-"): value for flag, value in found.items()}
 
 
 def files_first(args: Sequence[str]) -> list[str]:
     """The command line with its files before single values, which they would else replace."""
     files, moved = [], set()
-    for position, flag, value in sorted(_values(args), key=lambda found: _FILE_FLAGS.index(found[1])):
+    for position, flag, value in sorted(file_values(args), key=lambda found: _FILE_FLAGS.index(found[1])):
         files.append(f"{flag}={value}")
         moved |= {position} if "=" in args[position] else {position, position + 1}
     rest = [argument for position, argument in enumerate(args) if position not in moved]
@@ -151,8 +151,8 @@ def name_models(args: Sequence[str]) -> list[str]:
         InputError: there is no such detector or configuration.
     """
     named = list(args)
-    data = next((value for _, flag, value in _values(args) if flag == "--data"), None)
-    for position, flag, value in _values(args):
+    data = next((value for _, flag, value in file_values(args) if flag == "--data"), None)
+    for position, flag, value in file_values(args):
         if flag == "--model" and re.fullmatch(r"[a-z0-9_-]+", value):  # others are files, classes or json
             file = find_model_file(value, data)
             print(describe_choice(value, file), file=sys.stderr)
@@ -163,7 +163,7 @@ def name_models(args: Sequence[str]) -> list[str]:
 def has_own_model(args: Sequence[str]) -> bool:
     """Whether the model of a command line may be of a class that does not come with zoo."""
     classes = {yaml.safe_load(file.read_text(encoding="utf-8"))["class_path"] for file in model_files().values()}
-    for _, flag, value in _values(args):
+    for _, flag, value in file_values(args):
         if flag in ("--config", "-c"):
             return True
         if flag == "--model" and Path(value).suffix in (".yaml", ".yml"):

@@ -268,6 +268,11 @@ class CornerNet(Detector[Outputs]):
             )
         ]
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The heat maps."""
+        heads = [f"{stack}.{corner}" for stack in range(len(self.heads)) for corner in ("top_left", "bottom_right")]
+        return {f"heads.{head}.heat.2": [*range(self.num_classes)] for head in heads}
+
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects whose two corners share or neighbour the cells of another object of their class."""
         height, width = outputs.corners[0].heat.shape[-2:]

@@ -37,7 +37,16 @@ from torch import Tensor
 from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.nn.frame import FrameConfig, get_proposals
 from zoo.nn.pretrained import follow_weights
-from zoo.nn.roi import POOLED_SIDE, RoIHead, build_pooled_trunk, roi_losses, roi_predictions, sample_rois, score_rois
+from zoo.nn.roi import (
+    POOLED_SIDE,
+    RoIHead,
+    build_pooled_trunk,
+    roi_class_rows,
+    roi_losses,
+    roi_predictions,
+    sample_rois,
+    score_rois,
+)
 from zoo.nn.trunk import Norm, hidden_layers
 from zoo.proposals import SelectiveSearch
 from zoo.types import Batch, Losses, Prediction
@@ -141,3 +150,7 @@ class FastRCNN(Detector[Outputs]):
         class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
+
+    def class_rows(self) -> dict[str, list[int]]:
+        """The outputs of the RoI head."""
+        return roi_class_rows(self.num_classes)

@@ -45,6 +45,7 @@ from zoo.nn.roi import (
     SMOOTH_L1_BETA,
     RoIHead,
     build_pooled_trunk,
+    roi_class_rows,
     roi_losses,
     roi_predictions,
     sample_rois,
@@ -222,6 +223,10 @@ class FasterRCNN(Detector[Outputs]):
         class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs.features, proposals, mask)
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(class_logits, deltas, proposals, mask, batch.sizes, *limits)
+
+    def class_rows(self) -> dict[str, list[int]]:
+        """The outputs of the RoI head; the RPN knows no classes."""
+        return roi_class_rows(self.num_classes)
 
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects that no anchor overlaps by IoU 0.7, and objects that no anchor is matched to."""

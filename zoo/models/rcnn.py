@@ -220,6 +220,12 @@ class RCNN(Detector[Tensor]):
             scores = upcast(self.softmax(features)).softmax(dim=1)[:, 1:]
         return scores, self.linear_heads.regress(features) if fitted and self.regress_boxes else None
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The softmax, the SVMs and the box regressors."""
+        linear = ("svm_weight", "svm_bias", "box_weight", "box_bias")
+        rows = {f"linear_heads.{name}": [*range(self.num_classes)] for name in linear}
+        return rows | {"softmax": [BACKGROUND, *range(self.num_classes)]}
+
     def configure_callbacks(self) -> list[Callback]:
         """The callback that fits SVMs and box regressors in a training."""
         return [FitLinearHeads()] if self.head == "svm" or self.regress_boxes else []

@@ -213,6 +213,10 @@ class RetinaNet(Detector[Outputs]):
         per_image = split_by_image(rows, image, len(batch.images))
         return nms_by_class(*per_image, self.nms_threshold, self.detections_per_image)
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The logits of each anchor shape."""
+        return {"classification.output": [*range(self.num_classes)] * (self.regression.output.out_channels // 4)}
+
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects that no anchor overlaps by IoU 0.5, and objects that no anchor is matched to."""
         anchors = torch.cat(outputs.anchors)

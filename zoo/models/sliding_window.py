@@ -330,6 +330,11 @@ class SlidingWindow(Detector[Outputs]):
         limits = (self.score_threshold, self.nms_threshold, self.detections_per_image)
         return roi_predictions(windows.logits, deltas, boxes, inside, batch.sizes, *limits)
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The classifier's logits."""
+        last = len(self.network.classifier) - 1
+        return {f"network.classifier.{last}": [BACKGROUND, *range(self.num_classes)]}
+
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects that no window centred inside the image overlaps by IoU 0.5."""
         windows = outputs.boxes[centred_inside(outputs.boxes, objects.size[None])[0]]

@@ -211,6 +211,12 @@ class YOLOv1(Detector[Outputs]):
             self.detections_per_image,
         )
 
+    def class_rows(self) -> dict[str, list[int]]:
+        """The class probabilities of a cell, which come first."""
+        classes = [*range(self.num_classes)] * (1 if self.head.kind == "conv" else self.grid**2)
+        rest = len(self.head.output.weight) - len(classes)
+        return {"head.output": classes + [BACKGROUND] * rest}
+
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects whose cell is assigned to a larger object."""
         boxes = (objects.boxes / objects.size.repeat(2))[None]

@@ -174,8 +174,24 @@ def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{name}.{part}" if name else part, tuple(state[part].shape)
 
 
+def count_values(file: str | Path) -> int:
+    """Number of values after a darknet weights file's header.
+
+    Raises:
+        InputError: the file does not exist, or is not such a file.
+    """
+    _, start = _read_header(Path(file))
+    return (Path(file).stat().st_size - start) // 4
+
+
 def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, " N"]]:
     """Whether connected weights are transposed, and all values after the header."""
+    transposed, start = _read_header(file)
+    return transposed, torch.from_numpy(np.fromfile(file, "<f4", offset=start))
+
+
+def _read_header(file: Path) -> tuple[bool, int]:
+    """Whether connected weights are transposed, and the length of the header in bytes."""
     if not file.is_file():
         raise InputError("no such weights file", file)
     header = np.fromfile(file, "<i4", HEADER_INTS)
@@ -190,4 +206,4 @@ def _read_numbers(file: Path) -> tuple[bool, Float[Tensor, " N"]]:
         raise InputError(
             f"has {size} bytes, which is not a header and float32 values; give a complete darknet weights file", file
         )
-    return transposed, torch.from_numpy(np.fromfile(file, "<f4", offset=start))
+    return transposed, start

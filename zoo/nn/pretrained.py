@@ -168,20 +168,32 @@ def follow_weights(frame: FrameConfig, trunk: str, pretrained: bool | str) -> Fr
         frame, mean=mean if frame.mean is None else frame.mean, std=std if frame.std is None else frame.std
     )
     if pretrained:
-        own_mean, own_std = followed.mean or mean, followed.std or std
-        off = max(
-            abs((x - m) / s - (x - own_m) / own_s)
-            for m, s, own_m, own_s in zip(mean, std, own_mean, own_std, strict=True)
-            for x in (0.0, 1.0)
-        )
-        if off > 0.05:
-            warnings.warn(
-                f"frame.mean {_text(own_mean)} and frame.std {_text(own_std)}: the weights of trunk {trunk!r} were "
-                f"trained with {_text(mean)} and {_text(std)}; inputs differ by up to {off:.2f} standard deviations",
-                WeightsWarning,
-                stacklevel=2,
-            )
+        warn_of_pixels(followed, mean, std, f"trunk {trunk!r}")
     return followed
+
+
+def warn_of_pixels(frame: FrameConfig, mean: Statistics, std: Statistics, owner: str) -> None:
+    """Warn where a frame has another mean and std than the weights that it is used with.
+
+    Args:
+        frame: with a mean and std.
+        mean: that the weights were trained with.
+        std: likewise.
+        owner: of the weights, for the message.
+    """
+    own_mean, own_std = frame.mean or mean, frame.std or std
+    off = max(
+        abs((x - m) / s - (x - own_m) / own_s)
+        for m, s, own_m, own_s in zip(mean, std, own_mean, own_std, strict=True)
+        for x in (0.0, 1.0)
+    )
+    if off > 0.05:
+        warnings.warn(
+            f"frame.mean {_text(own_mean)} and frame.std {_text(own_std)}: the weights of {owner} were trained with "
+            f"{_text(mean)} and {_text(std)}; inputs differ by up to {off:.2f} standard deviations",
+            WeightsWarning,
+            stacklevel=2,
+        )
 
 
 def _trained_statistics(trunk: str, pretrained: bool | str) -> tuple[Statistics, Statistics]:

@@ -227,6 +227,15 @@ class RoIHead(nn.Module):
         return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (-1, 4))
 
 
+def roi_class_rows(num_classes: int) -> dict[str, list[int]]:
+    """Class of each output of a detector's `roi_head`; see `Detector.class_rows`."""
+    classes = range(num_classes)
+    return {
+        "roi_head.class_logits": [BACKGROUND, *classes],
+        "roi_head.box_deltas": [label for label in classes for _ in range(4)],
+    }
+
+
 # --------------------------------------------------------------------------------------------- building and scoring
 
 

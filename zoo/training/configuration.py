@@ -26,6 +26,7 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.io.configurations import check_files, files_first, yaml_files
 from zoo.training.parser_errors import describe_parser_error
+from zoo.training.start import add_start_arguments, replace_pretrained, take_start
 
 RUNS_FOLDER = "runs"
 DEFAULT_SEED = 0
@@ -40,6 +41,7 @@ def make_parser() -> LightningArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="file with all arguments, as in a run folder")
     parser.add_argument("--seed_everything", type=int, default=DEFAULT_SEED, help="seed of all random numbers")
     add_logger_argument(parser)
+    add_start_arguments(parser)
     add_arguments(parser)
     link_classes(parser)
     return parser
@@ -80,10 +82,11 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
     """
     check_files(args)
     try:
-        config = parser.parse_args(_describe_data(files_first(args)))
+        config = parser.parse_args(_describe_data(take_start(files_first(args))))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise find_input_error(error) or describe_parser_error(str(error), yaml_files(args)) from error
     _write_paths_in_full(config)
+    replace_pretrained(config.get(config.get("subcommand") or "") or config)
     return config
 
 

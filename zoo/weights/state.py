@@ -1,8 +1,10 @@
 """State dicts: reading them from files, renaming their parameters, and checking that they fit a detector."""
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 
+Layout = Literal["zoo", "torchvision", "darknet", "cornernet"]
 State = dict[str, Tensor]
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Pairs (regular expression, replacement) for parameter names, applied in order."""
@@ -26,6 +29,8 @@ def read_state(file: Path) -> State:
     """
     if not file.is_file():
         raise InputError("no such weights file", file)
+    if file.suffix != ".safetensors" and not _is_saved_by_torch(file):
+        raise InputError("is not a readable weights file", file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -41,6 +46,12 @@ def read_state(file: Path) -> State:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError("is not a state dict of tensors by name", file)
     return content
+
+
+def _is_saved_by_torch(file: Path) -> bool:
+    """Whether it is a zip archive, or begins as a pickle: older files, and those of the original CornerNet."""
+    with file.open("rb") as content:
+        return zipfile.is_zipfile(file) or content.read(1) == b"\x80"
 
 
 def rename(state: State, rules: Rules) -> State:

@@ -58,10 +58,10 @@ def _retinanet_from_torchvision(state: State, detector: RetinaNet, file: str | N
             (r"^(\w+\.tower)\.(\d+)\.(\d)\.", _tower(3 if group_norm else 2)),
         ],
     )
-    num_anchors = detector.regression.output.out_channels // 4
+    num_anchors = len(state.get("regression.output.bias", ())) // 4
     for part in ("weight", "bias"):
         name = f"classification.output.{part}"
-        if name in state:
+        if name in state and num_anchors:
             by_class = state[name].unflatten(0, (num_anchors, -1))
             slots = _class_slots(by_class.shape[1], detector.num_classes, 0, file)
             state[name] = by_class[:, slots].flatten(0, 1)
@@ -99,6 +99,15 @@ def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str 
             slots = _class_slots(len(state[name]) // 4, detector.num_classes, 1, file)
             state[name] = state[name].unflatten(0, (-1, 4))[slots].flatten(0, 1)
     return state
+
+
+def count_classes(state: State) -> int | None:
+    """Foreground classes of a torchvision RetinaNet (each slot is one) or Faster R-CNN; None for other state dicts."""
+    logits, boxes = "head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.bias"
+    if logits in state and boxes in state:
+        return 4 * len(state[logits]) // len(state[boxes])
+    scores = state.get("roi_heads.box_predictor.cls_score.bias")
+    return None if scores is None else len(scores) - 1
 
 
 def _class_slots(num_slots: int, num_classes: int, first: int, file: str | None) -> list[int]:

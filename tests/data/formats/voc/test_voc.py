@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from paths import SHARED_DATA
 from PIL import Image as PILImage
 
-from zoo.data.formats.voc import VOC_CLASSES, Voc, read_voc, write_voc
+from zoo.data.formats.voc import Voc, read_voc, write_voc
 from zoo.data.quality.doctor import examine
 from zoo.data.source import DataWarning
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
+from zoo.io.class_names import VOC_CLASSES
 
 PERSON = """<object><name>person</name><difficult>1</difficult>
  <bndbox><xmax>349</xmax><xmin>174</xmin><ymin>101</ymin><ymax>351</ymax></bndbox>

@@ -28,15 +28,10 @@ from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, 
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
+from zoo.io.class_names import VOC_CLASSES
 from zoo.io.decoding import load_image, upright_size
 from zoo.io.files import write_atomically
 from zoo.types import Image
-
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""The twenty classes of PASCAL VOC, in the order of the devkit."""
 
 
 @dataclass(frozen=True)
