@@ -20,7 +20,7 @@ import zoo.models
 from zoo.cli.main import main
 from zoo.errors import InputError
 from zoo.experiment import run as run_module
-from zoo.experiment.budget import DEFAULT_BUDGET, Budget, validation_interval
+from zoo.experiment.budget import DEFAULT_BUDGET, FINE_TUNING_BUDGET, Budget, validation_interval
 from zoo.experiment.comparison import ComparisonInterrupted, run_comparison
 from zoo.io.configurations import find_configs
 from zoo.io.files import encode_json
@@ -404,3 +404,43 @@ def test_the_best_weights_are_tested_not_the_last(folder: Path, monkeypatch: pyt
     assert run_compare("--epochs", "3") == 0
     best = torch.load(folder / "out/model_seed0/checkpoints/best.ckpt", weights_only=True)
     assert best["global_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "suffix", "budget"),
+    [
+        ([], "small ones, from scratch", "tiny", DEFAULT_BUDGET),
+        (["--data", "data.yaml"], "MobileNetV2 pretrained on ImageNet, fine-tuned", "mobilenetv2", FINE_TUNING_BUDGET),
+    ],
+)
+def test_a_comparison_says_what_it_chose(
+    data: list[str],
+    kind: str,
+    suffix: str,
+    budget: Budget,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plans: list[tuple[object, ...]] = []
+
+    def record(*plan: object, command: str) -> None:
+        plans.append(plan)
+        raise InputError("planned")
+
+    monkeypatch.setattr(zoo.experiment.comparison, "run_comparison", record)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["compare", *data]) == 2
+    models, _, trainer, _, planned = plans[0][:5]
+    expected = sorted(f"{key}_{suffix}" for key in zoo.models.MODELS if key != "tiny")
+    assert isinstance(models, list)
+    assert sorted(model.stem for model in models) == expected
+    assert trainer == find_configs() / "trainers/cpu.yaml"
+    assert planned == budget
+    chosen, limit, _ = capsys.readouterr().err.splitlines()
+    assert chosen.startswith(f"models: all detectors, {kind}: ")
+    assert chosen.endswith("(choose others by --models, see zoo models)")
+    assert limit == (
+        f"budget: each model trains on {budget.images:,} images, repetitions included "
+        "(change it by --images, --epochs or --minutes)"
+    )

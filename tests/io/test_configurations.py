@@ -19,9 +19,9 @@ from zoo.training.configuration import make_parser, parse
     [
         ("retinanet", None, "retinanet_tiny"),
         ("retinanet", "configs/data/shapes.yaml", "retinanet_tiny"),
-        ("retinanet", "data/cells", "retinanet_r18"),
+        ("retinanet", "data/cells", "retinanet_mobilenetv2"),
         ("retinanet_r50_fpn", "data/cells", "retinanet_r50_fpn"),
-        ("rcnn", "cells.yaml", "rcnn_r18"),
+        ("rcnn", "cells.yaml", "rcnn_mobilenetv2"),
     ],
 )
 def test_a_name_stands_for_a_shipped_file(name: str, data: str | None, file: str) -> None:
@@ -46,7 +46,7 @@ def test_an_unknown_name_is_said_with_the_nearest(
 
 
 def test_the_file_of_a_name_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    file = model_files()["yolov1_r18"]
+    file = model_files()["yolov1_mobilenetv2"]
     assert name_models(["--model", "yolov1", "--data=cells"]) == [f"--model={file}", "--data=cells"]
     assert capsys.readouterr().err == f"model yolov1: {file}\n"
     unchanged = ["--model", "m.yaml", "--model", "RetinaNet", '--model={"class_path": "RetinaNet"}']

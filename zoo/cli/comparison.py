@@ -6,14 +6,18 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_parser
 from zoo.cli.training import add_budget_arguments, read_budget
 from zoo.errors import InputError
-from zoo.io.configurations import describe_choice, find_configs, find_model_file, model_files
+from zoo.io.configurations import default_models, describe_choice, find_configs, find_model_file, is_built_in
 from zoo.io.files import require_writable
 from zoo.io.logger_names import PACKAGES, check_loggers
+
+if TYPE_CHECKING:
+    from zoo.experiment.budget import Budget
 
 _OVERRIDES = ("--data.", "--model.", "--trainer.")
 
@@ -21,30 +25,33 @@ _OVERRIDES = ("--data.", "--model.", "--trainer.")
 def compare(args: list[str]) -> int:
     """`zoo compare`: train and test several detectors, and write a report."""
     options, overrides = _parse_compare(args)
-    models = [file for name, file in model_files().items() if name.endswith("_tiny")]
-    if options.models is not None:
+    if options.models is None:
+        models = default_models(options.data)
+        print(_describe_models(models, options.data), file=sys.stderr)
+    else:
         models = [find_model_file(name, options.data) for name in options.models]
         for choice in filter(None, map(describe_choice, options.models, models)):
             print(choice, file=sys.stderr)
 
     from zoo.cli.comparison_tables import print_runs
-    from zoo.experiment.budget import DEFAULT_BUDGET
     from zoo.experiment.comparison import plan_runs, run_comparison
     from zoo.experiment.slurm import collect_runs, count_configured_processes, write_job_array
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
     configs = find_configs()
+    trainer = options.trainer or default_trainer()
     budget = read_budget(options)  # None: that of the trainer file
-    if budget is None and options.models is None and options.trainer is None:
-        budget = DEFAULT_BUDGET
+    if budget is None and options.trainer is None and trainer.stem == "cpu":
+        budget = default_budget(options.data)
+        print(_describe_budget(budget), file=sys.stderr)
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
     require_writable(out)
     plan = (
         models,
         data,
-        options.trainer or default_trainer(),
+        trainer,
         out,
         budget,
         options.seeds,
@@ -68,6 +75,24 @@ def compare(args: list[str]) -> int:
     return FAILED if any(run.status == "failed" for run in results.runs) else OK
 
 
+def default_budget(data: Path | None) -> "Budget":
+    """The budget on a CPU, for the value of `--data`."""
+    from zoo.experiment.budget import DEFAULT_BUDGET, FINE_TUNING_BUDGET
+
+    return DEFAULT_BUDGET if is_built_in(data) else FINE_TUNING_BUDGET
+
+
+def _describe_models(models: Sequence[Path], data: Path | None) -> str:
+    kind = "small ones, from scratch" if is_built_in(data) else "MobileNetV2 pretrained on ImageNet, fine-tuned"
+    names = ", ".join(file.stem for file in models)
+    return f"models: all detectors, {kind}: {names} (choose others by --models, see zoo models)"
+
+
+def _describe_budget(budget: "Budget") -> str:
+    images = f"{budget.images:,} images, repetitions included"
+    return f"budget: each model trains on {images} (change it by --images, --epochs or --minutes)"
+
+
 def default_trainer() -> Path:
     """The shipped trainer file for one GPU, which is then printed, or for the CPU where there is none."""
     import torch
@@ -86,7 +111,7 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help="detectors, configurations (see zoo models) or files (all tiny ones)",
+        help="detectors, configurations (see zoo models) or files (all detectors)",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
     parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (gpu1.yaml or cpu.yaml)")

@@ -99,7 +99,8 @@ def _overview() -> str:
         "",
         "  zoo fit --model configs/models/retinanet_tiny.yaml --data configs/data/shapes.yaml \\",
         "          --trainer configs/trainers/cpu.yaml",
-        "  zoo compare     compares all detectors (tiny configurations) on the built-in shapes on a CPU",
+        "  zoo compare               compares all detectors on the built-in shapes on a CPU",
+        "  zoo compare --data DIR    fine-tunes all detectors on your images and compares them",
         "",
         "zoo <verb> --help lists the flags of a verb; --debug prints the traceback of an error.",
     ]

