@@ -163,11 +163,11 @@ def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="data file with train, val and test")
+    parser.add_argument("--data", type=Path, default=find_configs() / "data/bccd.yaml", help="with train, val and test")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--minutes", type=float, default=7.0, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the report")
+    parser.add_argument("--out", type=Path, default=Path("runs/finetuning"), help="folder of the runs and the report")
     options = parser.parse_args()
     silence_lightning()
     theirs = []

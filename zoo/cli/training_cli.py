@@ -144,6 +144,8 @@ class TrainingCLI(LightningCLI):
             require_writable(Path(written))
         if verb == "fit" and config.get("model") is None:
             raise InputError("no model; give --model NAME (see zoo models) or a file")
+        if verb == "fit" and config.weights is not None and config.get("ckpt_path") is not None:
+            raise InputError("give --checkpoint to go on with a training, or --model.weights to start one, not both")
         if verb == "fit":
             set_budget(config, self.budget)
         self.resume_checkpoint: str | None = None

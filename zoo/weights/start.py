@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,40 +93,54 @@ def start_from(
     file = Path(file)
     source = _read(file, layout, detector)
     labels, assumed = _match_classes(source.class_names, source.detector.num_classes, detector.class_names)
-    state, ours, theirs = detector.state_dict(), _rows(detector), _rows(source.detector)
-    new: State = {}
-    renewed, missing = [], []
-    comparable = True
-    for name, tensor in state.items():
-        given = source.state.get(name)
-        if name in ours:
-            mixed = _mix_rows(tensor, given, ours[name], theirs.get(name), labels)
-            comparable = comparable and mixed is not None
-            new[name], is_whole = mixed or (tensor, False)
-            if not is_whole:
-                renewed.append(name)
-        elif given is not None and given.shape == tensor.shape:
-            new[name] = given
-        elif not name.endswith(COUNTERS):
-            missing.append(name)
-    unused = [name for name in source.state if name not in state and not name.endswith(COUNTERS)]
-    _check_share(new, state, ours, file, detector)
-    _warn_of_rest(missing, unused, file)
+    found = _collect(detector, source, labels)
+    _check_share(found, detector, file)
+    _warn_of_rest(found, file)
     if source.frame is not None and source.frame.mean is not None and source.frame.std is not None:
         if follow_pixels:
             detector.set_pixels(source.frame.mean, source.frame.std)
         warn_of_pixels(detector.frame.config, source.frame.mean, source.frame.std, str(file))
-    detector.load_state_dict(new, strict=False)
-    known = {label for label in labels.values() if comparable}
+    detector.load_state_dict(found.new, strict=False)
+    known = set(labels.values()) if found.is_comparable else set()
     return Start(
         file=str(file),
-        kept=len(new) - len(renewed),
-        total=len(state),
-        renewed=renewed,
+        kept=len(found.new) - len(found.renewed),
+        total=len(detector.state_dict()),
+        renewed=found.renewed,
         new_classes=[name for label, name in enumerate(detector.class_names) if label not in known],
         kept_classes=[name for label, name in enumerate(detector.class_names) if label in known],
-        assumed=assumed and not renewed,
+        assumed=assumed and not found.renewed,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a file has of a detector's tensors."""
+
+    new: State  # to be loaded
+    renewed: list[str]  # of these, the tensors of which not all rows are the file's
+    missing: list[str]  # other tensors that the file does not have in their shape
+    unused: list[str]  # tensors that the detector does not have
+    is_comparable: bool  # whether the outputs of all classes have the same form in both
+
+
+def _collect(detector: Detector, source: _Source, labels: Mapping[int, int]) -> _Found:
+    state, ours, theirs = detector.state_dict(), _rows(detector), _rows(source.detector)
+    unused = [name for name in source.state if name not in state and not name.endswith(COUNTERS)]
+    found = _Found({}, [], [], unused, True)
+    for name, tensor in state.items():
+        given = source.state.get(name)
+        if name in ours:
+            mixed = _mix_rows(tensor, given, ours[name], theirs.get(name), labels)
+            found = replace(found, is_comparable=found.is_comparable and mixed is not None)
+            found.new[name], is_whole = mixed or (tensor, False)
+            if not is_whole:
+                found.renewed.append(name)
+        elif given is not None and given.shape == tensor.shape:
+            found.new[name] = given
+        elif not name.endswith(COUNTERS):
+            found.missing.append(name)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -148,13 +162,17 @@ def _read(file: Path, layout: Layout | None, detector: Detector) -> _Source:
         frame = published.build().frame.config
     if published.layout == "cornernet":
         return _Source(from_cornernet(state, template, str(file)), template, published.class_names, frame)
-    state = from_torchvision(state, template, str(file))
-    # The template holds the file's values, so that their variances can be adapted to our epsilon.
+    state = _adapt_variances(from_torchvision(state, template, str(file)), template, published.norm_eps)
+    return _Source(state, template, published.class_names, frame)
+
+
+def _adapt_variances(state: State, template: Detector, norm_eps: float) -> State:
+    """The state dict with the trunk's variances for our epsilon; the template then holds its values."""
     fitting = {name: state[name] for name, own in template.state_dict().items() if _shape(state.get(name)) == own.shape}
     template.load_state_dict(fitting, strict=False)
-    match_norm_eps(template, published.norm_eps)
+    match_norm_eps(template, norm_eps)
     adapted = template.state_dict()
-    return _Source(state | {name: adapted[name] for name in fitting}, template, published.class_names, frame)
+    return state | {name: adapted[name] for name in fitting}
 
 
 def _read_own(file: Path, state: State, detector: Detector) -> _Source:
@@ -257,26 +275,26 @@ def _outputs_each(rows: Sequence[int]) -> tuple[int, set[int]]:
 # ------------------------------------------------------------------------------------------------------------ checking
 
 
-def _check_share(new: State, state: State, classes: Mapping[str, Any], file: Path, detector: Detector) -> None:
-    weights = [name for name, tensor in state.items() if tensor.ndim > 1 and name not in classes]
-    fitting = sum(name in new for name in weights)
+def _check_share(found: _Found, detector: Detector, file: Path) -> None:
+    classes = _rows(detector)
+    weights = [name for name, tensor in detector.state_dict().items() if tensor.ndim > 1 and name not in classes]
+    fitting = sum(name in found.new for name in weights)
     if fitting < MIN_FITTING * len(weights) or not fitting:
-        kind = type(detector).__name__
-        trunk = detector.arguments.get("trunk")
+        kind, trunk = type(detector).__name__, detector.arguments.get("trunk")
         raise InputError(
             f"is of another network: of the {len(weights)} weights of this {kind} with trunk {trunk!r} that do not "
-            f"depend on the classes, {fitting} fit; give the model that the file is of (--model), see zoo models",
+            f"depend on the classes, {fitting} fit; give the model that the file is of (--model, see zoo models); "
+            "weights of a trunk alone are given by --model.pretrained",
             file,
         )
 
 
-def _warn_of_rest(missing: Sequence[str], unused: Sequence[str], file: Path) -> None:
+def _warn_of_rest(found: _Found, file: Path) -> None:
     parts = []
-    if missing:
-        parts.append(
-            f"lacks {len(missing)} tensors of the detector in their shapes, which start anew ({missing[0]} ...)"
-        )
-    if unused:
-        parts.append(f"has {len(unused)} tensors that the detector does not have ({unused[0]} ...)")
+    if found.missing:
+        shapes = "in their shapes, which start anew"
+        parts.append(f"lacks {len(found.missing)} tensors of the detector {shapes} ({found.missing[0]} ...)")
+    if found.unused:
+        parts.append(f"has {len(found.unused)} tensors that the detector does not have ({found.unused[0]} ...)")
     if parts:
         warnings.warn(f"{file}: {', and '.join(parts)}", WeightsWarning, stacklevel=3)
