@@ -38,6 +38,15 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "background_iou": 0.0,  # a single image has hardly any regions with a low IoU with its objects
         },
     ),
+    "ssd": ("ssd", {"trunk": "resnet10t", "extra_levels": "separable", "frame": SQUARE}),
+    "ssd of the paper": (
+        "ssd",
+        {
+            "trunk": "vgg11_bn",
+            "frame": FrameConfig(min_size=288, max_size=288, stretch=True),
+            "candidates_per_class": 100,
+        },
+    ),
     "rcnn": (
         "rcnn",
         {"trunk": "resnet10t", "crop_size": 48, "context": 4, "windows_per_batch": 64, "proposals": SEARCH},

@@ -40,7 +40,8 @@ EXTRAS: dict[str, tuple[Extra, ...]] = {
     "ssd512": (Extra(256, 512, 3, 2, 1), *(Extra(128, 256, 3, 2, 1),) * 3, Extra(128, 256, 4, 1, 1)),
 }
 
-separable_norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+SEPARABLE_EPS = 0.001
+separable_norm = partial(nn.BatchNorm2d, eps=SEPARABLE_EPS, momentum=0.03)
 
 
 class ScaledNorm(nn.Module):

@@ -138,10 +138,15 @@ def _ssd_from_torchvision(state: State, detector: SSD, file: str | None) -> Stat
 
 
 def count_classes(state: State) -> int | None:
-    """Foreground classes of a torchvision RetinaNet (each slot is one) or Faster R-CNN; None for other state dicts."""
-    logits, boxes = "head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.bias"
-    if logits in state and boxes in state:
-        return 4 * len(state[logits]) // len(state[boxes])
+    """Foreground classes of a torchvision RetinaNet (each slot is one), Faster R-CNN or SSD; None for others."""
+    for logits, boxes, background in (
+        ("classification_head.cls_logits", "regression_head.bbox_reg", 0),
+        ("classification_head.module_list.0", "regression_head.module_list.0", 1),
+        ("classification_head.module_list.0.1", "regression_head.module_list.0.1", 1),
+    ):
+        outputs, edges = state.get(f"head.{logits}.bias"), state.get(f"head.{boxes}.bias")
+        if outputs is not None and edges is not None:
+            return 4 * len(outputs) // len(edges) - background
     scores = state.get("roi_heads.box_predictor.cls_score.bias")
     return None if scores is None else len(scores) - 1
 
