@@ -1,6 +1,7 @@
 """SSD: default boxes by hand, matching and losses by slow loops, the reduced VGG, and parity with torchvision."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torchvision.models.detection as tv
 from scenes import make_target
 from torch import Tensor, nn
 
+import zoo
 from zoo.detector import Detector
 from zoo.errors import InputError
+from zoo.io.class_names import COCO_CLASSES
 from zoo.models.ssd import SSD, Outputs, cell_boxes, hard_negatives, level_scales, match_default_boxes, multibox_losses
 from zoo.nn import ssd_levels
 from zoo.nn.frame import FrameConfig
@@ -17,6 +20,7 @@ from zoo.nn.ssd_levels import AtrousHead, ScaledNorm
 from zoo.ops.boxes import pairwise_iou
 from zoo.types import Batch
 from zoo.weights import load_weights
+from zoo.weights.torchvision import COCO_IDS
 
 EVERY = 10**6
 
@@ -87,6 +91,12 @@ def test_default_boxes_lie_on_the_middles_of_their_cells() -> None:
         ({"frame": FrameConfig(300, 500)}, "needs frames of one size"),
         ({"scales": (0.1, 0.2)}, "ssd300 has 6 levels: give as many steps, and one scale more"),
         ({"steps": (8.0, 16.0)}, "ssd300 has 6 levels"),
+        ({"frame": square(200)}, "a frame of 200 pixels is too small for level 6, on a map of 2 x 2"),
+        ({"trunk": "resnet10t", "strides": (8, 16, 32)}, r"ssd300 has 6 levels: strides \(8, 16, 32\) do not fit"),
+        (
+            {"trunk": "resnet10t", "strides": (8, 16, 32), "extra_levels": "separable", "frame": square(128)},
+            "a frame of 128 pixels is too small for level 6, on a map of 1 x 1",
+        ),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments: dict[str, object], message: str) -> None:
@@ -289,3 +299,27 @@ def test_the_same_as_torchvision(name: str) -> None:
         our_losses = ours.compute_raw_losses((images, targets))
     for key, value in {"class": "classification", "box": "bbox_regression"}.items():
         torch.testing.assert_close(our_losses[key].double(), their_losses[value], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_published_files_are_recognised(name: str, tmp_path: Path) -> None:
+    """Of 91 slots, COCO's 80 classes; the other arguments are those of the published model."""
+    torch.manual_seed(0)
+    theirs = getattr(tv, name)(weights=None, weights_backbone=None)
+    file = tmp_path / f"{name}_coco.pth"
+    torch.save(theirs.state_dict(), file)
+    detector = zoo.load(file)
+    assert isinstance(detector, SSD)
+    assert detector.class_names == COCO_CLASSES
+    frames, _ = theirs.transform([make_images()[0] / 255])
+    levels = list(theirs.eval().backbone(frames.tensors).values())
+    (their_boxes,) = theirs.anchor_generator(frames, levels)
+    with torch.no_grad():
+        batch = detector.frame_batch(make_images()[:1])
+        outputs = detector.encode(batch)
+        logits = theirs.head(levels)["cls_logits"]
+    torch.testing.assert_close(batch.images, frames.tensors, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(outputs.boxes, their_boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(outputs.logits, logits[..., [0, *COCO_IDS]], atol=1e-3, rtol=1e-3)
+    for ours, published in (("nms_threshold", "nms_thresh"), ("candidates_per_class", "topk_candidates")):
+        assert getattr(detector, ours) == getattr(theirs, published)

@@ -41,7 +41,15 @@ from zoo.detector import SCORE_THRESHOLD, Detector, Recipe, plain_arguments
 from zoo.errors import InputError
 from zoo.nn.frame import FrameConfig
 from zoo.nn.pretrained import follow_weights
-from zoo.nn.ssd_levels import AtrousHead, ExtraLevels, ScaledNorm, SSDLiteMobileNet, build_extras, build_predictors
+from zoo.nn.ssd_levels import (
+    AtrousHead,
+    ExtraLevels,
+    ScaledNorm,
+    SSDLiteMobileNet,
+    build_extras,
+    build_predictors,
+    check_levels,
+)
 from zoo.nn.trunk import Norm, Trunk
 from zoo.ops.anchors import grid_anchors
 from zoo.ops.boxes import clip_boxes, pairwise_iou
@@ -54,7 +62,7 @@ from zoo.ops.precision import upcast
 from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
 SSDLITE_TRUNK = "ssdlite_mobilenet_v3_large"
-VGG_STRIDES, OTHER_STRIDES = (8, 16), (16, 32)
+VGG_STRIDES = (8, 16)
 FOREGROUND_IOU = 0.5
 NEGATIVES_EACH = 3
 LAST_SCALE = 1.05  # of the level after the last one, in the original code
@@ -103,8 +111,9 @@ class SSD(Detector[Outputs]):
     Args:
         num_classes: foreground classes.
         class_names: their names.
-        trunk: "vgg16" (the paper's; conv4_3 and conv5_3), "ssdlite_mobilenet_v3_large" (torchvision's), or a timm model
-            with features at strides 16 and 32.
+        trunk: "vgg16" (the paper's: conv4_3 and conv5_3), "ssdlite_mobilenet_v3_large" (torchvision's), or of timm.
+        strides: of a timm model's levels, two with the paper's extra levels, up to five with SSDLite's; not of the
+            other trunks.
         pretrained: ImageNet weights of the trunk: true (`zoo.nn.pretrained`), a local file, or false.
         norm: of a timm trunk: "frozen" for pretrained weights, "batch" from scratch.
         frozen_stages: first stages of the trunk that are not trained.
@@ -123,7 +132,8 @@ class SSD(Detector[Outputs]):
         channels_last: memory format of images and weights.
 
     Raises:
-        InputError: the frame does not stretch, or scales or steps are not as many as the levels.
+        InputError: the frame does not stretch or is too small for the levels, or scales, steps or strides are not as
+            many as these.
     """
 
     display_name = "SSD"
@@ -133,6 +143,7 @@ class SSD(Detector[Outputs]):
         num_classes: int,
         class_names: Sequence[str] | None = None,
         trunk: str = "vgg16",
+        strides: tuple[int, ...] = (16, 32),
         pretrained: bool | str = False,
         norm: Norm = "batch",
         frozen_stages: int = 0,
@@ -169,7 +180,7 @@ class SSD(Detector[Outputs]):
         if trunk == SSDLITE_TRUNK:
             self.trunk = SSDLiteMobileNet()
         else:
-            self.trunk = Trunk(trunk, VGG_STRIDES if is_vgg else OTHER_STRIDES, pretrained, norm, frozen_stages)
+            self.trunk = Trunk(trunk, VGG_STRIDES if is_vgg else strides, pretrained, norm, frozen_stages)
         channels = list(self.trunk.channels)
         self.finest: nn.Module = nn.Identity()
         self.second: nn.Module = nn.Identity()
@@ -180,7 +191,10 @@ class SSD(Detector[Outputs]):
             self.finest = ScaledNorm(channels[0])
             self.second = AtrousHead(channels[1], trunk, pretrained)
             channels[1] = self.second[3].out_channels
-        self.extras, widths = build_extras(extra_levels, channels[1])
+        if not 2 <= len(channels) <= (len(ratios) - 1 if extra_levels == "separable" else 2):
+            raise InputError(f"{extra_levels} has {len(ratios)} levels: strides {strides} do not fit")
+        check_levels(frame.min_size, self.trunk.strides[-1], extra_levels, len(channels))
+        self.extras, widths = build_extras(extra_levels, channels[-1], len(channels))
         channels += widths
         for level, level_ratios in enumerate(ratios):
             sides = cell_boxes(scales[level], scales[level + 1], level_ratios) * frame.min_size
@@ -192,8 +206,8 @@ class SSD(Detector[Outputs]):
 
     def encode(self, batch: Batch) -> Outputs:
         """Class logits and box deltas of every default box."""
-        fine, coarse = self.trunk(batch.images)
-        levels = [self.finest(fine), self.second(coarse)]
+        fine, second, *others = self.trunk(batch.images)
+        levels = [self.finest(fine), self.second(second), *others]
         for extra in self.extras:
             levels.append(extra(levels[-1]))
         logits = self._predict(self.classes, levels, 1 + self.num_classes)

@@ -4,6 +4,7 @@ The paper's: conv4_3 of VGG-16, L2-normalised, then fc6 and fc7 as convolutions 
 decreasing size. SSDLite's: two maps of any trunk, then depthwise separable convolutions of stride 2.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v3_large
 from torchvision.ops import Conv2dNormActivation
 
+from zoo.errors import InputError
 from zoo.nn.trunk import hidden_layers
 from zoo.ops.precision import upcast
 
@@ -23,6 +25,7 @@ ExtraLevels = Literal["ssd300", "ssd512", "separable"]
 NORM_SCALE = 20.0  # of conv4_3, section 3.1
 FC_CHANNELS = 1024
 SEPARABLE_WIDTHS = (512, 256, 256, 128)
+SEPARABLE_LEVELS = 6
 
 
 class Extra(NamedTuple):
@@ -107,16 +110,49 @@ class SSDLiteMobileNet(nn.Module):
         return [fine, self.network[1](fine)]
 
 
-def build_extras(kind: ExtraLevels, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
-    """The added levels, each computed from the one before, and their channels."""
+def check_levels(frame: int, stride: int, kind: ExtraLevels, before: int) -> None:
+    """Check that each added level is computed from a map of more than one cell.
+
+    A convolution of a single cell adds nothing. In bf16 on CPUs, a depthwise one of stride 2 has a gradient of NaN.
+
+    Args:
+        frame: side in pixels.
+        stride: of the last level before them.
+        kind: of the added levels.
+        before: number of levels before them.
+
+    Raises:
+        InputError: the frame is too small.
+    """
+    side = math.ceil(frame / stride)
+    separable = (Extra(0, 0, 3, 2, 1),) * (SEPARABLE_LEVELS - before)
+    for number, extra in enumerate(EXTRAS.get(kind, separable)):
+        next_side = (side + 2 * extra.padding - extra.size) // extra.stride + 1
+        if side <= 1 or next_side < 1:
+            raise InputError(
+                f"a frame of {frame} pixels is too small for level {before + number + 1}, on a map of {side} x {side}; "
+                "set frame.min_size larger, or finer strides"
+            )
+        side = next_side
+
+
+def build_extras(kind: ExtraLevels, in_channels: int, before: int) -> tuple[nn.ModuleList, list[int]]:
+    """The added levels, each computed from the one before, and their channels.
+
+    Args:
+        kind: SSDLite's are as many as make six levels in all.
+        in_channels: of the last level before them.
+        before: number of levels before them.
+    """
     levels: list[nn.Module] = []
     if kind == "separable":
-        for width in SEPARABLE_WIDTHS:
+        widths = SEPARABLE_WIDTHS[before - SEPARABLE_LEVELS :]
+        for width in widths:
             levels.append(separable_extra(in_channels, width))
             in_channels = width
         extras = nn.ModuleList(levels)
         init_normal(extras)
-        return extras, list(SEPARABLE_WIDTHS)
+        return extras, list(widths)
     for extra in EXTRAS[kind]:
         levels.append(
             nn.Sequential(
