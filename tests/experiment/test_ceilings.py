@@ -264,3 +264,13 @@ def test_boxes_are_framed_as_by_the_detector(name: str) -> None:
     ours = _frame(detector, table, 0)
     assert torch.equal(ours.boxes, framed.boxes[0])
     assert torch.equal(ours.size, framed.sizes[0])
+
+
+def test_a_detector_in_training_mode_has_the_same_ceilings() -> None:
+    """As after a training. Its frame of 32 pixels gives batch norm a single value, on which it cannot train."""
+    detector = build("retinanet", frame=FrameConfig(min_size=32, max_size=32))
+    table = make_table([[[2, 2, 30, 40]]], size=(32, 32))
+    expected = compute_ceilings(detector.eval(), table, SOURCE)
+    assert expected
+    assert compute_ceilings(detector.train(), table, SOURCE) == expected
+    assert detector.training

@@ -88,7 +88,7 @@ def _by_frame(
 
     The network runs on meta tensors, since anchors, windows and the sizes of output maps depend on the size alone.
     """
-    meta_detector = copy.deepcopy(detector).to("meta")
+    meta_detector = copy.deepcopy(detector).to("meta").eval()  # batch norm cannot train on one value
     for name, buffer in detector.named_buffers(recurse=False):  # anchors and windows: their values are needed
         meta_detector.register_buffer(name, buffer.cpu(), persistent=False)
     by_frame: dict[tuple[int, int], list[int]] = defaultdict(list)
