@@ -57,7 +57,7 @@ from zoo.ops.coding import ROI_WEIGHTS, decode_boxes, encode_boxes
 from zoo.ops.distributed import mean_count
 from zoo.ops.limits import best_overlap
 from zoo.ops.matching import BACKGROUND, gather_matched
-from zoo.ops.postprocess import nms_by_class
+from zoo.ops.postprocess import count_per_image, nms_by_class
 from zoo.ops.precision import upcast
 from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 
@@ -242,7 +242,7 @@ class SSD(Detector[Outputs]):
         box = index[image, rank, label]
         decoded = decode_boxes(upcast(outputs.deltas[image, box]), outputs.boxes[box], ROI_WEIGHTS)
         decoded = clip_boxes(decoded[:, None], batch.sizes[image])[:, 0]
-        counts = torch.bincount(image, minlength=len(scores)).tolist()
+        counts = count_per_image(image, len(scores))
         found = (decoded.split(counts), top[image, rank, label].split(counts), label.split(counts))
         return nms_by_class(*found, self.nms_threshold, self.detections_per_image)
 
