@@ -71,7 +71,8 @@ def test_flips_have_probability_half_and_move_the_boxes(switch):
         Augment(scale_jitter=(0.4, 2.5)),
         Augment(iou_crop=True),
         Augment(translate=0.5),
-        Augment(True, True, (0.5, 2.0), 0.2, True, True),
+        Augment(zoom_out=3.0),
+        Augment(True, True, (0.5, 2.0), 0.2, True, 2.0, True),
     ],
 )
 def test_labels_flags_and_areas_follow_their_boxes(augment):
@@ -82,7 +83,7 @@ def test_labels_flags_and_areas_follow_their_boxes(augment):
             new_image, new = augment(image, target)
         height, width = new_image.shape[1:]
         assert new_image.dtype == torch.uint8
-        if not augment.iou_crop:
+        if not augment.iou_crop and augment.zoom_out == 1:
             assert (height, width) == (40, 60)
         labels = new["labels"]
         assert len(new["boxes"]) == len(labels) == len(new["area"]) == len(new["iscrowd"]) == len(new["difficult"])
@@ -139,6 +140,32 @@ def test_translate_covers_its_range_and_does_not_scale():
     assert sum(count > 0 for count in border_sizes) > 70
     with pytest.raises(ValueError, match="translate"):
         Augment(translate=1.0)
+
+
+def test_zoom_out_covers_its_range_and_does_not_scale():
+    image, target = sample()
+    factors, places = [], []
+    for seed in range(120):
+        with seeded_rng(seed):
+            new_image, new = Augment(flip=False, zoom_out=4.0)(image, target)
+        height, width = new_image.shape[1:]
+        shift = new["boxes"] - target["boxes"]
+        assert torch.equal(shift[:, :2], shift[:, 2:])  # moved, all alike, and none is lost
+        left, top = (int(value) for value in shift[0, :2])
+        assert torch.equal(new_image[:, top : top + 40, left : left + 60], image)
+        assert torch.equal(new["area"], target["area"])
+        factors.append(width / 60)
+        assert height / 40 == pytest.approx(factors[-1], abs=0.05)
+        if factors[-1] > 1.1:
+            places.append((left / (width - 60), top / (height - 40)))
+            assert (new_image.sum(dim=(1, 2)) > 0).all()
+            border = new_image[:, 0, 0] if left and top else new_image[:, -1, -1]
+            assert border.tolist() == [124, 116, 104]
+    assert 40 < sum(factor == 1 for factor in factors) < 80
+    assert max(factors) > 3.7
+    assert np.ptp(np.array(places), axis=0).min() > 0.8
+    with pytest.raises(ValueError, match="zoom_out"):
+        Augment(zoom_out=0.5)
 
 
 def test_iou_crop_does_not_depend_on_the_proposals():

@@ -68,7 +68,7 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
     **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
-    "sliding_window": CONTRACT["sliding_window"],
+    **{form: CONTRACT[form] for form in ("sliding_window", "ssd", "ssd of the paper")},
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW
@@ -93,6 +93,10 @@ def build(form: str) -> Detector:
         for name, parameter in detector.named_parameters():
             is_classifier = "class" in name or "heat" in name
             parameter.add_(torch.randn_like(parameter) * (0.1 if is_classifier else 0.02))
+        if form == "ssd of the paper":  # features of length 20 would saturate the scores, and all would be close
+            detector.get_parameter("finest.scale").fill_(1.0)
+            for predictor in detector.get_submodule("classes").children():
+                predictor.weight.mul_(0.3)
     return detector
 
 

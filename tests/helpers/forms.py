@@ -7,6 +7,7 @@ from zoo.proposals import SelectiveSearch
 
 FRAME = FrameConfig(min_size=96, max_size=160)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
+SSD_FRAME = FrameConfig(min_size=160, max_size=160, stretch=True)
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 FEW_REGIONS: dict[str, object] = {
     "rois_per_image": 64,
@@ -36,6 +37,15 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "head_width": 64,
             "proposals": SEARCH,
             "background_iou": 0.0,  # a single image has hardly any regions with a low IoU with its objects
+        },
+    ),
+    "ssd": ("ssd", {"trunk": "resnet10t", "strides": (8, 16, 32), "extra_levels": "separable", "frame": SSD_FRAME}),
+    "ssd of the paper": (
+        "ssd",
+        {
+            "trunk": "vgg11_bn",
+            "frame": FrameConfig(min_size=288, max_size=288, stretch=True),
+            "candidates_per_class": 100,
         },
     ),
     "rcnn": (

@@ -58,7 +58,16 @@ def test_zoo_models_lists_every_detector_file_and_paper(capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert all(f"\n    {name} " in text for name in model_files())
     assert all(f"{name}\n  " in text for name in MODELS)
-    for paper in ("1312.6229", "1311.2524", "1504.08083", "1506.01497", "1506.02640", "1708.02002", "1808.01244"):
+    for paper in (
+        "1312.6229",
+        "1311.2524",
+        "1504.08083",
+        "1506.01497",
+        "1506.02640",
+        "1512.02325",
+        "1708.02002",
+        "1808.01244",
+    ):
         assert paper in text
 
 

@@ -37,7 +37,10 @@ class Augment:
             at random, reduced content is placed at random on a plain background.
         translate: largest shift, as a fraction of the image's width and height. The image keeps its size.
         photometric: SSD's distortion of brightness, contrast, saturation, hue and channel order.
-        iou_crop: SSD's random crop with a minimum IoU with objects; changes the size of the image.
+        zoom_out: with probability 0.5, place the image on a plain canvas up to this many times as wide and high, as
+            SSD does (4), for small objects; 1: never.
+        iou_crop: SSD's random crop with a minimum IoU with objects (0.1, 0.3, 0.5, 0.7, 0.9, or any); like zoom_out, it
+            changes the size of the image.
     """
 
     flip: bool = True
@@ -45,6 +48,7 @@ class Augment:
     scale_jitter: tuple[float, float] | None = None
     translate: float = 0.0
     photometric: bool = False
+    zoom_out: float = 1.0
     iou_crop: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class Augment:
             )
         if not 0 <= self.translate < 1:
             raise ValueError(f"translate must be a fraction of the image, 0 <= translate < 1: {self.translate}")
+        if self.zoom_out < 1:
+            raise ValueError(f"zoom_out must be at least 1: {self.zoom_out}")
 
     def __call__(self, image: Image, target: Target) -> Sample:
         """Augments one image and its target; neither argument is changed.
@@ -72,6 +78,8 @@ class Augment:
             sample.rescale(*self.scale_jitter)
         if self.translate:
             sample.translate(self.translate)
+        if self.zoom_out > 1 and torch.rand(()) < 0.5:
+            sample.apply(v2.RandomZoomOut(_BORDER_COLOUR, (1.0, self.zoom_out), p=1))
         if self.iou_crop and len(target["boxes"]):
             sample.apply(v2.RandomIoUCrop())
         if self.flip and torch.rand(()) < 0.5:

@@ -7,6 +7,7 @@ from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.rcnn import RCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.models.sliding_window import SlidingWindow
+from zoo.models.ssd import SSD
 from zoo.models.yolov1 import YOLOv1
 
 MODELS: dict[str, type[Detector]] = {
@@ -15,6 +16,7 @@ MODELS: dict[str, type[Detector]] = {
     "fast_rcnn": FastRCNN,
     "faster_rcnn": FasterRCNN,
     "yolov1": YOLOv1,
+    "ssd": SSD,
     "retinanet": RetinaNet,
     "cornernet": CornerNet,
 }

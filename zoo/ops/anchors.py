@@ -40,7 +40,7 @@ def middle_cell_anchors(
 
 
 def grid_anchors(
-    cell: Float[Tensor, "A 4"], grid_size: tuple[int, int], stride: tuple[int, int]
+    cell: Float[Tensor, "A 4"], grid_size: tuple[int, int], stride: tuple[float | int, float | int]
 ) -> Float[Tensor, "N 4"]:
     """Cell anchors shifted to every cell of a grid.
 

@@ -1,6 +1,6 @@
 """Recognise files of published detectors by their content, and build the detector that a file is of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from zoo.io.class_names import COCO_CLASSES, VOC_CLASSES
 from zoo.io.configurations import model_files, read_yaml
 from zoo.models import MODELS
 from zoo.nn.darknet import count_values, darknet_rows
+from zoo.nn.ssd_levels import SEPARABLE_EPS
 from zoo.weights.state import Layout, State
 from zoo.weights.torchvision import COCO_IDS, TORCHVISION_SLOTS, count_classes
 
@@ -69,6 +70,22 @@ YOLO_TINY = Published(
 """tiny-yolov1.weights."""
 
 
+SSD300 = Published(
+    "torchvision",
+    "ssd_vgg16",
+    len(COCO_CLASSES),
+    COCO_CLASSES,
+    {
+        "scales": [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
+        "frame": {"mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3},
+    },
+)
+"""torchvision's ssd300_vgg16."""
+
+SSDLITE = Published("torchvision", "ssd_lite_mobilenetv3", len(COCO_CLASSES), COCO_CLASSES, norm_eps=SEPARABLE_EPS)
+"""torchvision's ssdlite320_mobilenet_v3_large."""
+
+
 def recognise(state: State) -> Published | None:
     """The form of a state dict of torchvision or of the original CornerNet; None for others."""
     if "module.kps.0.up1.0.conv1.weight" in state:
@@ -77,6 +94,10 @@ def recognise(state: State) -> Published | None:
     found = count_classes(state)
     if found is None:
         return None
+    for form, name in ((SSD300, "module_list.0.weight"), (SSDLITE, "module_list.0.1.weight")):
+        if f"head.classification_head.{name}" in state:
+            num_classes = len(COCO_IDS) if found + 1 == TORCHVISION_SLOTS else found
+            return replace(form, num_classes=num_classes, class_names=_names(num_classes))
     is_retinanet = "head.classification_head.cls_logits.bias" in state
     is_v2 = "head.classification_head.conv.0.1.weight" in state or "roi_heads.box_head.0.0.weight" in state
     is_coco = found + (not is_retinanet) == TORCHVISION_SLOTS

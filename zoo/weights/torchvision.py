@@ -9,7 +9,10 @@ from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.retinanet import RetinaNet
+from zoo.models.ssd import SSD
 from zoo.nn.frozen import FrozenBatchNorm
+from zoo.nn.ssd_levels import SSDLiteMobileNet
+from zoo.ops.matching import BACKGROUND
 from zoo.weights.state import Rules, State, rename
 
 COCO_IDS_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -35,8 +38,10 @@ def from_torchvision(state: State, detector: Detector, file: str | None = None) 
         return _retinanet_from_torchvision(state, detector, file)
     if isinstance(detector, FasterRCNN):
         return _faster_rcnn_from_torchvision(state, detector, file)
+    if isinstance(detector, SSD):
+        return _ssd_from_torchvision(state, detector, file)
     raise InputError(
-        f"torchvision has no weights for a {type(detector).__name__}; only for RetinaNet and FasterRCNN", file
+        f"torchvision has no weights for a {type(detector).__name__}; only for RetinaNet, FasterRCNN and SSD", file
     )
 
 
@@ -101,11 +106,47 @@ def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str 
     return state
 
 
+def _ssd_from_torchvision(state: State, detector: SSD, file: str | None) -> State:
+    state = rename(
+        state,
+        [
+            (r"^backbone\.scale_weight$", "finest.scale"),
+            (r"^backbone\.extra\.0\.7\.", "second."),
+            (r"^head\.classification_head\.module_list\.", "classes."),
+            (r"^head\.regression_head\.module_list\.", "deltas."),
+        ],
+    )
+    if isinstance(detector.trunk, SSDLiteMobileNet):
+        rules: Rules = [(r"^backbone\.features\.", "trunk.network."), (r"^backbone\.extra\.", "extras.")]
+    else:
+        # torchvision splits VGG's layers at its fourth pooling, layer 23.
+        rules = [
+            (r"^backbone\.features\.(\d+)\.", r"trunk.network.features_\1."),
+            (r"^backbone\.extra\.0\.(\d+)\.", lambda match: f"trunk.network.features_{int(match[1]) + 23}."),
+            (r"^backbone\.extra\.(\d+)\.", lambda match: f"extras.{int(match[1]) - 1}."),
+        ]
+    state = rename(state, rules)
+    for name, rows in detector.class_rows().items():
+        num_boxes = rows.count(BACKGROUND)
+        for part in ("weight", "bias"):
+            key = f"{name}.{part}"
+            if key in state:
+                by_class = state[key].unflatten(0, (num_boxes, -1))
+                slots = _class_slots(by_class.shape[1], detector.num_classes, 1, file)
+                state[key] = by_class[:, [0, *slots]].flatten(0, 1)
+    return state
+
+
 def count_classes(state: State) -> int | None:
-    """Foreground classes of a torchvision RetinaNet (each slot is one) or Faster R-CNN; None for other state dicts."""
-    logits, boxes = "head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.bias"
-    if logits in state and boxes in state:
-        return 4 * len(state[logits]) // len(state[boxes])
+    """Foreground classes of a torchvision RetinaNet (each slot is one), Faster R-CNN or SSD; None for others."""
+    for logits, boxes, background in (
+        ("classification_head.cls_logits", "regression_head.bbox_reg", 0),
+        ("classification_head.module_list.0", "regression_head.module_list.0", 1),
+        ("classification_head.module_list.0.1", "regression_head.module_list.0.1", 1),
+    ):
+        outputs, edges = state.get(f"head.{logits}.bias"), state.get(f"head.{boxes}.bias")
+        if outputs is not None and edges is not None:
+            return 4 * len(outputs) // len(edges) - background
     scores = state.get("roi_heads.box_predictor.cls_score.bias")
     return None if scores is None else len(scores) - 1
 
