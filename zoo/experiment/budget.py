@@ -51,7 +51,7 @@ class Budget:
 DEFAULT_BUDGET = Budget(images=3504)
 
 FINE_TUNING_BUDGET = Budget(images=4000)
-"""The budget of `zoo compare` on other data where there is no GPU: some 7 minutes for each detector on two cores."""
+"""The budget of `zoo compare` on other data where there is no GPU: 7 minutes of a RetinaNet's steps on two cores."""
 
 MIN_VALIDATIONS = 3
 """Points of a learning curve that a comparison has at least, also where it is shorter than that many epochs."""
