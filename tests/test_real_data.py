@@ -38,6 +38,11 @@ SMALL: dict[str, dict[str, object]] = {
         "head_widths": (),
         "grid": 4,
     },
+    "ssd": {
+        "frame": FrameConfig(288, 288, stretch=True),
+        "strides": (8, 16, 32),
+        "extra_levels": "separable",
+    },
     "cornernet": {"channels": 32, "pooled_channels": 16},
 }
 

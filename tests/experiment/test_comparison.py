@@ -437,7 +437,7 @@ def test_a_comparison_says_what_it_chose(
     assert sorted(model.stem for model in models) == expected
     assert trainer == find_configs() / "trainers/cpu.yaml"
     assert planned == budget
-    chosen, limit, _ = capsys.readouterr().err.splitlines()
+    chosen, limit = capsys.readouterr().out.splitlines()
     assert chosen.startswith(f"models: all detectors, {kind}: ")
     assert chosen.endswith("(choose others by --models, see zoo models)")
     assert limit == (

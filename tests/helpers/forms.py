@@ -7,7 +7,7 @@ from zoo.proposals import SelectiveSearch
 
 FRAME = FrameConfig(min_size=96, max_size=160)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
-SSD_FRAME = FrameConfig(min_size=160, max_size=160, stretch=True)
+SSD_FRAME = FrameConfig(min_size=288, max_size=288, stretch=True)  # the last level has more than one cell
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 FEW_REGIONS: dict[str, object] = {
     "rois_per_image": 64,

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +25,14 @@ _OVERRIDES = ("--data.", "--model.", "--trainer.")
 def compare(args: list[str]) -> int:
     """`zoo compare`: train and test several detectors, and write a report."""
     options, overrides = _parse_compare(args)
+    tell = partial(print, file=sys.stderr if options.slurm else sys.stdout, flush=True)  # --slurm prints a script
     if options.models is None:
         models = default_models(options.data)
-        print(_describe_models(models, options.data), file=sys.stderr)
+        tell(_describe_models(models, options.data))
     else:
         models = [find_model_file(name, options.data) for name in options.models]
         for choice in filter(None, map(describe_choice, options.models, models)):
-            print(choice, file=sys.stderr)
+            tell(choice)
 
     from zoo.cli.comparison_tables import print_runs
     from zoo.experiment.comparison import plan_runs, run_comparison
@@ -40,11 +41,11 @@ def compare(args: list[str]) -> int:
 
     silence_lightning()
     configs = find_configs()
-    trainer = options.trainer or default_trainer()
+    trainer = options.trainer or default_trainer(tell)
     budget = read_budget(options)  # None: that of the trainer file
     if budget is None and options.trainer is None and trainer.stem == "cpu":
         budget = default_budget(options.data)
-        print(_describe_budget(budget), file=sys.stderr)
+        tell(_describe_budget(budget))
     data = options.data or configs / "data" / "shapes.yaml"
     out = options.out or Path("runs", data.stem)
     require_writable(out)
@@ -93,14 +94,14 @@ def _describe_budget(budget: "Budget") -> str:
     return f"budget: each model trains on {images} (change it by --images, --epochs or --minutes)"
 
 
-def default_trainer() -> Path:
-    """The shipped trainer file for one GPU, which is then printed, or for the CPU where there is none."""
+def default_trainer(tell: Callable[[str], object]) -> Path:
+    """The shipped trainer file for one GPU, which is then told, or for the CPU where there is none."""
     import torch
 
     folder = find_configs() / "trainers"
     if not torch.cuda.is_available():
         return folder / "cpu.yaml"
-    print(f"trainer: {folder / 'gpu1.yaml'}, since there is a GPU", file=sys.stderr)
+    tell(f"trainer: {folder / 'gpu1.yaml'}, since there is a GPU")
     return folder / "gpu1.yaml"
 
 

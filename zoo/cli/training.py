@@ -1,6 +1,7 @@
 """`zoo fit`, `zoo validate` and `zoo test`: help and wrong flags at once, the rest by `zoo.cli.training_cli`."""
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from zoo.cli.arguments import check_flags
@@ -127,6 +128,6 @@ def _help(verb: str) -> str:
         "options:\n" + _OPTIONS[verb].format(default=f"{DEFAULT_FIT_BUDGET}, or that of the trainer file"),
         "values of the configuration, each of which is a flag; among them:\n" + _VALUES,
         "  --print_config           print the whole configuration and exit\n  --help-all               all flags",
-        f"detectors:\n  {', '.join(detector_names())}",
+        "detectors:\n" + textwrap.fill(", ".join(detector_names()), 78, initial_indent="  ", subsequent_indent="  "),
     ]
     return "\n\n".join(parts)

@@ -8,20 +8,24 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.io.configurations import file_values, read_yaml
-from zoo.weights import Layout, start_from
+
+if TYPE_CHECKING:
+    from zoo.detector import Detector
 
 KEYS = ("weights", "weights_layout")
 
 
 def add_start_arguments(parser: LightningArgumentParser) -> None:
     """Add `--weights` and `--weights_layout`, as which `take_start` passes the flags of a model."""
+    from zoo.weights import Layout  # imports all detectors, which commands without a model do not need
+
     text = "weights of a detector to start from (--model.weights)"
     parser.add_argument("--weights", type=str | None, default=None, help=text)
     parser.add_argument("--weights_layout", type=Layout | None, default=None, help="of that file (recognised)")
@@ -61,7 +65,7 @@ def replace_pretrained(config: Namespace) -> None:
         model.init_args.pretrained = False
 
 
-def start_detector(detector: Detector, config: Namespace) -> str | None:
+def start_detector(detector: "Detector", config: Namespace) -> str | None:
     """Load the weights that a configuration names.
 
     Args:
@@ -78,6 +82,8 @@ def start_detector(detector: Detector, config: Namespace) -> str | None:
         if config.weights_layout is not None:
             raise InputError("--model.weights_layout needs --model.weights FILE")
         return None
+    from zoo.weights import start_from
+
     frame = config.model.init_args.get("frame")
     follow_pixels = frame is None or (frame.mean is None and frame.std is None)
     return str(start_from(detector, config.weights, config.weights_layout, follow_pixels))
