@@ -15,14 +15,11 @@
     SSDLite      (arXiv 1801.04381, section 6.2) depthwise separable convolutions in extra levels and predictors
 
 Original code: weiliu89/caffe, branch ssd. Deviations:
-  As in torchvision, so that its weights load (neither in the paper nor in the original code):
-  - a default box is at most as wide and as high as the image;
-  - the mean number of negatives is that of each image (code: the same), but an image without objects has none;
-  - the square of sqrt(s_k s_(k+1)) is the second box of a cell;
-  Others:
+  - a default box is at most as wide and as high as the image, as in torchvision (paper and code: not limited);
   - of two objects with the same best default box the one with the higher IoU takes it (code: the other one takes its
     next best; torchvision: the later one takes it);
-  - biases are trained with the rate of the weights (code: with twice the rate).
+  - biases have the learning rate of the weights (code: twice as much);
+  - candidates have scores from 0.001 (paper: 0.01), as the detections of all detectors here.
 
 Legend: B images, M objects of an image, N default boxes of all levels, C classes.
 """
