@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from forms import FORMS as CONTRACT
-from forms import FRAME
+from forms import FRAME, PAPER_SSD
 from snippets import read_snippets, run_snippet
 from torch import Tensor
 
@@ -68,7 +68,8 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
         {"trunk": "vgg11", "pyramid": False, "pooling": "pool", "head_width": 64, "frame": LARGE},
     ),
     **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
-    **{form: CONTRACT[form] for form in ("sliding_window", "ssd", "ssd of the paper")},
+    **{form: CONTRACT[form] for form in ("sliding_window", "ssd")},
+    "ssd of the paper": PAPER_SSD,
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW

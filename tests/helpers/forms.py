@@ -23,6 +23,12 @@ HOURGLASSES: dict[str, object] = {
 }
 
 
+PAPER_SSD: tuple[str, dict[str, object]] = (
+    "ssd",
+    {"trunk": "vgg11_bn", "frame": SSD_FRAME, "candidates_per_class": 100},
+)
+"""Its levels need a large frame, which takes long: for slow tests only."""
+
 # name -> (key of MODELS, arguments): small configurations, one for each variant of a detector's architecture.
 FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "retinanet": ("retinanet", {"trunk": "resnet10t"}),
@@ -40,14 +46,6 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
     "ssd": ("ssd", {"trunk": "resnet10t", "strides": (8, 16, 32), "extra_levels": "separable", "frame": SSD_FRAME}),
-    "ssd of the paper": (
-        "ssd",
-        {
-            "trunk": "vgg11_bn",
-            "frame": FrameConfig(min_size=288, max_size=288, stretch=True),
-            "candidates_per_class": 100,
-        },
-    ),
     "rcnn": (
         "rcnn",
         {"trunk": "resnet10t", "crop_size": 48, "context": 4, "windows_per_batch": 64, "proposals": SEARCH},

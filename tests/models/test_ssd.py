@@ -237,6 +237,9 @@ PAIRS = {
 }
 
 
+SLOW_PAIRS = [pytest.param("ssd300_vgg16", marks=pytest.mark.slow), "ssdlite320_mobilenet_v3_large"]
+
+
 def make_images() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -272,7 +275,7 @@ def build_pair(name: str) -> tuple[nn.Module, Detector]:
     return theirs, ours.double()
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SLOW_PAIRS)
 def test_the_same_as_torchvision(name: str) -> None:
     theirs, ours = build_pair(name)
     images = make_images()
@@ -301,7 +304,7 @@ def test_the_same_as_torchvision(name: str) -> None:
         torch.testing.assert_close(our_losses[key].double(), their_losses[value], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SLOW_PAIRS)
 def test_published_files_are_recognised(name: str, tmp_path: Path) -> None:
     """Of 91 slots, COCO's 80 classes; the other arguments are those of the published model."""
     torch.manual_seed(0)

@@ -45,7 +45,11 @@ def values(detector: Detector) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in detector.state_dict().items()}
 
 
-@pytest.mark.parametrize("form", FORMS)
+LARGE = [form for form in FORMS if form.endswith("of the paper")]
+OF_EACH = [pytest.param(form, marks=[pytest.mark.slow] if form in LARGE else []) for form in FORMS]
+
+
+@pytest.mark.parametrize("form", OF_EACH)
 def test_classes_that_both_know_keep_their_outputs(form: str, tmp_path: Path) -> None:
     """Checked by what the network computes, not by the declared rows: an output of a class stays the same."""
     source, target = build(form, ["a", "b", "c"], 0), build(form, ["c", "x", "A", "y"], 1)
