@@ -7,9 +7,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+import zoo.io.configurations
 import zoo.models
 from zoo.cli.main import main
-from zoo.io.configurations import detector_names, files_first, find_model_file, model_files, name_models
+from zoo.io.configurations import default_models, detector_names, files_first, find_model_file, model_files, name_models
 from zoo.models import MODELS
 from zoo.training.configuration import make_parser, parse
 
@@ -26,6 +27,13 @@ from zoo.training.configuration import make_parser, parse
 )
 def test_a_name_stands_for_a_shipped_file(name: str, data: str | None, file: str) -> None:
     assert find_model_file(name, data) == model_files()[file]
+
+
+def test_a_detector_without_a_fine_tuned_form_is_trained_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: file for name, file in model_files().items() if name != "rcnn_mobilenetv2"}
+    monkeypatch.setattr(zoo.io.configurations, "model_files", lambda: files)
+    assert find_model_file("rcnn", "cells") == files["rcnn_r18"]
+    assert files["rcnn_r18"] in default_models("cells")
 
 
 def test_every_detector_has_a_configuration_for_shapes_and_for_other_data() -> None:

@@ -19,8 +19,8 @@ from zoo.errors import InputError
 BUILT_IN_DATA = "shapes"
 """Name of the data set that is drawn in memory; detectors of `_tiny` are made for it."""
 
-FINE_TUNED = "mobilenetv2"
-"""Last part of the names of the configurations for other data, fine-tuned from this trunk."""
+FOR_OTHER_DATA = ("mobilenetv2", "r18")
+"""Last part of the names of the configurations for other data: fine-tuned, or else from scratch."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ def find_model_file(name: str, data: str | Path | None) -> Path:
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
     files = model_files()
-    default = f"{name}_{'tiny' if is_built_in(data) else FINE_TUNED}"
-    if name in files or default in files:
-        return files.get(name) or files[default]
+    suffixes = ("tiny",) if is_built_in(data) else FOR_OTHER_DATA
+    for candidate in (name, *(f"{name}_{suffix}" for suffix in suffixes)):
+        if candidate in files:
+            return files[candidate]
     names = [*detector_names(), *files]
     near = get_close_matches(name.lower().replace("-", "_"), names, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
