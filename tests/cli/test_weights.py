@@ -36,14 +36,20 @@ def test_a_training_starts_from_weights(folder: Path, checkpoint: Path, capsys: 
 
 def test_resuming_does_not_load_them_again(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = folder / "start.ckpt"
-    weights.write_bytes(checkpoint.read_bytes())
+    content = torch.load(checkpoint, weights_only=True)
+    pixels = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # which the run takes over, resumed too
+    content["detector"]["arguments"]["frame"] |= pixels
+    torch.save(content, weights)
     command = [*FIT, "--model.weights", "start.ckpt", "--out", "run"]
     assert main([*command, "--epochs", "1"]) == 0
     weights.unlink()
     capsys.readouterr()
     assert main([*command, "--epochs", "2"]) == 0
     assert "weights:" not in capsys.readouterr().out
-    assert torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    last = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    frame = last["detector"]["arguments"]["frame"]
+    assert {key: frame[key] for key in pixels} == pixels
     assert main([*FIT, "--out", "run", "--epochs", "3"]) == 2
     assert "weights: holds a run with start.ckpt, now it is None" in capsys.readouterr().err
 

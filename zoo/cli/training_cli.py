@@ -39,7 +39,7 @@ from zoo.training.configuration import (
     link_classes,
     parse,
 )
-from zoo.training.start import add_start_arguments, start_detector
+from zoo.training.start import add_start_arguments, resume_pixels, start_detector
 from zoo.training.trainer import (
     check_checkpoint,
     check_classes,
@@ -200,7 +200,9 @@ class TrainingCLI(LightningCLI):
             self.model = built.model
             if built.ckpt_path is not None:
                 check_checkpoint(self.model, built.ckpt_path)
-            if self.subcommand == "fit" and built.ckpt_path is None and self.resume_checkpoint is None:
+            if self.subcommand == "fit" and self.resume_checkpoint is not None:
+                resume_pixels(self.model, self.config.fit, self.resume_checkpoint)
+            elif self.subcommand == "fit" and built.ckpt_path is None:
                 started = start_detector(self.model, self.config.fit)
                 if started is not None and process_rank() == 0:
                     print(started, flush=True)

@@ -122,9 +122,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     @final
     def set_pixels(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         """Normalise images by another mean and std, those of weights that are to be loaded."""
-        config = replace(self.frame.config, mean=mean, std=std)
-        self.frame = Frame(config, self.channels_last)
-        self.arguments = self.arguments | {"frame": _plain(config)}
+        self.frame.config = replace(self.frame.config, mean=mean, std=std)
+        self.frame.mean, self.frame.std = mean, std
+        self.arguments = self.arguments | {"frame": _plain(self.frame.config)}
 
     @overload  # type: ignore[misc]  # nn.Module has forward as an attribute, which mypy treats as assignable
     def forward(

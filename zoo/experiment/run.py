@@ -41,7 +41,7 @@ from zoo.report.results import Cost, CurvePoint, Run, read_run, write_run
 from zoo.training.configuration import find_input_error, instantiate, make_parser, parse
 from zoo.training.loggers import finish_loggers
 from zoo.training.parser_errors import one_line
-from zoo.training.start import start_detector
+from zoo.training.start import resume_pixels, start_detector
 from zoo.training.trainer import (
     find_callback,
     make_trainer,
@@ -110,7 +110,9 @@ def train_and_test(folder: Path) -> Run:
     trainer = make_trainer(arguments, module, folder, folder.name, built.logger)
 
     last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
+    if last.exists():
+        resume_pixels(detector, config, last)
+    else:
         start_detector(detector, config)  # what it takes was printed when the comparison was planned
     with terminate_children_on_error(trainer):
         trainer.fit(detector, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)

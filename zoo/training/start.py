@@ -84,6 +84,23 @@ def start_detector(detector: "Detector", config: Namespace) -> str | None:
         return None
     from zoo.weights import start_from
 
+    return str(start_from(detector, config.weights, config.weights_layout, _follows_pixels(config)))
+
+
+def resume_pixels(detector: "Detector", config: Namespace, checkpoint: str | Path) -> None:
+    """Take the mean and std that the start's weights brought from the checkpoint of a run that is resumed.
+
+    A checkpoint's tensors are loaded by Lightning, but not these.
+    """
+    from zoo.detector.checkpoint import read_checkpoint
+
+    if config.weights is None or not _follows_pixels(config):
+        return
+    frame = read_checkpoint(checkpoint)["detector"]["arguments"]["frame"]
+    if frame["mean"] is not None and frame["std"] is not None:
+        detector.set_pixels(tuple(frame["mean"]), tuple(frame["std"]))
+
+
+def _follows_pixels(config: Namespace) -> bool:
     frame = config.model.init_args.get("frame")
-    follow_pixels = frame is None or (frame.mean is None and frame.std is None)
-    return str(start_from(detector, config.weights, config.weights_layout, follow_pixels))
+    return frame is None or (frame.mean is None and frame.std is None)
