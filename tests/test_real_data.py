@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, object]] = {
         "strides": (8, 16, 32),
         "extra_levels": "separable",
     },
+    "yolov3": {"frame": FrameConfig(128, 128, letterbox=True), "widths": (16, 16, 16), "depths": (1, 1, 1)},
     "cornernet": {"channels": 32, "pooled_channels": 16},
 }
 

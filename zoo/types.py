@@ -53,12 +53,13 @@ RawBatch: TypeAlias = tuple[list[Image], list[Target]]
 class Batch:
     """Framed images and their targets, padded to the same number of objects.
 
-    All coordinates are in framed pixels: framed = given * scale.
+    All coordinates are in framed pixels: framed = given * scale + offset.
     """
 
     images: Float[Tensor, "B 3 H W"]  # normalised, zero-padded at the right and the bottom
-    sizes: Float[Tensor, "B 2"]  # (width, height) of the image inside each padded frame
+    sizes: Float[Tensor, "B 2"]  # (width, height) of the image in the padded frame; with the border of a letterbox
     scales: Float[Tensor, "B 2"]  # (x, y)
+    offsets: Float[Tensor, "B 2"]  # (x, y); 0 where frames are not letterboxed
     given_sizes: Float[Tensor, "B 2"]  # (width, height) of each image before framing
     boxes: Float[Tensor, "B M 4"]
     labels: Int64[Tensor, "B M"]

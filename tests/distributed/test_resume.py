@@ -159,7 +159,16 @@ SLOW = pytest.mark.slow
     + [("rcnn", "terminated"), ("sliding_window", "terminated")]
     + [
         pytest.param(form, how, marks=SLOW)
-        for form in ("rcnn", "fast_rcnn", "yolov1 of the paper", "ssd", "retinanet", "cornernet", "sliding_window")
+        for form in (
+            "rcnn",
+            "fast_rcnn",
+            "yolov1 of the paper",
+            "ssd",
+            "retinanet",
+            "yolov3",
+            "cornernet",
+            "sliding_window",
+        )
         for how in WAYS
         if (form, how) not in [("rcnn", "terminated"), ("sliding_window", "terminated")]
     ],

@@ -70,6 +70,7 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
     **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
     **{form: CONTRACT[form] for form in ("sliding_window", "ssd")},
     "ssd of the paper": PAPER_SSD,
+    **{form: value for form, value in CONTRACT.items() if form.startswith("yolov3")},
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW

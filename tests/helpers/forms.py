@@ -7,6 +7,7 @@ from zoo.proposals import SelectiveSearch
 
 FRAME = FrameConfig(min_size=96, max_size=160)
 SQUARE = FrameConfig(min_size=128, max_size=128, stretch=True)
+LETTERBOX = FrameConfig(min_size=128, max_size=128, letterbox=True)
 SSD_FRAME = FrameConfig(min_size=288, max_size=288, stretch=True)  # the last level has more than one cell
 SEARCH = SelectiveSearch("single", width=None, min_side=8, limit=100)
 FEW_REGIONS: dict[str, object] = {
@@ -128,6 +129,38 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             "head_dilation": 1,
             "class_widths": (64,),
             "box_widths": (64,),
+        },
+    ),
+    "yolov3": (
+        "yolov3",
+        {
+            "trunk": "resnet10t",
+            "widths": (32, 32, 32),
+            "depths": (1, 1, 1),
+            "anchors": (
+                (10.0, 10.0),
+                (15.0, 20.0),
+                (25.0, 18.0),
+                (25.0, 40.0),
+                (40.0, 30.0),
+                (45.0, 55.0),
+                (60.0, 45.0),
+                (60.0, 80.0),
+                (90.0, 80.0),
+            ),
+            "frame": LETTERBOX,
+        },
+    ),
+    "yolov3 of darknet's weights": (
+        "yolov3",
+        {
+            "trunk": "darknet7",
+            "strides": (16, 32),
+            "widths": (32, 32),
+            "depths": (0, 1),
+            "anchors": ((10.0, 10.0), (20.0, 25.0), (30.0, 40.0), (45.0, 55.0), (60.0, 70.0), (90.0, 80.0)),
+            "level_anchors": ((1, 2, 3), (3, 4, 5)),
+            "frame": LETTERBOX,
         },
     ),
     "cornernet": ("cornernet", {"trunk": "resnet10t", "channels": 64, "pooled_channels": 32}),

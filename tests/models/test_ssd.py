@@ -70,7 +70,9 @@ def empty_batch(side: int) -> Batch:
     nothing = torch.zeros(1, 0)
     size = torch.full((1, 2), float(side))
     images, labels = torch.zeros(1, 3, side, side), nothing.long()
-    return Batch(images, size, size / side, size, nothing.view(1, 0, 4), labels, nothing.bool(), torch.zeros(1).long())
+    return Batch(
+        images, size, size / side, 0 * size, size, nothing.view(1, 0, 4), labels, nothing.bool(), torch.zeros(1).long()
+    )
 
 
 def test_default_boxes_lie_on_the_middles_of_their_cells() -> None:

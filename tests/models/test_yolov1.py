@@ -375,9 +375,9 @@ def test_files_and_detectors_that_do_not_go_together(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     with pytest.raises(InputError, match="no convolutional head"):
         load_weights(small(head="conv"), file, layout="darknet")
-    with pytest.raises(InputError, match="darknet weights need a YOLOv1 with trunk darknet20 or darknet6"):
+    with pytest.raises(InputError, match=r"need a YOLOv1 or YOLOv3 with a trunk of darknet \(darknet20, darknet6"):
         load_weights(small(trunk="resnet10t"), file, layout="darknet")
-    with pytest.raises(InputError, match="darknet weights need a YOLOv1"):
+    with pytest.raises(InputError, match="darknet weights need a YOLOv1 or YOLOv3"):
         load_weights(RetinaNet(3, trunk="resnet10t", channels=32), file, layout="darknet")
     with pytest.raises(InputError, match="a state dict cannot have layout darknet"):
         load_weights(small(), {}, layout="darknet")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.nn.darknet import ConvUnit, Darknet, LocalConv, darknet_rows, read_darknet
+from zoo.nn.darknet import ConvUnit, Darknet, LocalConv, ResidualUnit, darknet_rows, read_darknet
 
 VERSIONS = [(0, 1), (0, 2), (1001, 0)]  # seen as int32; as int64; as int32 and connected weights transposed
 
@@ -93,16 +93,49 @@ def test_local_layer_has_separate_weights_at_each_cell_and_image_independence() 
 
 @pytest.mark.parametrize(
     ("name", "stride", "channels", "num_convs", "num_numbers"),
-    # 89,721,616 bytes: published size of the file of the first 20 convolutions, with a header of 16 bytes
-    [("darknet20", 32, 1024, 20, (89_721_616 - 16) // 4), ("darknet6", 64, 512, 6, 9 * 174_640 + 4 * 1_008)],
+    # 89,721,616 and 162,482,580 bytes: published sizes of the files of the first 20 and 52 convolutions, with headers
+    # of 16 and 20 bytes
+    [
+        ("darknet20", 32, 1024, 20, (89_721_616 - 16) // 4),
+        ("darknet6", 64, 512, 6, 9 * 174_640 + 4 * 1_008),
+        ("darknet53", 32, 1024, 52, (162_482_580 - 20) // 4),
+        ("darknet7", 32, 1024, 7, 9 * (174_640 + 512 * 1024) + 4 * 2_032),
+    ],
 )
 def test_trunks_have_the_papers_layers(name: str, stride: int, channels: int, num_convs: int, num_numbers: int) -> None:
     with torch.device("meta"):
         trunk = Darknet(name)
     assert sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) == num_convs
-    assert (trunk.stride, trunk.channels) == (stride, [channels])
+    assert (trunk.strides, trunk.channels) == ((stride,), [channels])
     assert trunk(torch.zeros(1, 3, 128, 192, device="meta"))[0].shape == (1, channels, 128 // stride, 192 // stride)
     assert sum(torch.Size(shape).numel() for _, shape in darknet_rows(trunk)) == num_numbers
+
+
+def test_levels_are_the_last_maps_of_their_strides() -> None:
+    """Those that darknet's routes name: layers 36 and 61 of YOLOv3's cfg, 8 of tiny YOLOv3's."""
+    image = torch.rand(1, 3, 64, 96)
+    for name, strides, channels in (("darknet53", (8, 16, 32), [256, 512, 1024]), ("darknet7", (16, 32), [256, 1024])):
+        trunk = Darknet(name, strides=strides).eval()
+        assert trunk.channels == channels
+        levels = trunk(image)
+        assert [tuple(level.shape[1:]) for level in levels] == [
+            (width, 64 // stride, 96 // stride) for width, stride in zip(channels, strides, strict=True)
+        ]
+        assert torch.equal(levels[-1], trunk.layers(image))
+    assert torch.equal(levels[0], trunk.layers[:9](image)), "before the pooling"
+
+
+def test_residual_units_add_their_input() -> None:
+    unit = ResidualUnit(6).eval()
+    features = torch.randn(2, 6, 5, 7)
+    assert [unit[0].conv.weight.shape, unit[1].conv.weight.shape] == [(3, 6, 1, 1), (6, 3, 3, 3)]
+    torch.testing.assert_close(unit(features), features + unit[1](unit[0](features)))
+
+
+def test_pooling_of_stride_1_takes_right_and_lower_neighbours() -> None:
+    pool = Darknet("darknet7").layers[11]
+    image = torch.tensor([[[[1.0, 2, 3], [9, 4, 5], [6, -8, -7]]]])
+    assert pool(image)[0, 0].tolist() == [[9, 5, 5], [9, 5, 5], [6, -7, -7]]
 
 
 def test_pretrained_trunk_is_read_from_a_file(tmp_path: Path) -> None:

@@ -90,6 +90,31 @@ def test_unframe_maps_predictions_to_image_pixels() -> None:
     assert found["labels"].tolist() == [0, 1]
 
 
+def test_letterbox_puts_images_in_the_middle_of_a_grey_square() -> None:
+    config = FrameConfig(min_size=64, max_size=64, letterbox=True, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    # 100 * 64 // 151 = 42, so 11 rows of grey above and below; 151 x 100 the other way round.
+    assert [config.framed_size(100, 151), config.framed_size(151, 100)] == [(42, 64), (64, 42)]
+    assert [config.place(42, 64), config.place(64, 41)] == [(11, 0), (0, 11)]
+    target = make_target([[30.2, 50, 75.5, 100]], [0])
+    image = torch.full((3, 100, 151), 255, dtype=torch.uint8)
+    batch = Frame(config)([image], [target], [target["boxes"]])
+    expected = torch.full((64, 64), 0.5)
+    expected[11:53] = 1
+    torch.testing.assert_close(batch.images, expected.expand(1, 3, 64, 64))
+    assert batch.sizes.tolist() == [[64, 64]]
+    assert batch.proposals is not None
+    for boxes in (batch.boxes, batch.proposals):
+        torch.testing.assert_close(boxes[0, 0], torch.tensor([12.8, 11 + 21, 32, 53]))
+    found = Prediction(boxes=batch.boxes[0], scores=torch.ones(1), labels=torch.zeros(1).long())
+    (unframed,) = Frame.unframe([found], batch)
+    torch.testing.assert_close(unframed["boxes"], target["boxes"])
+    grey = Prediction(boxes=torch.tensor([[5.0, 0, 20, 10]]), scores=torch.ones(1), labels=torch.zeros(1).long())
+    assert len(Frame.unframe([grey], batch)[0]["boxes"]) == 0, "a box in the border is outside of the image"
+    padded = Frame(FrameConfig(min_size=50, max_size=50, letterbox=True))([image, image[:, :, :60]])
+    assert padded.images.shape == (2, 3, 64, 64)
+    assert padded.images[:, :, 50:].abs().sum() == padded.images[..., 50:].abs().sum() == 0
+
+
 @pytest.mark.parametrize("wrong", [{"min_size": 0}, {"min_size": 10, "max_size": 5}, {"std": (1.0, 0.0, 1.0)}])
 def test_invalid_configurations_raise(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"min_size|std"):
@@ -99,11 +124,11 @@ def test_invalid_configurations_raise(wrong: dict[str, object]) -> None:
 def test_framing_under_export_equals_eager_framing() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 4000, (2000, 2), generator=generator).tolist()
-    for config in (FrameConfig(min_size=96, max_size=150), FrameConfig(native_at_test=True)):
+    letterbox = FrameConfig(min_size=96, max_size=96, letterbox=True)
+    for config in (FrameConfig(min_size=96, max_size=150), FrameConfig(native_at_test=True), letterbox):
         for height, width in sizes:
             assert _trace_framed_size(config, height, width) == config.framed_size(height, width)
-    for stretch in (False, True):
-        config = FrameConfig(min_size=96, max_size=150, stretch=stretch)
+    for config in (FrameConfig(96, 150), FrameConfig(96, 150, stretch=True), FrameConfig(90, 90, letterbox=True)):
         images = [make_image(120, 181, make_target([[10, 10, 50, 60]], [0]), seed) for seed in range(2)]
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         framed = _trace_frame(config, torch.stack(images).float(), config.framed_size(120, 181), mean, std)

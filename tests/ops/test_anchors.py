@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from zoo.ops.anchors import cell_anchors, grid_anchors, middle_cell_anchors, pyramid_anchors
+from zoo.ops.anchors import cell_anchors, fit_anchors, grid_anchors, middle_cell_anchors, pyramid_anchors, shape_iou
 
 
 def test_cell_anchors_by_hand() -> None:
@@ -44,3 +44,29 @@ def test_pyramid_anchors_equal_torchvision(size: tuple[int, int]) -> None:
     (expected,) = AnchorGenerator(sizes, ratios)(images, [torch.zeros(1, 1, *grid) for grid in grids])
     cells = [cell_anchors(s, r) for s, r in zip(sizes, ratios, strict=True)]
     torch.testing.assert_close(torch.cat(pyramid_anchors(cells, grids, size)), expected)
+
+
+def test_iou_of_shapes_by_hand() -> None:
+    found = shape_iou(torch.tensor([[20.0, 10.0]]), torch.tensor([[20.0, 10.0], [10.0, 20.0], [40.0, 20.0]]))
+    assert found.tolist() == [pytest.approx([1, 100 / 300, 200 / 800])]
+
+
+def test_fitted_anchors_are_the_middles_of_groups_of_shapes() -> None:
+    """Three groups that hardly overlap: each anchor is the mean of one, whatever the seed and the order."""
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.tensor([[80.0, 20.0], [20.0, 90.0], [150.0, 150.0]], dtype=torch.float64)
+    groups = [middle * (0.9 + 0.2 * torch.rand(40, 2, generator=generator)) for middle in middles]
+    expected = torch.stack([group.mean(dim=0) for group in groups])
+    shapes = torch.cat(groups)[torch.randperm(120, generator=generator)]
+    for seed in range(5):
+        torch.testing.assert_close(fit_anchors(shapes, 3, seed), expected)
+    assert torch.equal(fit_anchors(shapes, 7, 1), fit_anchors(shapes, 7, 1))
+
+
+def test_more_anchors_overlap_objects_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = torch.rand(300, 2, generator=generator) * 100 + 5
+    overlaps = [float(shape_iou(shapes.double(), fit_anchors(shapes, count)).amax(dim=1).mean()) for count in (1, 3, 9)]
+    assert overlaps == sorted(overlaps)
+    assert overlaps[2] > 0.7
+    assert fit_anchors(shapes[:4], 4).sort(dim=0).values.tolist() == shapes[:4].double().sort(dim=0).values.tolist()

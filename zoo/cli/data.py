@@ -27,13 +27,13 @@ from zoo.errors import InputError
 from zoo.io.files import encode_json, require_writable, write_atomically
 from zoo.report.dataset import render_statistics
 
-_DATA_HELP = "a data configuration, a COCO json, a VOC folder, a YOLO data.yaml, or a folder of one of these"
+DATA_HELP = "a data configuration, a COCO json, a VOC folder, a YOLO data.yaml, or a folder of one of these"
 
 
 def stats(args: list[str]) -> int:
     """`zoo stats`: describe a data set."""
     parser = make_parser("stats")
-    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA_HELP)
+    parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     options = parser.parse_args(args)
@@ -55,7 +55,7 @@ def doctor(args: list[str]) -> int:
     """`zoo doctor`: find errors in a data set; the exit code is 1 if there are any."""
     epilog = "Exit code: 0 no errors (there may be warnings), 1 errors, 2 DATA cannot be read."
     parser = make_parser("doctor", epilog=epilog)
-    parser.add_argument("data", type=Path, metavar="DATA", help=_DATA_HELP)
+    parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     parser.add_argument("--json", action="store_true", help="print every finding as json")
     text = "write a cleaned copy and changes.json to a new or empty folder (boxes and classes; masks are lost)"
     parser.add_argument("--fix", type=Path, metavar="OUT", help=text)
@@ -90,7 +90,7 @@ def split(args: list[str]) -> int:
     from zoo.data.split import check_fractions, divide, write_division
 
     parser = make_parser("split", "Images stay where they are.", epilog="Train on the result by --data OUT/data.yaml.")
-    parser.add_argument("data", type=Path, metavar="DATA", help=f"{_DATA_HELP}; its splits are joined")
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"{DATA_HELP}; its splits are joined")
     parser.add_argument("--out", type=Path, metavar="OUT", required=True, help="new or empty folder")
     text = "of the images, for train, val and test; test may be left out (default: .7 .15 .15)"
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.7, 0.15, 0.15], metavar="F", help=text)

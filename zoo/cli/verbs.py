@@ -8,7 +8,7 @@ from typing import Literal
 class Verb:
     """A verb, implemented by the function of the same name in `zoo.cli.<module>`."""
 
-    module: Literal["training", "inference", "comparison", "data", "models"]
+    module: Literal["training", "inference", "comparison", "data", "models", "anchors"]
     description: str
 
 
@@ -21,6 +21,7 @@ VERBS = {
     "compare": Verb("comparison", "Train and test several detectors under one budget, and write one report."),
     "report": Verb("comparison", "Make a report of finished runs or of external predictions; --verify checks one."),
     "proposals": Verb("data", "Compute and cache the region proposals of a data set, and report their recall."),
+    "anchors": Verb("anchors", "Fit YOLOv3's anchors to the objects of a data set, by k-means."),
     "export": Verb("inference", "Export a detector to ONNX, and check the file against PyTorch."),
     "benchmark": Verb("inference", "Measure the cost of checkpoints: parameters, FLOPs, memory, latency, energy."),
     "stats": Verb("data", "Describe a data set: sizes, crowding, balance, overlap, positions."),

@@ -109,6 +109,10 @@ def _frame(detector: Detector, table: AnnotationTable, index: int) -> FramedObje
     target = table.target(index)
     counts = ~(target["iscrowd"] | target["difficult"])
     given = int(table.heights[index]), int(table.widths[index])
-    size = torch.tensor(detector.frame.config.framed_size(*given)[::-1], dtype=torch.float32)
+    frame = detector.frame.config
+    framed = frame.framed_size(*given)
+    size = torch.tensor(framed[::-1], dtype=torch.float32)
     scale = size / torch.tensor(given[::-1], dtype=torch.float32)
-    return FramedObjects(target["boxes"][counts] * scale.repeat(2), target["labels"][counts], size)
+    offset = torch.tensor(frame.place(*framed)[::-1], dtype=torch.float32)
+    boxes = target["boxes"][counts] * scale.repeat(2) + offset.repeat(2)
+    return FramedObjects(boxes, target["labels"][counts], torch.full((2,), frame.min_size) if frame.letterbox else size)

@@ -9,6 +9,7 @@ from zoo.models.retinanet import RetinaNet
 from zoo.models.sliding_window import SlidingWindow
 from zoo.models.ssd import SSD
 from zoo.models.yolov1 import YOLOv1
+from zoo.models.yolov3 import YOLOv3
 
 MODELS: dict[str, type[Detector]] = {
     "sliding_window": SlidingWindow,
@@ -18,5 +19,6 @@ MODELS: dict[str, type[Detector]] = {
     "yolov1": YOLOv1,
     "ssd": SSD,
     "retinanet": RetinaNet,
+    "yolov3": YOLOv3,
     "cornernet": CornerNet,
 }

@@ -172,7 +172,7 @@ class YOLOv1(Detector[Outputs]):
         self.trunk: Darknet | Trunk
         if trunk in TRUNKS:
             self.trunk = Darknet(trunk, pretrained)
-            stride = self.trunk.stride
+            (stride,) = self.trunk.strides
         else:
             stride = min(cell, COARSEST_STRIDE)
             self.trunk = Trunk(trunk, (stride,), pretrained, norm="batch", frozen_stages=0)

@@ -1,12 +1,14 @@
-"""darknet's layers, the trunks of YOLOv1 (arXiv 1506.02640), and darknet weights files.
+"""darknet's layers, the trunks of YOLOv1 (arXiv 1506.02640) and YOLOv3 (1804.02767), and darknet weights files.
 
-Original code: pjreddie/darknet (cfg/yolov1, src/parser.c, src/local_layer.c). Deviation: darknet adds 1e-6 to the
-standard deviation of its batch norm on CPUs and 1e-5 to the variance on GPUs; here it is the latter, as in PyTorch.
+Original code: pjreddie/darknet (cfg/yolov1, cfg/yolov3.cfg, cfg/yolov3-tiny.cfg, src/parser.c, src/local_layer.c).
+Deviation: darknet adds 1e-6 to the standard deviation of its batch norm on CPUs and 1e-5 to the variance on GPUs; here
+it is the latter, as in PyTorch.
 
 A weights file is little-endian: int32 major, minor, revision; number of images seen, int64 from version 0.2 on and
 int32 before; then float32 values of each layer in network order:
 
-    convolution     biases [O], scales [O], rolling means [O], rolling variances [O], weights [O, I, k, k]
+    convolution     biases [O], scales [O], rolling means [O], rolling variances [O], weights [O, I, k, k]; without
+                    batch norm biases [O], weights [O, I, k, k]
     local           biases [O * S * S], weights [S * S, O, I * k * k]
     connected       biases [O], weights [O, I]; [I, O] where major or minor is above 1000
 
@@ -17,7 +19,7 @@ Legend: B images, I input and O output channels, k side of a kernel, S side of a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,7 +45,13 @@ class Conv(NamedTuple):
     stride: int = 1
 
 
-Layer = Conv | Literal["pool"]
+class Residual(NamedTuple):
+    """Output channels of a residual block, a 1x1 convolution to half of them and a 3x3 one."""
+
+    channels: int
+
+
+Layer = Conv | Residual | Literal["pool", "pool of stride 1"]
 
 TRUNKS: dict[str, tuple[Layer, ...]] = {
     # Figure 3 of the paper: the layers pre-trained on ImageNet; darknet's extraction.conv.weights.
@@ -57,6 +65,19 @@ TRUNKS: dict[str, tuple[Layer, ...]] = {
     ),
     # Fast YOLO, up to its last pooling.
     "darknet6": tuple(layer for width in (16, 32, 64, 128, 256, 512) for layer in (Conv(3, width), "pool")),
+    # Table 1 of YOLOv3; darknet53.conv.74.
+    "darknet53": (
+        *(Conv(3, 32), Conv(3, 64, 2), Residual(64)),
+        *(Conv(3, 128, 2), *(Residual(128),) * 2),
+        *(Conv(3, 256, 2), *(Residual(256),) * 8),
+        *(Conv(3, 512, 2), *(Residual(512),) * 8),
+        *(Conv(3, 1024, 2), *(Residual(1024),) * 4),
+    ),
+    # Tiny YOLOv3, up to its first branch.
+    "darknet7": (
+        *(layer for width in (16, 32, 64, 128, 256) for layer in (Conv(3, width), "pool")),
+        *(Conv(3, 512), "pool of stride 1", Conv(3, 1024)),
+    ),
 }
 
 
@@ -72,6 +93,17 @@ class ConvUnit(nn.Module):
     def forward(self, features: Float[Tensor, "B I _ _"]) -> Float[Tensor, "B O _ _"]:
         """Feature maps with sides divided by the stride."""
         return F.leaky_relu(self.norm(self.conv(features)), LEAK)
+
+
+class ResidualUnit(nn.Sequential):
+    """The residual block of Darknet-53."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(ConvUnit(channels, channels // 2, 1), ConvUnit(channels // 2, channels, 3))
+
+    def forward(self, features: Float[Tensor, "B I H W"]) -> Float[Tensor, "B I H W"]:
+        """Feature maps of the same shape."""
+        return features + super().forward(features)
 
 
 class LocalConv(nn.Module):
@@ -97,34 +129,54 @@ class Darknet(nn.Module):
     Args:
         name: key of `TRUNKS`.
         pretrained: a darknet weights file of exactly its layers (extraction.conv.weights for darknet20), or False.
+        strides: of the returned levels; None for the last one.
 
     Raises:
-        InputError: `pretrained` is True (there is no download), or the file does not fit.
+        InputError: `pretrained` is True (there is no download), the file does not fit, or the trunk has no map of a
+            stride.
     """
 
-    def __init__(self, name: str, pretrained: bool | str = False) -> None:
+    def __init__(self, name: str, pretrained: bool | str = False, strides: Sequence[int] | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
-        self.stride = 1
-        for layer in TRUNKS[name]:
-            if isinstance(layer, Conv):
-                layers.append(ConvUnit(channels, layer.channels, layer.size, layer.stride))
-                channels = layer.channels
-                self.stride *= layer.stride
-            else:
-                layers.append(nn.MaxPool2d(2, 2))
-                self.stride *= 2
+        channels, stride = 3, 1
+        last: dict[int, tuple[int, int]] = {}  # index and channels of the last layer of each stride
+        for index, layer in enumerate(TRUNKS[name]):
+            layers.append(_build(layer, channels))
+            channels = channels if isinstance(layer, str) else layer.channels
+            stride *= layer.stride if isinstance(layer, Conv) else 1 + (layer == "pool")
+            last[stride] = (index, channels)
         self.layers = nn.Sequential(*layers)
-        self.channels = [channels]
+        self.strides = tuple(strides or [stride])
+        if not set(self.strides) <= set(last):
+            raise InputError(f"trunk {name!r} has features at strides {sorted(last)}, not at all of {self.strides}")
+        self.channels = [last[stride][1] for stride in self.strides]
+        self._levels = [last[stride][0] for stride in self.strides]
         if pretrained is True:
             raise InputError(f"{name} has no download; give a darknet weights file: --model.pretrained FILE")
         if pretrained:
             self.load_state_dict(read_darknet(pretrained, self), strict=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """One feature map [B, C, H / stride, W / stride], in a list as `zoo.nn.trunk.Trunk` returns it."""
-        return [self.layers(images)]
+        """The last feature map [B, C, H / stride, W / stride] of each stride."""
+        features, levels = images, []
+        for index, layer in enumerate(self.layers):
+            features = layer(features)
+            if index in self._levels:
+                levels.append(features)
+        return levels
+
+
+def _build(layer: Layer, channels: int) -> nn.Module:
+    """The module of a layer on an input of so many channels."""
+    if isinstance(layer, Conv):
+        return ConvUnit(channels, layer.channels, layer.size, layer.stride)
+    if isinstance(layer, Residual):
+        return ResidualUnit(layer.channels)
+    if layer == "pool":
+        return nn.MaxPool2d(2, 2)
+    # Of the cell and its right and lower neighbours where there are any.
+    return nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -135,7 +187,8 @@ def read_darknet(file: str | Path, network: nn.Module) -> dict[str, Tensor]:
 
     Args:
         file: in the format above.
-        network: with its darknet layers (`ConvUnit`, `LocalConv`, `nn.Linear`) registered in the file's order.
+        network: with its darknet layers (`ConvUnit`, `nn.Conv2d` with a bias, `LocalConv`, `nn.Linear`) registered in
+            the file's order.
 
     Returns:
         Parameters and batch norm statistics by their names in the network.
@@ -165,7 +218,7 @@ def darknet_rows(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, module in network.named_modules():
         if isinstance(module, ConvUnit):
             parts = ["norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight"]
-        elif isinstance(module, (LocalConv, nn.Linear)):
+        elif isinstance(module, (LocalConv, nn.Linear)) or (isinstance(module, nn.Conv2d) and module.bias is not None):
             parts = ["bias", "weight"]
         else:
             continue

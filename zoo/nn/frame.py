@@ -18,6 +18,9 @@ from zoo.types import Batch, Image, Prediction, Target
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+GREY = 255 / 2
+"""Pixel value of the border of letterboxed frames."""
+
 MAX_CELLS = 2**16
 """Upper bound, under export, of a frame's side in multiples of the divisor, so that no product of sizes overflows."""
 
@@ -30,6 +33,7 @@ class FrameConfig:
         min_size: the shorter side of an image is resized to this many pixels ...
         max_size: ... unless the longer side would then be longer than this.
         stretch: resize every image to min_size x min_size instead, ignoring its aspect ratio (YOLOv1).
+        letterbox: resize every image to fit into min_size x min_size instead, in the middle of a grey square (YOLOv3).
         native_at_test: resize images in training only; all other passes are on the images' own size (CornerNet).
         divisor: frames are padded to multiples of this, usually the network's largest stride.
         mean: of each channel, on the scale 0..1; None for that of the trunk's pretrained weights, or ImageNet's.
@@ -39,19 +43,20 @@ class FrameConfig:
     min_size: int = 800
     max_size: int = 1333
     stretch: bool = False
+    letterbox: bool = False
     native_at_test: bool = False
     divisor: int = 32
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check sizes, divisor and std, and that images are not both stretched and native."""
+        """Check sizes, divisor and std, and that images are resized in one way."""
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f"min_size {self.min_size}, max_size {self.max_size}: must be 0 < min_size <= max_size")
         if self.divisor < 1 or min(self.std or IMAGENET_STD) <= 0:
             raise ValueError("divisor must be at least 1 and every std above 0")
-        if self.stretch and self.native_at_test:
-            raise ValueError("stretch and native_at_test exclude each other")
+        if self.stretch + self.letterbox + self.native_at_test > 1:
+            raise ValueError("stretch, letterbox and native_at_test exclude each other")
 
     def framed_size(self, height: int, width: int, for_training: bool = False) -> tuple[int, int]:
         """(height, width) to which an image of the given size is resized."""
@@ -61,12 +66,21 @@ class FrameConfig:
             return _trace_framed_size(self, height, width)
         if self.native_at_test and not for_training:
             return height, width
+        if self.letterbox:
+            longer = max(height, width)
+            return max(height * self.min_size // longer, 1), max(width * self.min_size // longer, 1)
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(int(height * scale), 1), max(int(width * scale), 1)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the padded frame of an image resized to the given size."""
+        if self.letterbox:
+            height = width = self.min_size
         return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
+    def place(self, height: int, width: int) -> tuple[int, int]:
+        """(top, left) of an image resized to the given size, in its frame."""
+        return ((self.min_size - height) // 2, (self.min_size - width) // 2) if self.letterbox else (0, 0)
 
 
 class Frame(nn.Module):
@@ -103,9 +117,12 @@ class Frame(nn.Module):
         given_sizes = _tensor_like([[image.shape[2], image.shape[1]] for image in images], batch_images)
         sizes = _tensor_like([[width, height] for height, width in framed_sizes], batch_images)
         scales = sizes / given_sizes
-        boxes, labels, mask, ids = _pad_targets(targets or [], scales, len(images))
-        padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales)
-        return Batch(batch_images, sizes, scales, given_sizes, boxes, labels, mask, ids, padded, proposal_mask)
+        offsets = _tensor_like([self.config.place(*size)[::-1] for size in framed_sizes], batch_images)
+        if self.config.letterbox:
+            sizes = torch.full_like(sizes, self.config.min_size)
+        boxes, labels, mask, ids = _pad_targets(targets or [], scales, offsets, len(images))
+        padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales, offsets)
+        return Batch(batch_images, sizes, scales, offsets, given_sizes, boxes, labels, mask, ids, padded, proposal_mask)
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
         device, dtype = self.placement.device, self.placement.dtype
@@ -118,12 +135,15 @@ class Frame(nn.Module):
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=device, dtype=dtype, memory_format=memory_format).zero_()
+        if self.config.letterbox:
+            batch[:, :, : self.config.min_size, : self.config.min_size] = (GREY - mean) / std
         for framed, image, (h, w) in zip(batch, images, framed_sizes, strict=True):
+            top, left = self.config.place(h, w)
             pixels = image[None].to(device, non_blocking=True).to(dtype)
             if image.shape[-2:] != (h, w):
                 pixels = _resize(pixels, (h, w))
             # In place and image by image, so that the padding stays 0 after normalising, as in torchvision.
-            torch.sub(pixels[0], mean, out=framed[:, :h, :w]).div_(std)
+            torch.sub(pixels[0], mean, out=framed[:, top : top + h, left : left + w]).div_(std)
         return batch
 
     @staticmethod
@@ -133,8 +153,9 @@ class Frame(nn.Module):
         Detections whose clipped box is empty are dropped.
         """
         unframed = []
-        for prediction, scale, size in zip(predictions, batch.scales, batch.given_sizes, strict=True):
-            boxes = prediction["boxes"] / scale.repeat(2)
+        places = zip(predictions, batch.scales, batch.offsets, batch.given_sizes, strict=True)
+        for prediction, scale, offset, size in places:
+            boxes = (prediction["boxes"] - offset.repeat(2)) / scale.repeat(2)
             boxes = torch.minimum(boxes.clamp(min=0), size.repeat(2))
             keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             unframed.append(
@@ -158,6 +179,9 @@ def _resize(images: Float[Tensor, "B 3 _ _"], size: tuple[int, int]) -> Float[Te
 def _trace_framed_size(config: FrameConfig, height: int, width: int) -> tuple[int, int]:
     """`FrameConfig.framed_size` under export; in float64 as in Python, so that both truncate to the same integers."""
     sides = torch.tensor([height, width], dtype=torch.float64)
+    if config.letterbox:
+        framed = (sides * config.min_size / sides.max()).long().clamp(min=1).tolist()
+        return framed[0], framed[1]
     # Tensors on both sides: torch computes number / tensor as number * reciprocal, which rounds twice.
     limits = torch.tensor([config.min_size, config.max_size], dtype=torch.float64)
     scale = (limits / torch.stack([sides.min(), sides.max()])).min()
@@ -171,8 +195,11 @@ def _trace_frame(
     config: FrameConfig, images: Float[Tensor, "B 3 _ _"], size: tuple[int, int], mean: Tensor, std: Tensor
 ) -> Float[Tensor, "B 3 _ _"]:
     """Resize, normalise and pad images of one size, under export."""
+    resized = _resize(images, size)
+    if config.letterbox:
+        resized, size = _trace_letterbox(config, resized, size), (config.min_size, config.min_size)
     cells = [(side + config.divisor - 1) // config.divisor for side in size]
-    if not config.stretch:
+    if not (config.stretch or config.letterbox):
         # Read back again, so that the network's shapes are multiples of one symbol and not of rounded-up quotients.
         cells = torch.tensor(cells).tolist()
         for count in cells:
@@ -181,7 +208,18 @@ def _trace_frame(
     bottom, right = (count * config.divisor - side for count, side in zip(cells, size, strict=True))
     torch._check(bottom >= 0)
     torch._check(right >= 0)
-    return F.pad((_resize(images, size) - mean) / std, (0, right, 0, bottom))
+    return F.pad((resized - mean) / std, (0, right, 0, bottom))
+
+
+def _trace_letterbox(
+    config: FrameConfig, images: Float[Tensor, "B 3 _ _"], size: tuple[int, int]
+) -> Float[Tensor, "B 3 _ _"]:
+    """Resized images in the middle of grey squares."""
+    top, left = config.place(*size)
+    bottom, right = config.min_size - size[0] - top, config.min_size - size[1] - left
+    for border in (top, left, bottom, right):
+        torch._check(border >= 0)
+    return F.pad(images - GREY, (left, right, top, bottom)) + GREY
 
 
 def get_proposals(batch: Batch) -> tuple[Float[Tensor, "B P 4"], Bool[Tensor, "B P"]]:
@@ -203,7 +241,9 @@ def _tensor_like(rows: Sequence[Sequence[float | int]], other: Tensor) -> Tensor
     return table.to(other.device)
 
 
-def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pad_targets(
+    targets: Sequence[Target], scales: Tensor, offsets: Tensor, num_images: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes [B, M, 4] in framed pixels, labels [B, M], mask [B, M] of objects to train on, image ids [B]."""
     device = scales.device
     max_count = max((len(target["labels"]) for target in targets), default=0)
@@ -216,17 +256,18 @@ def _pad_targets(targets: Sequence[Target], scales: Tensor, num_images: int) -> 
         labels[index, :count] = target["labels"]
         # Crowd regions and difficult objects are not trained on, as in torchvision's and Girshick's code.
         mask[index, :count] = ~(target["iscrowd"] | target["difficult"])
-    boxes *= scales.repeat(1, 2)[:, None]
+    boxes = boxes * scales.repeat(1, 2)[:, None] + offsets.repeat(1, 2)[:, None]
     ids = (
         torch.stack([target["image_id"] for target in targets]) if targets else torch.arange(num_images, device=device)
     )
     return boxes, labels, mask, ids
 
 
-def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, Tensor]:
+def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Proposals [B, P, 4] in framed pixels and their mask [B, P]; P is at least 1."""
+    scales, offsets = scales.repeat(1, 2)[:, None], offsets.repeat(1, 2)[:, None]
     if torch.compiler.is_exporting():  # of any number, the same for all images: padded with boxes without area
-        padded = torch.stack(list(proposals)) * scales.repeat(1, 2)[:, None]
+        padded = torch.stack(list(proposals)) * scales + offsets
         return padded, (padded[..., 2:] > padded[..., :2]).all(dim=-1)
     max_count = max(1, *(len(boxes) for boxes in proposals))
     padded = scales.new_zeros(len(proposals), max_count, 4)
@@ -234,4 +275,4 @@ def _pad_proposals(proposals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor,
     for index, boxes in enumerate(proposals):
         padded[index, : len(boxes)] = boxes
         mask[index, : len(boxes)] = True
-    return padded * scales.repeat(1, 2)[:, None], mask
+    return padded * scales + offsets, mask

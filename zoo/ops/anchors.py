@@ -1,4 +1,4 @@
-"""Anchor boxes of one cell, of a grid and of a feature pyramid.
+"""Anchor boxes of one cell, of a grid and of a feature pyramid, and anchors that fit the objects of a data set.
 
 Legend: A anchors of a cell, N anchors of a level. Order of a level's anchors: row, column, anchor.
 """
@@ -10,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.ops.precision import upcast
+
+STARTS = 10
+MAX_PASSES = 300
 
 
 def cell_anchors(sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]) -> Float[Tensor, "A 4"]:
@@ -71,3 +74,52 @@ def pyramid_anchors(
         grid_anchors(cell, (rows, columns), (height // rows, width // columns))
         for cell, (rows, columns) in zip(cells, grid_sizes, strict=True)
     ]
+
+
+def shape_iou(sides: Float[Tensor, "... 2"], anchors: Float[Tensor, "A 2"]) -> Float[Tensor, "... A"]:
+    """IoU of boxes with anchors of the same centre, by widths and heights."""
+    shared = sides[..., None, :].minimum(anchors).prod(dim=-1)
+    return shared / (sides.prod(dim=-1)[..., None] + anchors.prod(dim=-1) - shared)
+
+
+def fit_anchors(sides: Float[Tensor, "M 2"], count: int, seed: int = 0) -> Float[Tensor, "A 2"]:
+    """Anchors by k-means with the distance 1 - IoU (YOLO9000, arXiv 1612.08242, section 2), by ascending area.
+
+    The first centres are drawn as in k-means++; of several starts the one with the highest mean IoU is taken.
+
+    Args:
+        sides: widths and heights of objects.
+        count: number of anchors, at most that of the different shapes.
+        seed: of the first centres.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sides = sides.double()
+    found = [_cluster(sides, _first_centres(sides, count, generator)) for _ in range(STARTS)]
+    best = max(found, key=lambda anchors: float(shape_iou(sides, anchors).amax(dim=1).mean()))
+    return best[best.prod(dim=1).argsort()]
+
+
+def _first_centres(sides: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Shapes drawn with probabilities proportional to the squared distance from those drawn before."""
+    chosen = sides[torch.randint(len(sides), (1,), generator=generator)]
+    while len(chosen) < count:
+        distance = (1 - shape_iou(sides, chosen).amax(dim=1)).clamp(min=0).square()
+        # By the cumulative sum, since torch.multinomial is limited to 2^24 values.
+        at = distance.cumsum(0)
+        drawn = torch.rand(1, generator=generator, dtype=torch.float64) * at[-1]
+        chosen = torch.cat([chosen, sides[torch.searchsorted(at, drawn, right=True).clamp(max=len(sides) - 1)]])
+    return chosen
+
+
+def _cluster(sides: Tensor, centres: Tensor) -> Tensor:
+    """Move each centre to the mean of the shapes that overlap it most, until nothing changes."""
+    nearest = None
+    for _ in range(MAX_PASSES):
+        now = shape_iou(sides, centres).argmax(dim=1)
+        if nearest is not None and torch.equal(now, nearest):
+            break
+        nearest = now
+        counts = torch.bincount(nearest, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, nearest, sides)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+    return centres

@@ -26,7 +26,7 @@ def load(file: str | Path) -> Detector:
         file: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer; the folder of a run, whose best
             checkpoint is loaded (the last one where there is no best); or a published file, which is recognised by its
             content: torchvision's RetinaNet and Faster R-CNN (COCO's 80 classes, or as many as the file has), darknet's
-            yolov1.weights and tiny-yolov1.weights (VOC's classes), the original CornerNet's.
+            files of YOLOv1 and YOLOv3, the original CornerNet's.
 
     Raises:
         InputError: the file is missing, damaged, or neither a checkpoint of a detector in `MODELS` nor a known
@@ -78,8 +78,8 @@ def load_weights(
             `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, on a detector of the same architecture. Their 91
             class slots fit a detector of as many classes (91 for RetinaNet, label = COCO id; 90 for Faster R-CNN,
             label = COCO id - 1), or one of COCO's 80 classes, which takes the 80 slots that are in use. "darknet": a
-            .weights file, on a YOLOv1 of the same architecture (see `from_darknet`). "cornernet": the original code's
-            Hourglass-104 (see `from_cornernet`).
+            .weights file, on a YOLOv1 or YOLOv3 of the same architecture (see `from_darknet`). "cornernet": the
+            original code's Hourglass-104 (see `from_cornernet`).
         norm_eps: layout "torchvision" only: epsilon of the batch norms in the file's trunk. The published COCO_V1 files
             were trained with 0.0, all other torchvision files with 1e-5.
 

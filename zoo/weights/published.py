@@ -69,6 +69,18 @@ YOLO_TINY = Published(
 )
 """tiny-yolov1.weights."""
 
+YOLOV3_FULL = Published("darknet", "yolov3_darknet", len(COCO_CLASSES), COCO_CLASSES, {"frame": DARKNET_PIXELS})
+"""yolov3.weights."""
+
+YOLOV3_TINY = Published("darknet", "yolov3_darknet7", len(COCO_CLASSES), COCO_CLASSES, {"frame": DARKNET_PIXELS})
+"""yolov3-tiny.weights."""
+
+DARKNET_FILES = {
+    "yolov1.weights": YOLO_FULL,
+    "tiny-yolov1.weights": YOLO_TINY,
+    "yolov3.weights": YOLOV3_FULL,
+    "yolov3-tiny.weights": YOLOV3_TINY,
+}
 
 SSD300 = Published(
     "torchvision",
@@ -116,16 +128,16 @@ def recognise_darknet(file: Path) -> Published:
     """The form of a darknet weights file, by the number of its values.
 
     Raises:
-        InputError: it is not readable, or not one of the released YOLOv1 files.
+        InputError: it is not readable, or not one of `DARKNET_FILES`.
     """
     number, sizes = count_values(file), []
-    for form in (YOLO_FULL, YOLO_TINY):
+    for name, form in DARKNET_FILES.items():
         with torch.device("meta"):
-            sizes.append(sum(torch.Size(shape).numel() for _, shape in darknet_rows(form.build())))
-        if sizes[-1] == number:
+            size = sum(torch.Size(shape).numel() for _, shape in darknet_rows(form.build()))
+        if size == number:
             return form
-    expected = f"yolov1.weights has {sizes[0]:,}, tiny-yolov1.weights {sizes[1]:,}"
-    raise InputError(f"holds {number:,} values after its header; {expected}", file)
+        sizes.append(f"{name} {size:,}")
+    raise InputError(f"holds {number:,} values after its header; {', '.join(sizes)}", file)
 
 
 def _names(num_classes: int) -> tuple[str, ...] | None:
