@@ -2,10 +2,11 @@
 
     python benchmarks/finetuning.py --data facemask.yaml --minutes 7 --out runs/finetuning
 
-For RetinaNet and Faster R-CNN in turn: ours as `zoo compare` trains it (configs/models/*_mobilenetv2.yaml, configs/
-trainers/cpu.yaml), then torchvision's `RetinaNet` or `FasterRCNN`, for as many minutes, validations included. Both have
-the same trunk and ImageNet weights, training images, loader, augmentation, frame size and number and sizes of anchors;
-both are validated at the same times, and the checkpoint of the best validation AP is tested. Torchvision's side is
+For RetinaNet and Faster R-CNN, two trainings of as many minutes at the same time, each with half of the cores, so that
+whatever else the machine does slows both: ours as `zoo compare` trains it (configs/models/*_mobilenetv2.yaml,
+configs/trainers/cpu.yaml), and torchvision's `RetinaNet` or `FasterRCNN`. Both have the same trunk and ImageNet
+weights, training images, loader, augmentation, frame size and number and sizes of anchors; both are validated after as
+many epochs, within their minutes, and the checkpoint of the best validation AP is tested. Torchvision's side is
 otherwise as its references/detection/train.py has it: FPN and heads of 256 channels, four convolutions in RetinaNet's
 heads, frozen batch norms, the last three of five stages trained, SGD with momentum 0.9 and weight decay 1e-4, a
 learning rate of 0.02 (Faster R-CNN) or 0.01 (RetinaNet) for 16 images, scaled to the batch, linear warm-up over the
@@ -13,7 +14,9 @@ first epoch, at most 1,000 steps, divided by 10 at 16/26 and 22/26 of the traini
 """
 
 import argparse
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +164,25 @@ def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, 
     write_predictions(predictions, out / "predictions.json", module.table("test"))
 
 
+def train_both(name: str, data: Path, minutes: float, seed: int, ours: Path, theirs: Path) -> None:
+    """Train ours in a process of its own and torchvision's in this one, each with half of the cores."""
+    model = find_model_file(name, data)
+    threads = max((os.cpu_count() or 2) // 2, 1)
+    torch.set_num_threads(threads)
+    command = ["zoo", "compare", "--models", str(model), "--data", str(data), "--minutes", str(minutes)]
+    command += ["--seeds", str(seed), "--out", str(ours)]
+    print(shlex.join(command), flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen([sys.executable, "-m", "zoo.cli", *command[1:]], env=environment) as process:
+        try:
+            train_theirs(name, model, data, minutes, seed, theirs)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise SystemExit(process.returncode)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=find_configs() / "data/bccd.yaml", help="with train, val and test")
@@ -170,26 +192,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"), help="folder of the runs and the report")
     options = parser.parse_args()
     silence_lightning()
-    theirs = []
+    ours, theirs = [], []
     for name in options.models:
-        model = find_model_file(name, options.data)
-        ours = [
-            "zoo",
-            "compare",
-            "--models",
-            str(model),
-            "--data",
-            str(options.data),
-            "--minutes",
-            str(options.minutes),
-        ]
-        ours += ["--seeds", str(options.seed), "--out", str(options.out / "ours")]
-        print(shlex.join(ours), flush=True)
-        subprocess.run([sys.executable, "-m", "zoo.cli", *ours[1:]], check=True)
+        ours.append(options.out / f"zoo_{name}_seed{options.seed}")
         theirs.append(options.out / f"torchvision_{name}_seed{options.seed}")
         if not (theirs[-1] / "predictions.json").exists():
-            train_theirs(name, model, options.data, options.minutes, options.seed, theirs[-1])
-    report = ["report", str(options.out / "ours"), *(str(folder / "predictions.json") for folder in theirs)]
+            for folder in (ours[-1], theirs[-1]):  # of a benchmark that was stopped
+                shutil.rmtree(folder, ignore_errors=True)
+            train_both(name, options.data, options.minutes, options.seed, ours[-1], theirs[-1])
+    report = ["report", *map(str, ours), *(str(folder / "predictions.json") for folder in theirs)]
     subprocess.run([sys.executable, "-m", "zoo.cli", *report, "--out", str(options.out / "report")], check=True)
     for run in read_results(options.out / "report/results.json").runs:
         print(f"{run.name or run.config}: AP {run.metrics['AP']:.3f}, AP50 {run.metrics['AP50']:.3f}")

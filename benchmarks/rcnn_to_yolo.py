@@ -1,13 +1,13 @@
-"""Inference time of R-CNN, Fast R-CNN, Faster R-CNN and YOLOv1 with the same trunk and image size.
+"""Inference time of R-CNN, Fast R-CNN, Faster R-CNN, YOLOv1, SSD300 and YOLOv3-320 with the same trunk and images.
 
     python benchmarks/rcnn_to_yolo.py                          # ResNet-18, images of 500x375, bf16, on the CPU
     python benchmarks/rcnn_to_yolo.py --device cuda --trunk vgg16_bn
 
-Seconds per image in three parts: region proposals (selective search, or the RPN's selection of boxes; YOLOv1 has none),
-network (framing, trunk and heads) and post-processing (scores, boxes, NMS). Batch 1, each detector once per round, in
+Seconds per image in three parts: region proposals (selective search, or the RPN's selection of boxes), network
+(framing, trunk and heads) and post-processing (scores, boxes, NMS). Batch 1, each detector once per round, in
 reversed order in every second round. Weights are untrained; each detector's score threshold is set so that about 100
-detections of the first image are above it. No other project has all four, so the peer of each detector is the previous
-one in this list; the speed-ups of the papers are printed beside the measured ones.
+detections of the first image are above it. No other project has all of them, so the peer of each detector is the one
+before it in this list; the speed-ups of the papers are printed beside the measured ones.
 """
 
 import argparse
@@ -32,7 +32,9 @@ from zoo.detector import Detector
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.rcnn import RCNN
+from zoo.models.ssd import SSD
 from zoo.models.yolov1 import YOLOv1
+from zoo.models.yolov3 import YOLOv3
 from zoo.nn.frame import FrameConfig
 from zoo.proposals import SelectiveSearch
 
@@ -46,10 +48,13 @@ FRAME = FrameConfig(min_size=HEIGHT, max_size=WIDTH)
 # Fast R-CNN, table 4 (VGG-16, K40, proposals not counted): R-CNN 47 s, Fast R-CNN .32 s, with truncated SVD .22 s.
 # Faster R-CNN, table 5 (VGG-16, K40): selective search + Fast R-CNN 1.83 s, Faster R-CNN .198 s.
 # YOLO, table 1 (Titan X): Faster R-CNN VGG-16 7 images/s, YOLO 45.
+# SSD, table 7 (Titan X): SSD300 46 images/s at batch 1, 59 at batch 8. YOLOv3, figure 1 (Titan X): 22 ms at 320 pixels.
 PAPERS = {
     "fast_rcnn": "146x R-CNN, 213x with truncated SVD (proposals not counted)",
     "faster_rcnn": "9.2x Fast R-CNN with selective search; 5 to 7 images/s",
     "yolov1": "6.4x Faster R-CNN; 45 images/s",
+    "ssd": "46 images/s, 59 at batch 8",
+    "yolov3": "45 images/s",
 }
 
 
@@ -65,7 +70,7 @@ class Entry:
 
 
 def build_entries(trunk: str, device: str) -> list[Entry]:
-    """The four detectors as in their papers, except for the trunk."""
+    """The detectors as in their papers, except for the trunk."""
     torch.manual_seed(0)
     selective_search = (zoo.detector, "propose")
     one_level = {"trunk": trunk, "pyramid": False, "pooling": "pool", "frame": FRAME}
@@ -79,11 +84,15 @@ def build_entries(trunk: str, device: str) -> list[Entry]:
         **one_level,
     )
     yolo = YOLOv1(NUM_CLASSES, trunk=trunk, neck=(1024, 1024), head="fc", grid=7)
+    ssd = SSD(NUM_CLASSES, trunk=trunk, strides=(8, 16))
+    yolov3 = YOLOv3(NUM_CLASSES, trunk=trunk, frame=FrameConfig(320, 320, letterbox=True))
     entries = [
         Entry("rcnn", rcnn, selective_search, (zoo.models.rcnn, "window_predictions")),
         Entry("fast_rcnn", fast, selective_search, (zoo.models.fast_rcnn, "roi_predictions")),
         Entry("faster_rcnn", faster, (FasterRCNN, "propose"), (zoo.models.faster_rcnn, "roi_predictions")),
         Entry("yolov1", yolo, None, (YOLOv1, "compute_predictions")),
+        Entry("ssd", ssd, None, (SSD, "compute_predictions")),
+        Entry("yolov3", yolov3, None, (YOLOv3, "compute_predictions")),
     ]
     for entry in entries:
         entry.detector.configure_model()
@@ -153,7 +162,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, bf16 = arguments.device, arguments.precision == "bf16"
     report = Report(
-        f"From R-CNN to YOLOv1, {arguments.trunk}, images of {WIDTH}x{HEIGHT}, {arguments.precision}, batch 1",
+        f"From R-CNN to YOLOv3, {arguments.trunk}, images of {WIDTH}x{HEIGHT}, {arguments.precision}, batch 1",
         f"python benchmarks/rcnn_to_yolo.py {' '.join(sys.argv[1:])}".strip(),
         ["detector", "proposals, s", "network, s", "post-processing, s", "total, s", "images/s", "speed-up", "papers"],
         device,

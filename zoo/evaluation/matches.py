@@ -67,24 +67,45 @@ def collect_matches(ground_truth: GroundTruth, predictions: Predictions) -> Matc
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
     """
+    strongest = strongest_detections(ground_truth, predictions)
+    detection, state = _match(ground_truth, strongest.groups, strongest.xywh)
+
+    by_score = np.lexsort((-strongest.scores, strongest.labels))
+    new_index = np.empty_like(by_score)
+    new_index[by_score] = np.arange(len(by_score))
+    xywh = strongest.xywh[by_score]
+    return _pack(
+        ground_truth,
+        image_index=strongest.image_index[by_score],
+        labels=strongest.labels[by_score],
+        inside=_in_ranges(xywh[:, 2] * xywh[:, 3]),
+        detection=new_index[detection],
+        state=state,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    """The 100 highest-scoring detections of each image and class, by image, class and falling score."""
+
+    image_index: Int64[np.ndarray, " D"]
+    labels: Int64[np.ndarray, " D"]
+    groups: Int64[np.ndarray, " D"]  # image and class as one number
+    scores: Float[np.ndarray, " D"]
+    xywh: Float[np.ndarray, "D 4"]
+
+
+def strongest_detections(ground_truth: GroundTruth, predictions: Predictions) -> Strongest:
+    """The detections that COCO's metrics use.
+
+    Raises:
+        InputError: see `zoo.evaluation.evaluate`.
+    """
     image_index, boxes, scores, labels = order_detections(ground_truth, predictions)
     groups = image_index * len(ground_truth.classes) + labels
     order = np.lexsort((-scores, groups))
     order = order[_index_in_group(groups[order]) < MAX_DETECTIONS]
-    xywh = to_xywh(boxes[order])
-    detection, state = _match(ground_truth, groups[order], xywh)
-
-    by_score = np.lexsort((-scores[order], labels[order]))
-    new_index = np.empty_like(by_score)
-    new_index[by_score] = np.arange(len(by_score))
-    return _pack(
-        ground_truth,
-        image_index=image_index[order][by_score],
-        labels=labels[order][by_score],
-        inside=_in_ranges(xywh[by_score, 2] * xywh[by_score, 3]),
-        detection=new_index[detection],
-        state=state,
-    )
+    return Strongest(image_index[order], labels[order], groups[order], scores[order], to_xywh(boxes[order]))
 
 
 def _match(
@@ -103,7 +124,7 @@ def _match(
     Returns:
         Indices of the detections that overlap any object, and their states.
     """
-    pair_detection, pair_object, iou = _overlapping_pairs(ground_truth, groups, boxes)
+    pair_detection, pair_object, iou = overlapping_pairs(ground_truth, groups, boxes)
     detection, starts, counts = np.unique(pair_detection, return_index=True, return_counts=True)
     ignored = _is_ignored(ground_truth)
     state = np.full((len(detection), len(AREA_RANGES), len(IOU_THRESHOLDS)), _UNMATCHED, np.int8)
@@ -125,7 +146,7 @@ def _match(
     return detection, state
 
 
-def _overlapping_pairs(
+def overlapping_pairs(
     ground_truth: GroundTruth, groups: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
 ) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Pairs of a detection and an object of the same image and class whose IoU reaches the lowest threshold.
