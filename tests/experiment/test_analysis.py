@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_data import model_config, write_files, write_yaml
 from tiny_detector import TinyDetector
@@ -12,6 +13,8 @@ from tiny_detector import TinyDetector
 import zoo.experiment.comparison
 import zoo.models
 from zoo.cli.main import main
+from zoo.evaluation import read_coco_results
+from zoo.evaluation.ensembles import rescore
 from zoo.experiment import run as run_module
 from zoo.report.results import Results, read_results
 
@@ -212,3 +215,53 @@ def test_runs_on_other_annotations_are_refused(folder: Path, capsys: pytest.Capt
     file.write_text(json.dumps(content))
     assert main(["report", "out"]) == 2
     assert "other annotations of the test split" in capsys.readouterr().err
+
+
+def test_combinations_are_reported_beside_their_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "out", "--out", "both", "--combine", "wide", "model"]) == 0
+    results = read(folder / "both")
+    assert [(item.first, item.method, item.second) for item in results.combinations] == [
+        ("wide", "rescored", "model"),
+        ("model", "rescored", "wide"),
+        ("wide", "fused", "model"),
+    ]
+    combined = read_coco_results(
+        folder / "both/combined/wide_rescored_model_seed0.json", np.arange(10, 14), np.array([3, 6])
+    )
+    parts = [
+        read_coco_results(folder / f"out/{name}_seed0/predictions.json", np.arange(10, 14), np.array([3, 6]))
+        for name in ("wide", "model")
+    ]
+    np.testing.assert_allclose(combined.scores, rescore(*parts).scores, rtol=1e-6)
+    alone = {
+        config: sum(run.metrics["AP"] for run in results.runs if run.config == config) / 2
+        for config in ("wide", "model")
+    }
+    for item in results.combinations:
+        assert item.intervals["AP"].value == pytest.approx(item.metrics["AP"])
+        assert item.oracle >= max(alone.values())
+        for part, difference in item.differences.items():
+            assert difference.value == pytest.approx(item.metrics["AP"] - alone[part])
+    assert "## Combinations" in (folder / "both/report.md").read_text()
+    assert 'id="combinations"' in (folder / "both/report.html").read_text()
+    assert main(["report", "both", "--verify"]) == 0
+    assert 'id="combinations"' not in (folder / "out/report.html").read_text()
+    assert main(["report", "out", "--out", "all", "--combine", "all", "--resamples", "0"]) == 0
+    (first, *_) = read(folder / "all").combinations
+    assert (first.intervals, first.differences) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model"], "--combine needs two detectors or more, or all; this report has model, wide"),
+        (["model", "model"], "--combine needs two detectors or more"),
+        (["model", "detr"], "--combine detr: no such detector in this report; choose from model, wide, or all"),
+    ],
+)
+def test_combinations_of_unknown_detectors(
+    folder: Path, names: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "out", "--out", "both", "--combine", *names]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("both").exists()

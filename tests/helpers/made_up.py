@@ -12,6 +12,7 @@ from zoo.report.results import (
     Analysis,
     Calibration,
     Ceiling,
+    Combination,
     Cost,
     CurvePoint,
     Difference,
@@ -54,6 +55,7 @@ def make_results(
         fingerprints={"test": "0123abcd"},
         configs={f"{model}_tiny": f"class_path: {model}\n" for model in MODELS[:num_models]},
         pairs=pairs,
+        combinations=[_make_combination(*pair) for pair in combinations(range(num_models), 2)][:3],
         resamples=1000,
     )
 
@@ -85,6 +87,22 @@ def make_examples(results: Results, count: int, side: int = 480) -> list[Example
             )
         )
     return examples
+
+
+def _make_combination(first: int, second: int) -> Combination:
+    ap = _AP[first] + 0.02
+    names = [f"{MODELS[index]}_tiny" for index in (first, second)]
+    return Combination(
+        *names,
+        method="rescored" if second == 1 else "fused",
+        metrics={"AP": ap, "AP50": ap * 1.4, "AP75": ap * 0.9},
+        oracle=0.8,
+        intervals={"AP": Interval(ap, ap - 0.03, ap + 0.03)},
+        differences={
+            names[0]: Difference(0.02, -0.01, 0.05, "tie"),
+            names[1]: Difference(ap - _AP[second], 0.01, 0.4, "better"),
+        },
+    )
 
 
 def _make_run(index: int, seed: int, classes: tuple[str, ...], ap: float) -> Run:

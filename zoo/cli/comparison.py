@@ -145,6 +145,8 @@ def report(args: list[str]) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help=text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (the comparison, if it is one)")
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (that of the runs)")
+    text = "combine these detectors in pairs: boxes rescored by each other, and fused; all: every pair"
+    parser.add_argument("--combine", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples; 0: no intervals (1000)")
     parser.add_argument("--verify", action="store_true", help="only check the report's values against its predictions")
     options = parser.parse_args(args)
@@ -162,14 +164,16 @@ def report(args: list[str]) -> int:
 
     from zoo.cli.comparison_tables import print_runs
     from zoo.experiment.analysis import analyse_and_report
+    from zoo.experiment.combinations import choose_pairs
     from zoo.experiment.gather import gather_runs
     from zoo.io.ownership import own_folder
     from zoo.training.trainer import silence_lightning
 
     silence_lightning()
     results, module = gather_runs(options.runs, out, options.data, shlex.join(["zoo", "report", *args]))
+    pairs = choose_pairs(results, options.combine) if options.combine else []
     with own_folder(out):
-        analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True))
+        analyse_and_report(results, module, out, options.resamples, partial(print, file=sys.stderr, flush=True), pairs)
     print_runs(results)
     print(f"report: {out / 'report.html'}")
     return OK

@@ -52,7 +52,7 @@ class DetectionDataModule(LightningDataModule):
         strict: raise an error for bad boxes instead of skipping them with a warning.
         cache_mb: largest size in MB of the cache of a split's decoded images, which is filled in the first epoch and
             shared by the workers (0: no cache). Each process of a distributed run has its own.
-        aspect_ratio_grouping: make training batches of only landscape or only portrait images.
+        aspect_ratio_grouping: make training batches of only landscape or only portrait images, which need less padding.
         pin_memory: pin memory for faster copies to a GPU; has no effect without a GPU.
         proposals: region proposals to add to the targets, for use without a Trainer; a Trainer's detector
             overrides it.
@@ -74,7 +74,7 @@ class DetectionDataModule(LightningDataModule):
         augment: Augment = Augment(),  # noqa: B008 (frozen)
         strict: bool = False,
         cache_mb: float = 0,
-        aspect_ratio_grouping: bool = False,
+        aspect_ratio_grouping: bool = True,
         pin_memory: bool = True,
         proposals: SelectiveSearch | None = None,
         proposal_cache: str | None = None,

@@ -4,8 +4,8 @@
 with Fast R-CNN's boxes and YOLO (arXiv 1506.02640, section 4.3). `fuse` averages overlapping boxes of both: weighted
 boxes fusion (Solovyev, Wang, Gabruseva; arXiv 1910.13302).
 
-Both compare scores of different detectors as they are. Scores that mean different things, as those of SVMs and of
-softmax, are compared all the same.
+The package ensemble-boxes has weighted boxes fusion, too; its last release is of 2022. Both functions compare scores of
+different detectors as they are, also where these mean different things, as those of SVMs and of softmax.
 
 Legend: D detections of all images, K and L detections of one image and class.
 """

@@ -24,6 +24,7 @@ from zoo.evaluation.matches import collect_matches
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import describe_detection_limit, evaluate
 from zoo.evaluation.slices import evaluate_slices
+from zoo.experiment.combinations import Combined, combine_runs, evaluate_combined, write_combined
 from zoo.experiment.run import final_split
 from zoo.report.entries import find_entries, first_runs, run_labels
 from zoo.report.pictures.examples import Example, best_f1_score, make_example
@@ -49,6 +50,8 @@ NUM_SAMPLED = 8
 """How many of the pictures are sampled independently of all predictions."""
 
 RESAMPLES = 1000
+COMBINED = "combined"
+"""Folder of the predictions of combinations, in that of the report."""
 
 Progress = Callable[[str], None]
 
@@ -76,6 +79,7 @@ def analyse(
     table: AnnotationTable,
     resamples: int = RESAMPLES,
     progress: Progress = lambda text: None,
+    combined: Sequence[Combined] = (),
 ) -> None:
     """Fill in all results that depend on predictions: metrics, errors, intervals, pairwise differences.
 
@@ -85,6 +89,7 @@ def analyse(
         table: annotations of the evaluated images.
         resamples: number of bootstrap resamples; 0 skips intervals and differences.
         progress: called with a description of each step.
+        combined: combinations of the runs.
     """
     ground_truth = GroundTruth.from_table(table)
     limit = describe_detection_limit(ground_truth)
@@ -94,17 +99,22 @@ def analyse(
     for run in done:
         progress(f"errors of {labels[run.folder]}")
         evaluate_run(run, ground_truth, predictions[run.folder], table)
-    if not resamples or not done:
-        return
-    progress(f"{resamples} resamples of {len(ground_truth.image_ids)} images")
     by_config = defaultdict(list)
     for run in done:
         by_config[run.config].append(run.folder)
+    entry_keys = {config: _entry_key(config) for config in by_config}
+    if not resamples or not done:
+        results.combinations = evaluate_combined(combined, results, predictions, ground_truth, None, entry_keys)
+        return
+    progress(f"{resamples} resamples of {len(ground_truth.image_ids)} images")
     matches = {folder: collect_matches(ground_truth, found) for folder, found in predictions.items()}
     # One bootstrap over single runs and over entries (all seeds of a configuration), so that all share the resamples.
     of_runs = {folder: [matches[folder]] for folder in predictions}
-    of_entries = {_entry_key(config): [matches[folder] for folder in folders] for config, folders in by_config.items()}
-    drawn = bootstrap(of_runs | of_entries, resamples)
+    of_entries = {entry_keys[config]: [matches[folder] for folder in folders] for config, folders in by_config.items()}
+    of_combined = {
+        item.key: [collect_matches(ground_truth, found) for found in item.by_seed.values()] for item in combined
+    }
+    drawn = bootstrap(of_runs | of_entries | of_combined, resamples)
     results.resamples, results.class_images = resamples, drawn.class_images
     for run in done:
         run.analysis.intervals = {key: Interval(*drawn.interval(run.folder, key)) for key in KEYS}
@@ -114,6 +124,7 @@ def analyse(
     results.pairs = [
         _compare_entries(drawn, first, second, ground_truth.classes) for first, second in combinations(by_config, 2)
     ]
+    results.combinations = evaluate_combined(combined, results, predictions, ground_truth, drawn, entry_keys)
 
 
 def _entry_key(config: str) -> str:
@@ -163,11 +174,19 @@ def analyse_and_report(
     out: Path,
     resamples: int = RESAMPLES,
     progress: Progress = lambda text: None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Analyse runs, choose example pictures, and write the report into the folder `out`."""
+    """Analyse runs, choose example pictures, and write the report into the folder `out`.
+
+    The predictions of pairs of configurations that are to be combined are written to `out/combined`.
+    """
     table = module.table(final_split(module))
     predictions = read_run_predictions(results, table, out, progress)
-    analyse(results, predictions, table, resamples, progress)
+    if pairs:
+        progress(f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of detectors combined")
+    combined = combine_runs(results, predictions, pairs)
+    analyse(results, predictions, table, resamples, progress, combined)
+    write_combined(combined, out / COMBINED, table)
     progress("pictures and report")
     write_report(results, out, pick_examples(results, predictions, module))
 

@@ -11,6 +11,7 @@ import yaml
 
 from zoo.errors import InputError
 from zoo.experiment.analysis import Progress, analyse, read_run_predictions
+from zoo.experiment.combinations import combine_runs
 from zoo.experiment.run import final_split
 from zoo.report.results import (
     Analysis,
@@ -56,8 +57,11 @@ def verify_report(folder: Path, progress: Progress = lambda text: None) -> Verif
     for run in again.runs:
         run.metrics, run.per_class, run.shown_score = {}, {}, None
         run.analysis = Analysis(ceilings=run.analysis.ceilings)
-    again.pairs = []
-    analyse(again, read_run_predictions(again, table, folder, progress), table, results.resamples, progress)
+    again.pairs, again.combinations = [], []
+    predictions = read_run_predictions(again, table, folder, progress)
+    pairs = [(item.first, item.second) for item in results.combinations if item.method == "fused"]
+    combined = combine_runs(again, predictions, pairs)
+    analyse(again, predictions, table, results.resamples, progress, combined)
     recorded, now = _collect_values(results), _collect_values(again)
     different = [
         f"{place}: {recorded.get(place)} in results.json, {now.get(place)} now"
@@ -87,6 +91,8 @@ def _collect_values(results: Results) -> dict[str, Any]:
         walk(msgspec.to_builtins(replace(run.analysis, ceilings=[])), f"{run.folder}.analysis")
     for pair in results.pairs:
         walk(msgspec.to_builtins(pair), f"{pair.first} against {pair.second}")
+    for item in results.combinations:
+        walk(msgspec.to_builtins(item), f"{item.first} {item.method} {item.second}")
     return found
 
 

@@ -18,6 +18,7 @@ from zoo.report.plots.pareto import pareto_plot
 from zoo.report.results import Results, Run
 from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
 from zoo.report.tables.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
+from zoo.report.tables.combinations import NOTE, combination_rows
 from zoo.report.tables.pairwise import head_to_head, pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, class_table, cost_table, entry_table, legend, run_table, time_table
@@ -64,6 +65,8 @@ def _accuracy(results: Results, entries: list[Entry], runs: list[Run]) -> dict[s
         "pareto": pareto_plot(entries),
         "matrices": pair_matrices(results.pairs, entries, results.classes) if len(entries) > 2 else [],
         "head_to_head": head_to_head(results.pairs, entries, results.classes),
+        "combinations": combination_rows(results, entries),
+        "combination_note": NOTE,
         "columns": COLUMNS,
         "groups": _group_columns(),
         "rows": entry_table(entries),

@@ -10,6 +10,7 @@ from zoo.report.plots.pareto import pareto_plot
 from zoo.report.results import Results
 from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
 from zoo.report.tables.breakdown import ceiling_rows
+from zoo.report.tables.combinations import NOTE, combination_rows
 from zoo.report.tables.pairwise import pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, Cell, class_table, entry_table, legend
@@ -26,6 +27,7 @@ def render_markdown(results: Results) -> str:
     if entries:
         lines += _ranking(results, entries)
         lines += _pairs(results, entries)
+        lines += _combinations(results, entries)
         lines += _metrics(results, entries)
     lines += _failures(results)
     if entries:
@@ -86,6 +88,21 @@ def _pairs(results: Results, entries: list[Entry]) -> list[str]:
     lines = ["## Pairwise differences", "", *_format_table(head, rows), ""]
     key = "\u25b2 better, \u25bc worse, = tie: the 95% interval of the difference contains 0."
     return [*lines, f"{key} {interval_notes(entries)}", ""]
+
+
+def _combinations(results: Results, entries: list[Entry]) -> list[str]:
+    rows = [
+        [
+            _escape(row.label),
+            f"{row.ap} {_escape(row.interval)}".rstrip(),
+            *(f"{cell.verdict} {cell.difference} {_escape(cell.interval)}".strip() for cell in row.parts),
+            row.ap50,
+            row.oracle,
+        ]
+        for row in combination_rows(results, entries)
+    ]
+    head = ["Combination", "AP", "From the first alone", "From the second alone", "AP50", "Oracle"]
+    return ["## Combinations", "", *_format_table(head, rows), "", NOTE, ""] if rows else []
 
 
 def _metrics(results: Results, entries: list[Entry]) -> list[str]:

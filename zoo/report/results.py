@@ -158,6 +158,19 @@ class Pair:
 
 
 @dataclass
+class Combination:
+    """Detections of two configurations combined seed by seed; values are means over seeds."""
+
+    first: str  # Run.config
+    second: str
+    method: Literal["rescored", "fused"]  # the first's boxes, scores raised by the second; weighted boxes fusion
+    metrics: dict[str, float]  # AP AP50 AP75
+    oracle: float  # AP of the better box of the two for each object, without false positives
+    intervals: dict[str, Interval] = field(default_factory=dict)  # AP -> over test images; empty without a bootstrap
+    differences: dict[str, Difference] = field(default_factory=dict)  # part -> AP of the combination minus its AP
+
+
+@dataclass
 class Run:
     """One model trained and tested with one seed."""
 
@@ -196,6 +209,7 @@ class Results:
     configs: dict[str, str] = field(default_factory=dict)  # name of a configuration file -> its text as used
     data_config: str = ""  # text of the data configuration, from which annotations and images can be read again
     pairs: list[Pair] = field(default_factory=list)  # each pair of configurations once
+    combinations: list[Combination] = field(default_factory=list)  # `zoo report --combine`
     class_images: dict[str, int] = field(default_factory=dict)  # class name -> number of evaluated images with it
     resamples: int = 0  # of the bootstrap behind intervals and verdicts; 0 if there was none
     notes: list[str] = field(default_factory=list)  # limits of the metrics on these images, a sentence each
@@ -217,8 +231,8 @@ def read_results(path: str | Path) -> Results:
     runs = content.get("runs") if isinstance(content, dict) else None
     for run in runs if isinstance(runs, list) else []:
         _restore_undefined(run)
-    if isinstance(content, dict) and "pairs" in content:
-        content["pairs"] = _nan_for_null(content["pairs"])
+    for key in content.keys() & {"pairs", "combinations"} if isinstance(content, dict) else ():
+        content[key] = _nan_for_null(content[key])
     results = convert_json(content, Results, path, _ADVICE)
     for folder, count in Counter(run.folder for run in results.runs).items():
         if count > 1:
