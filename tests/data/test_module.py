@@ -34,7 +34,9 @@ class CountedShapes(Source):
     folder: str
     num_images: int = 6
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         return Shapes(self.num_images, seed=0).read()
 
     def load_image(self, table, index):

@@ -47,7 +47,9 @@ def test_recall_without_objects_is_nan() -> None:
 class Flagged(Shapes):
     """Shapes whose first object is a crowd, and whose second is difficult."""
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         table = super().read(strict, classes)
         columns = {name: getattr(table, name) for name in table.__dataclass_fields__}
         for row, name in enumerate(("iscrowd", "difficult")):

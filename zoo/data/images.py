@@ -120,7 +120,9 @@ class ImageFolder(Source):
 
     paths: list[str] = field(default_factory=list)
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         """See `Source.read`; the table has no objects, and `classes` as its classes."""
         files = list_inputs(self.paths)
         for file in files:

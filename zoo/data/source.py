@@ -24,13 +24,16 @@ class Source(ABC):
     """Images and annotations of one split, in some format; small, picklable and stateless."""
 
     @abstractmethod
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         """Reads the annotations and checks that the image files exist.
 
         Args:
             strict: raise an InputError for bad boxes instead of skipping them with a warning.
             classes: class names of another split of the data set. Used where this source does not define its own class
                 names; a source that does keeps them, and the caller compares.
+            with_masks: whether to read the masks of the objects, too.
 
         Raises:
             InputError: something cannot be used; names file and place.
@@ -42,7 +45,9 @@ class Source(ABC):
         return True
 
     @classmethod
-    def read_together(cls, sources: Sequence[Self], strict: bool = False) -> list[AnnotationTable]:
+    def read_together(
+        cls, sources: Sequence[Self], strict: bool = False, with_masks: bool = False
+    ) -> list[AnnotationTable]:
         """Reads the splits of a data set that do not define their classes, with one list for all, inferred from all.
 
         Raises:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float64, Int32, Int64
 from numpy.typing import NDArray
 
+from zoo.data.masks import Masks
 from zoo.types import Target
 
 
@@ -46,6 +47,7 @@ class AnnotationTable:
         iscrowd: COCO's flag for a region of many objects without individual boxes.
         difficult: VOC's flag for an object that evaluation ignores.
         annotation_ids: annotation ids of the data set, unique; 1..T where it has none.
+        masks: of the objects; None if they were not asked for.
 
     Raises:
         ValueError: lengths or types of columns do not match. This is a programming error; the readers check the user's
@@ -68,6 +70,7 @@ class AnnotationTable:
     iscrowd: Bool[np.ndarray, " T"]
     difficult: Bool[np.ndarray, " T"]
     annotation_ids: Int64[np.ndarray, " T"]
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         num_images, num_objects, num_classes = len(self.image_ids), len(self.labels), len(self.classes)
@@ -84,6 +87,8 @@ class AnnotationTable:
             "difficult": num_objects,
             "annotation_ids": num_objects,
         }
+        if self.masks is not None:
+            lengths["masks"] = num_objects
         for name, length in lengths.items():
             if len(getattr(self, name)) != length:
                 raise ValueError(f"column {name} has {len(getattr(self, name))} rows, expected {length}")
@@ -118,6 +123,7 @@ class AnnotationTable:
         iscrowd: NDArray[np.bool_] | None = None,
         difficult: NDArray[np.bool_] | None = None,
         annotation_ids: NDArray[np.int64] | None = None,
+        masks: Masks | None = None,
     ) -> Self:
         """Builds a table from objects in any order; objects of one image keep their order.
 
@@ -149,6 +155,7 @@ class AnnotationTable:
             iscrowd=(no_flags if iscrowd is None else iscrowd)[order],
             difficult=(no_flags if difficult is None else difficult)[order],
             annotation_ids=(np.arange(1, num_objects + 1) if annotation_ids is None else annotation_ids)[order],
+            masks=None if masks is None else masks.select(order),
         )
 
     def __len__(self) -> int:
@@ -220,10 +227,11 @@ class AnnotationTable:
             iscrowd=self.iscrowd[rows],
             difficult=self.difficult[rows],
             annotation_ids=self.annotation_ids[rows],
+            masks=None if self.masks is None else self.masks.select(rows),
         )
 
     def fingerprint(self) -> str:
-        """Hash of everything except the folders (16 hex digits): equal for equal content at any location."""
+        """Hash of everything except folders and masks (16 hex digits): equal for equal content at any location."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update(self.name_bytes)
         for name, dtype in COLUMNS.items():
@@ -262,7 +270,7 @@ def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
     """Concatenates tables with the same classes; renumbers image ids or annotation ids that would not be unique.
 
     Raises:
-        ValueError: there is no table, or the classes differ.
+        ValueError: there is no table, the classes differ, or only some have masks.
     """
     if not tables or any(
         table.classes != tables[0].classes or not np.array_equal(table.class_ids, tables[0].class_ids)
@@ -283,6 +291,9 @@ def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
         name: np.concatenate([getattr(table, name) for table in tables])
         for name in ("widths", "heights", "boxes", "areas", "labels", "iscrowd", "difficult")
     }
+    masks = [table.masks for table in tables if table.masks is not None]
+    if 0 < len(masks) < len(tables):
+        raise ValueError("only tables that all have masks, or none, can be concatenated")
     folder_starts = _offsets(len(table.folders) for table in tables)
     folder_ids = [table.folder_ids + start for table, start in zip(tables, folder_starts[:-1], strict=True)]
     return AnnotationTable(
@@ -295,6 +306,7 @@ def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
         name_offsets=shifted("name_offsets", (len(table.name_bytes) for table in tables)),
         offsets=shifted("offsets", (table.num_objects for table in tables)),
         annotation_ids=unique_or_new(table.annotation_ids for table in tables),
+        masks=Masks.concatenate(masks) if masks else None,
         **columns,
     )
 

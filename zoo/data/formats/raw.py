@@ -18,6 +18,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from zoo.data.masks import Masks
 from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -87,9 +88,10 @@ class RawSplit:
         annotated_image: row -> id or name of the image, as written in the object's annotation.
         annotated_class: row -> id or name of the class, as written in the object's annotation.
         has_ids: whether image and annotation ids are those of the data set.
-        relative: whether boxes are relative to the image size.
+        relative: whether boxes and polygons are relative to the image size.
         box_scales: factors of x and y of each image by which `boxes` were multiplied (see `resolve_resized`); None if
             they are as annotated.
+        masks: of the objects; None if they were not asked for.
         notes: how annotations that are not in the standard form of their format were interpreted, a sentence each.
     """
 
@@ -116,6 +118,7 @@ class RawSplit:
     has_ids: bool = False
     relative: bool = False
     box_scales: Float64[np.ndarray, "N 2"] | None = None
+    masks: Masks | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -137,13 +140,16 @@ class RawSplit:
         Args:
             sizes: (width, height); 0 where unknown. Boxes of those images are not converted.
         """
-        boxes, areas = self.boxes, self.areas
+        boxes, areas, masks = self.boxes, self.areas, self.masks
         if self.relative:
             scale = np.where(sizes > 0, sizes, 1).astype(np.float64)[self.image_index]
             boxes = boxes * np.tile(scale, 2)
             areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            masks = None if masks is None else masks.scale(scale)
         sizes = np.asarray(sizes, np.int32)
-        return replace(self, widths=sizes[:, 0], heights=sizes[:, 1], boxes=boxes, areas=areas, relative=False)
+        return replace(
+            self, widths=sizes[:, 0], heights=sizes[:, 1], boxes=boxes, areas=areas, relative=False, masks=masks
+        )
 
     def with_classes(self, classes: tuple[str, ...], class_ids: Int64[np.ndarray, " C"]) -> Self:
         """Copy with labels that index into another list of classes; classes that it lacks become -1."""
@@ -177,6 +183,7 @@ class RawSplit:
             iscrowd=self.iscrowd[objects],
             difficult=self.difficult[objects],
             annotation_ids=self.annotation_ids[objects] if self.has_ids else None,
+            masks=None if self.masks is None else self.masks.select(np.flatnonzero(objects)),
         )
 
 
@@ -269,6 +276,7 @@ def raw_from_table(table: AnnotationTable) -> RawSplit:
         iscrowd=table.iscrowd,
         difficult=table.difficult,
         annotation_ids=table.annotation_ids,
+        masks=table.masks,
         image_place=lambda index: (table.file_name(index), None),
         object_place=lambda row: (table.file_name(int(image_index[row])), f"annotation id {table.annotation_ids[row]}"),
         annotated_image=lambda row: str(table.image_ids[image_index[row]]),

@@ -66,10 +66,11 @@ def resolve_resized(raw: RawSplit, on_error: OnError) -> RawSplit:
         return raw
     scales = sizes / np.maximum(annotated, 1)
     what = "the boxes fit their actual size; the annotated sizes are not used"
-    scaled, areas = raw.boxes, raw.areas
+    scaled, areas, masks = raw.boxes, raw.areas, raw.masks
     if is_annotated:
         of_objects = scales_of_objects(scales, raw)
         scaled, areas = raw.boxes * np.tile(of_objects, 2), raw.areas * of_objects.prod(axis=1)
+        masks = None if masks is None else masks.scale(of_objects)
         what = "the boxes fit the annotated size and were scaled to the actual one"
     first = int(resized[0, 0])
     now, before = ("{}x{}".format(*pair[first]) for pair in (sizes, annotated))
@@ -83,6 +84,7 @@ def resolve_resized(raw: RawSplit, on_error: OnError) -> RawSplit:
         heights=sizes[:, 1],
         boxes=scaled,
         areas=areas,
+        masks=masks,
         box_scales=scales if is_annotated else None,
         notes=(*raw.notes, note),
     )

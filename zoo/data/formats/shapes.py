@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from zoo.data.masks import Masks, encode_runs
 from zoo.data.source import Source
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
@@ -52,11 +53,13 @@ class Shapes(Source):
     num_images: int = 1000
     seed: int = 0
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
-        """See `Source.read`; there are no files and no bad boxes."""
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
+        """See `Source.read`; there are no files and no bad boxes. Masks have the pixels that are half covered."""
         if self.num_images < 1 or self.seed < 0:
             raise InputError(f"shapes need num_images >= 1 and seed >= 0, got {self.num_images} and {self.seed}")
-        return _read(self.num_images, self.seed)
+        return _read(self.num_images, self.seed, with_masks)
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
         """See `Source.load_image`; the image is drawn each time, which takes 1 to 2 ms."""
@@ -83,7 +86,7 @@ class _Scene:
 
 
 @cache
-def _read(num_images: int, seed: int) -> AnnotationTable:
+def _read(num_images: int, seed: int, with_masks: bool) -> AnnotationTable:
     scenes = [_scene(np.random.default_rng([seed, index, 0])) for index in range(num_images)]
     objects = [(index, part) for index, scene in enumerate(scenes) for part in scene.parts if part.label >= 0]
     return AnnotationTable.from_rows(
@@ -95,7 +98,16 @@ def _read(num_images: int, seed: int) -> AnnotationTable:
         image_index=np.array([index for index, _ in objects], np.int64),
         boxes=np.array([part.box for _, part in objects], np.float64).reshape(-1, 4),
         labels=np.array([part.label for _, part in objects], np.int64),
+        masks=Masks.pack(_runs(scenes[index], part) for index, part in objects) if with_masks else None,
     )
+
+
+def _runs(scene: _Scene, part: _Part) -> bytes:
+    pixels = np.zeros((scene.height, scene.width), bool)
+    covered = _shrink(part.mask) >= 0.5
+    window = pixels[part.top // _SCALE :, part.left // _SCALE :][: covered.shape[0], : covered.shape[1]]
+    window |= covered[: window.shape[0], : window.shape[1]]
+    return encode_runs(pixels)
 
 
 def draw(seed: int, index: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,7 +28,8 @@ from zoo.data.formats.coco.boxes import (
 )
 from zoo.data.formats.coco.categories import drop_unused
 from zoo.data.formats.coco.images import image_sizes, locate_listed
-from zoo.data.formats.coco.records import Annotation, decode
+from zoo.data.formats.coco.records import Annotation, AnnotationWithPolygon, decode
+from zoo.data.formats.coco.segmentation import read_masks
 from zoo.data.formats.raw import (
     OnError,
     Place,
@@ -62,9 +64,11 @@ class Coco(Source):
     annotations: str
     images: str
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         """See `Source.read`; the classes are those of the file, without roots that `classes` does not have."""
-        table = read_coco(self.annotations, self.images, strict=strict, classes=classes)
+        table = read_coco(self.annotations, self.images, strict=strict, classes=classes, with_masks=with_masks)
         check_files(table.paths(), self.annotations)
         return table
 
@@ -74,7 +78,12 @@ class Coco(Source):
 
 
 def read_coco(
-    annotations: str | Path, images: str | Path = "", *, strict: bool = False, classes: tuple[str, ...] | None = None
+    annotations: str | Path,
+    images: str | Path = "",
+    *,
+    strict: bool = False,
+    classes: tuple[str, ...] | None = None,
+    with_masks: bool = False,
 ) -> AnnotationTable:
     """Reads a COCO json file without checking that the images exist.
 
@@ -86,13 +95,14 @@ def read_coco(
         images: folder that the file names are relative to; "" to take them as they are.
         strict: raise an error for bad boxes (no area, reversed, NaN, outside the image) instead of a warning.
         classes: class names of another split of the data set.
+        with_masks: whether to read `segmentation`, too.
 
     Raises:
         InputError: the file is missing or not valid json; a required key is missing or of a wrong type; ids or category
             names are not unique; an annotation has an unknown image or category; an image has no size and no file;
             boxes are corners; a box is bad, with `strict`.
     """
-    raw = parse_coco(annotations, images, raise_error, classes)
+    raw = parse_coco(annotations, images, raise_error, classes, with_masks)
     warn_of_notes(raw, annotations)
     _require_unique(raw.class_ids, "category id", annotations)
     _require_unique(raw.classes, "category name", annotations)
@@ -107,7 +117,11 @@ def read_coco(
 
 
 def parse_coco(
-    annotations: str | Path, images: str | Path, on_error: OnError, classes: tuple[str, ...] | None = None
+    annotations: str | Path,
+    images: str | Path,
+    on_error: OnError,
+    classes: tuple[str, ...] | None = None,
+    with_masks: bool = False,
 ) -> RawSplit:
     """Parses a COCO json file without validation; classes are in the order of their ids.
 
@@ -117,12 +131,14 @@ def parse_coco(
         on_error: called with the error for each record with missing or invalid fields; the record is then skipped. Also
             called with an error if the boxes of the file are corners.
         classes: class names of another split; an unused root category of this name is kept.
+        with_masks: whether to read `segmentation`, too. An object without one, or with one of no use, has no mask.
 
     Raises:
         InputError: the file is missing, not valid json, or without the lists `images`, `annotations`, `categories`.
     """
-    content, notes = decode(annotations, on_error, Annotation)
-    rows = content.annotations
+    kind = AnnotationWithPolygon if with_masks else Annotation
+    content, notes = decode(annotations, on_error, kind)
+    rows: list[Any] = content.annotations
     object_image_ids, object_class_ids = _column(rows, "image_id", np.int64), _column(rows, "category_id", np.int64)
     categories, root_notes = drop_unused(content.categories, object_class_ids, classes or ())
     class_ids = _column(categories, "id", np.int64)
@@ -146,6 +162,12 @@ def parse_coco(
             )
         )
     rotation_notes = _rotate(boxes, rows, annotations)
+    masks, mask_notes = None, list[str]()
+    if with_masks:
+        sizes_of_objects = np.concatenate([sizes, [[0, 0]]]).astype(np.int32)[image_index]  # -1: unknown image
+        masks, mask_notes = read_masks(
+            rows, sizes_of_objects, lambda row, text: on_error(InputError(text, file, f"annotation id {ids[row]}"))
+        )
     raw = RawSplit(
         classes=tuple(category.name for category in categories),
         class_ids=class_ids,
@@ -168,7 +190,8 @@ def parse_coco(
         annotated_image=lambda row: str(object_image_ids[row]),
         annotated_class=lambda row: str(object_class_ids[row]),
         has_ids=True,
-        notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes),
+        masks=masks,
+        notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes, *mask_notes),
     )
     return resolve_resized(raw, on_error)
 

@@ -25,6 +25,7 @@ from zoo.data.formats.raw import (
 from zoo.data.formats.resized import resolve_resized
 from zoo.data.formats.voc.annotation_file import VocFile, VocObject, read_voc_file
 from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, split_file
+from zoo.data.formats.voc.segmentation import read_masks
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -46,6 +47,7 @@ class Voc(Source):
             where these include every name in the annotations of all splits; else these names, sorted.
         images: folder of the images in each root, which may be in sub-folders; `.` is the root itself.
         annotations: folder of the xml files in each root; the same as `images` where these are beside the images.
+        masks: folder of the png files in each root whose pixels are numbers of objects.
     """
 
     roots: list[str] = field(default_factory=list)
@@ -53,20 +55,25 @@ class Voc(Source):
     classes: list[str] | None = None
     images: str = "JPEGImages"
     annotations: str = "Annotations"
+    masks: str = "SegmentationObject"
 
     @property
     def has_classes(self) -> bool:
         """See `Source.has_classes`."""
         return self.classes is not None
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         """See `Source.read`."""
-        return self._table(self.parse(classes, raise_error), strict)
+        return self._table(self.parse(classes, raise_error, with_masks), strict)
 
     @classmethod
-    def read_together(cls, sources: Sequence[Self], strict: bool = False) -> list[AnnotationTable]:
+    def read_together(
+        cls, sources: Sequence[Self], strict: bool = False, with_masks: bool = False
+    ) -> list[AnnotationTable]:
         """See `Source.read_together`."""
-        raws = [source.parse(None, raise_error) for source in sources]
+        raws = [source.parse(None, raise_error, with_masks) for source in sources]
         classes = infer_classes({raw.classes[label] for raw in raws for label in np.unique(raw.labels)})
         class_ids = np.arange(1, len(classes) + 1)
         return [
@@ -74,10 +81,11 @@ class Voc(Source):
             for source, raw in zip(sources, raws, strict=True)
         ]
 
-    def parse(self, classes: tuple[str, ...] | None, on_error: OnError) -> RawSplit:
+    def parse(self, classes: tuple[str, ...] | None, on_error: OnError, with_masks: bool = False) -> RawSplit:
         """See `parse_voc`; `classes` is used where the source has no list of classes."""
         names = tuple(self.classes) if self.classes is not None else classes
-        return parse_voc(self.roots, self.split, names, on_error, images=self.images, annotations=self.annotations)
+        folders = {"images": self.images, "annotations": self.annotations}
+        return parse_voc(self.roots, self.split, names, on_error, **folders, masks=self.masks if with_masks else None)
 
     def describe_lists(self) -> str:
         """Files or folders that list the images, for messages."""
@@ -137,6 +145,7 @@ class _Images:
         contents: content of each xml file.
         paths: image files.
         image_folders: folder in the root of each image.
+        roots: root of each image.
         notes: see `RawSplit`.
     """
 
@@ -146,6 +155,7 @@ class _Images:
     contents: list[VocFile] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     image_folders: list[Path] = field(default_factory=list)
+    roots: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -157,6 +167,7 @@ def parse_voc(
     *,
     images: str = "JPEGImages",
     annotations: str = "Annotations",
+    masks: str | None = None,
 ) -> RawSplit:
     """Parses the files of a split without validation.
 
@@ -168,6 +179,7 @@ def parse_voc(
             image then has no objects) and each object with missing or invalid fields (which is then skipped).
         images: as for `Voc`.
         annotations: as for `Voc`.
+        masks: as for `Voc`; None to read no masks.
 
     Raises:
         InputError: there is no root, a split file cannot be read, or there is no xml file to read.
@@ -191,6 +203,11 @@ def parse_voc(
     numbers = {name: number for number, name in enumerate(classes)}
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     files, lists = found.files, found.lists
+    instance_masks, mask_notes = None, list[str]()
+    if masks is not None:
+        pictures = [root / masks / f"{name}.png" for root, name in zip(found.roots, found.names, strict=True)]
+        counts = [len(content.objects) for content in found.contents]
+        instance_masks, mask_notes = read_masks(pictures, counts, on_error)
     raw = RawSplit(
         classes=tuple(classes),
         class_ids=np.arange(1, len(classes) + 1),
@@ -212,7 +229,8 @@ def parse_voc(
         object_place=lambda row: (str(files[image_index[row]]), objects[row].place),
         annotated_image=lambda row: PurePosixPath(names[image_index[row]]).stem,
         annotated_class=lambda row: objects[row].name,
-        notes=tuple(found.notes) + _decimal_notes(found),
+        masks=instance_masks,
+        notes=(*found.notes, *_decimal_notes(found), *mask_notes),
     )
     return resolve_resized(raw, on_error)
 
@@ -257,6 +275,7 @@ def _read_root(
         found.contents.append(content)
         found.paths.append(path)
         found.image_folders.append(images)
+        found.roots.append(root)
 
 
 def _decimal_notes(found: _Images) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ are relative to the width and height of the image (`yolo_labels`).
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from zoo.data.formats.raw import (
 from zoo.data.formats.yolo.data_file import class_names, list_split, read_data_file
 from zoo.data.formats.yolo.labels import find_label_file, label_file, read_label_files
 from zoo.data.images import SUFFIXES, image_sizes
+from zoo.data.masks import Masks
 from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -45,22 +46,25 @@ class Yolo(Source):
     data: str
     split: str = "train"
 
-    def read(self, strict: bool = False, classes: tuple[str, ...] | None = None) -> AnnotationTable:
+    def read(
+        self, strict: bool = False, classes: tuple[str, ...] | None = None, with_masks: bool = False
+    ) -> AnnotationTable:
         """See `Source.read`; the classes are always those of the data file."""
-        return read_yolo(self.data, self.split, strict=strict)
+        return read_yolo(self.data, self.split, strict=strict, with_masks=with_masks)
 
     def load_image(self, table: AnnotationTable, index: int) -> Image:
         """See `Source.load_image`."""
         return load_image(table.path(index), (int(table.widths[index]), int(table.heights[index])))
 
 
-def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> AnnotationTable:
+def read_yolo(data: str | Path, split: str, *, strict: bool = False, with_masks: bool = False) -> AnnotationTable:
     """Reads one split; see `Yolo` for the arguments.
 
     Image ids are 1..N in the order of the paths. An image without a label file has no objects. Image sizes are read
     from the headers of the images, since label files do not have them.
 
-    Polygons are read as their extents. Warns about annotations in an unusual form, once about each kind.
+    Boxes of polygons are their extents; the polygons themselves are kept as masks, if asked for. Warns about unusual
+    annotations, once about each kind.
 
     Raises:
         InputError: the data file is missing, invalid, or without the split or the names; an image is missing; images
@@ -68,6 +72,8 @@ def read_yolo(data: str | Path, split: str, *, strict: bool = False) -> Annotati
             box is bad, with `strict`.
     """
     raw = parse_yolo(data, split, raise_error)
+    if not with_masks:
+        raw = replace(raw, masks=None)
     warn_of_notes(raw, data)
     check_files(raw.paths(), data)
     unknown = np.flatnonzero(raw.labels < 0)
@@ -145,6 +151,7 @@ def parse_yolo(data: str | Path, split: str, on_error: OnError, in_pixels: bool 
         annotated_image=lambda row: str(paths[labels.image_index[row]]),
         annotated_class=lambda row: f"{values[row, 0]:g}",
         relative=not in_pixels,
+        masks=Masks.pack(None if polygon is None else [polygon] for polygon in labels.polygons),
         notes=(*notes, *labels.notes),
     )
 

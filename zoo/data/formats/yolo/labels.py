@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
 
 from zoo.data.formats.raw import CoordinatesAboveOneError, OnError, SharedAnnotationError
 from zoo.data.source import read_text
@@ -33,12 +34,14 @@ class Labels:
         values: class number, centre x and y, width and height.
         image_index: image of each object.
         places: place of each object in its label file.
+        polygons: x and y in turn of each object, as fractions; None for boxes.
         notes: how rows that are not boxes were read, a sentence for each kind.
     """
 
     values: Float64[np.ndarray, "T 5"]
     image_index: Int64[np.ndarray, " T"]
     places: list[str]
+    polygons: list[NDArray[np.float64] | None]
     notes: list[str]
 
 
@@ -87,7 +90,8 @@ def read_label_files(
     rows: list[tuple[float, ...]] = []
     image_index: list[int] = []
     places: list[str] = []
-    polygons: list[str] = []
+    polygons: list[NDArray[np.float64] | None] = []
+    first_polygon = ""
     for file, indices in owners.items():
         lines = _label_lines(file, on_error)
         if len(indices) > 1 and lines:
@@ -101,15 +105,17 @@ def read_label_files(
         parsed = _parse_lines(lines, file, num_keypoint_values, on_error, np.inf if in_pixels else _MAX_FRACTION)
         rows += [row for row, _, _ in parsed]
         places += [place for _, place, _ in parsed]
-        polygons += [f"{file}: {place}" for _, place, is_polygon in parsed if is_polygon]
+        polygons += [polygon for _, _, polygon in parsed]
+        first_polygon = first_polygon or next((f"{file}: {at}" for _, at, polygon in parsed if polygon is not None), "")
         image_index += [indices[0]] * len(parsed)
     notes = []
-    if polygons:
-        notes.append(f"{len(polygons)} of {len(rows)} objects are polygons, read as their extents, first {polygons[0]}")
+    if first_polygon:
+        count = sum(polygon is not None for polygon in polygons)
+        notes.append(f"{count} of {len(rows)} objects are polygons, read as their extents, first {first_polygon}")
     if num_keypoint_values and rows:
         notes.append(f"the {num_keypoint_values} numbers of keypoints after each box are ignored")
     values = np.array(rows, np.float64).reshape(-1, 5)
-    return Labels(values, np.array(image_index, np.int64), places, notes)
+    return Labels(values, np.array(image_index, np.int64), places, polygons, notes)
 
 
 def _label_lines(file: Path, on_error: OnError) -> list[tuple[str, str]]:
@@ -124,8 +130,8 @@ def _label_lines(file: Path, on_error: OnError) -> list[tuple[str, str]]:
 
 def _parse_lines(
     lines: list[tuple[str, str]], file: Path, num_keypoint_values: int, on_error: OnError, highest: float
-) -> list[tuple[tuple[float, ...], str, bool]]:
-    """(class and box, place, whether it is a polygon) of each line; none where a coordinate is above `highest`."""
+) -> list[tuple[tuple[float, ...], str, NDArray[np.float64] | None]]:
+    """(class and box, place, polygon if it is one) of each line; none where a coordinate is above `highest`."""
     numbers = [(_numbers(line), line, place) for line, place in lines]
     if numbers and all(len(values) == 6 for values, _, _ in numbers):
         message = "all lines have six numbers: these are predictions with a score, not labels; give the labels"
@@ -143,7 +149,8 @@ def _parse_lines(
         coordinates = values[1:] if is_polygon else values[1:5]
         if highest < max(coordinates) < np.inf:  # boxes with an edge that is not finite are found later
             above.append((line, place))
-        parsed.append((_extent(values) if is_polygon else values[:5], place, is_polygon))
+        polygon = np.array(coordinates) if is_polygon else None
+        parsed.append((_extent(values) if is_polygon else values[:5], place, polygon))
     if above:
         line, place = above[0]
         message = (

@@ -1,0 +1,49 @@
+"""Masks of VOC: `SegmentationObject/*.png`, in which pixel k belongs to the k-th object of the xml file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from zoo.data.formats.raw import OnError
+from zoo.data.masks import Masks, encode_runs
+from zoo.errors import InputError
+
+
+def read_masks(files: Sequence[Path], counts: Sequence[int], on_error: OnError) -> tuple[Masks, list[str]]:
+    """(masks, notes) of the objects of all images; those of an image without a file, or without a pixel, have none.
+
+    Args:
+        files: png file of each image, which may be missing.
+        counts: number of objects of each image.
+        on_error: called with the error for each file that cannot be used; its objects then have no masks.
+    """
+    found: list[bytes | None] = []
+    missing = [file for file in files if not file.exists()]
+    for file, count in zip(files, counts, strict=True):
+        numbers = None
+        try:
+            numbers = _read_png(file) if file.exists() and count else None
+        except InputError as error:
+            on_error(error)
+        for number in range(1, count + 1):
+            pixels = None if numbers is None else numbers == number
+            found.append(encode_runs(pixels) if pixels is not None and pixels.any() else None)
+    masks = Masks.pack(found)
+    without = int((masks.kinds == 0).sum())
+    notes = [f"{len(missing)} of {len(files)} images have no file of masks, the first {missing[0]}"] if missing else []
+    if without and not missing:
+        notes.append(f"{without} of {len(masks)} objects have no mask")
+    return masks, notes
+
+
+def _read_png(file: Path) -> NDArray[np.uint8]:
+    try:
+        with PILImage.open(file) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(f"has mode {image.mode}; VOC's masks are png files with a palette", file)
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", file) from error
