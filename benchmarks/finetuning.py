@@ -6,11 +6,14 @@ For RetinaNet and Faster R-CNN, two trainings of as many minutes at the same tim
 whatever else the machine does slows both: ours as `zoo compare` trains it (configs/models/*_mobilenetv2.yaml,
 configs/trainers/cpu.yaml), and torchvision's `RetinaNet` or `FasterRCNN`. Both have the same trunk and ImageNet
 weights, training images, loader, augmentation, frame size and number and sizes of anchors; both are validated after as
-many epochs, within their minutes, and the checkpoint of the best validation AP is tested. Torchvision's side is
-otherwise as its references/detection/train.py has it: FPN and heads of 256 channels, four convolutions in RetinaNet's
-heads, frozen batch norms, the last three of five stages trained, SGD with momentum 0.9 and weight decay 1e-4, a
-learning rate of 0.02 (Faster R-CNN) or 0.01 (RetinaNet) for 16 images, scaled to the batch, linear warm-up over the
-first epoch, at most 1,000 steps, divided by 10 at 16/26 and 22/26 of the training; float32.
+many epochs, within their minutes, and the checkpoint of the best validation AP is tested. Torchvision's side has the
+recipe of its references/detection/train.py: frozen batch norms, the last three of five stages trained, SGD with
+momentum 0.9 and weight decay 1e-4, a learning rate of 0.02 (Faster R-CNN) or 0.01 (RetinaNet) for 16 images, scaled to
+the batch, linear warm-up over the first epoch, at most 1,000 steps, divided by 10 at 16/26 and 22/26 of the training.
+
+With `--size reference` it has torchvision's sizes, too: FPN and heads of 256 channels, four convolutions in RetinaNet's
+heads, 1,024 channels in Faster R-CNN's, float32. With `--size ours` it has those of our configuration and bf16, so that
+it sees about as many images and the two differ in their recipes and assignments alone.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import torchvision.models.detection as tv
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -44,13 +48,14 @@ from zoo.training.trainer import find_callback, make_trainer, silence_lightning
 from zoo.types import RawBatch
 
 MODELS = ("retinanet", "faster_rcnn")
+REFERENCE = {"channels": 256, "head_depth": 4, "head_width": 1024}
 TRAINED_STAGES = 3  # of five, torchvision's default for pretrained trunks
 
 
 class Backbone(nn.Module):
     """A timm trunk with torchvision's FPN, frozen batch norms and frozen first stages."""
 
-    def __init__(self, trunk: str, strides: tuple[int, ...], extra: nn.Module) -> None:
+    def __init__(self, trunk: str, strides: tuple[int, ...], channels: int, extra: nn.Module) -> None:
         super().__init__()
         weights = read_package(trunk)
         if weights is None:
@@ -62,8 +67,8 @@ class Backbone(nn.Module):
         first_trained = every.module_name(len(every.reduction()) - TRAINED_STAGES)
         freeze_before(self.body, first_trained.split("."))
         freeze_norms(self.body)
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), 256, extra)
-        self.out_channels = 256
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), channels, extra)
+        self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Levels of the pyramid."""
@@ -94,22 +99,30 @@ def freeze_norms(module: nn.Module) -> None:
 class Torchvision(LightningModule):
     """Torchvision's detector as a module of Lightning, for our loaders, evaluation and checkpoints."""
 
-    def __init__(self, name: str, num_classes: int, model: dict[str, Any], batch_size: int) -> None:
+    def __init__(self, name: str, num_classes: int, model: dict[str, Any], sizes: dict[str, int], batch: int) -> None:
         super().__init__()
-        sizes = {"min_size": model["frame"]["min_size"], "max_size": model["frame"]["max_size"]}
+        channels = sizes["channels"]
+        frame = {"min_size": model["frame"]["min_size"], "max_size": model["frame"]["max_size"]}
         if name == "retinanet":
-            backbone = Backbone(model["trunk"], (8, 16, 32), LastLevelP6P7(256, 256))
+            backbone = Backbone(model["trunk"], (8, 16, 32), channels, LastLevelP6P7(channels, channels))
             octave = [model["anchor_scale"] * 2 ** (step / 3) for step in range(3)]
             anchors = tuple(tuple(int(stride * scale) for scale in octave) for stride in (8, 16, 32, 64, 128))
             generator = AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors))
-            self.network: nn.Module = tv.RetinaNet(backbone, num_classes + 1, anchor_generator=generator, **sizes)
+            self.network: nn.Module = tv.RetinaNet(backbone, num_classes + 1, anchor_generator=generator, **frame)
+            for head in self.network.head.children():
+                head.conv = head.conv[: sizes["head_depth"]]
         else:
-            backbone = Backbone(model["trunk"], (4, 8, 16, 32), LastLevelMaxPool())
+            backbone = Backbone(model["trunk"], (4, 8, 16, 32), channels, LastLevelMaxPool())
             scale = model["anchor_scales"][0]
             anchors = tuple((int(stride * scale),) for stride in (4, 8, 16, 32, 64))
             generator = AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors))
-            self.network = tv.FasterRCNN(backbone, num_classes + 1, rpn_anchor_generator=generator, **sizes)
-        self.rate = (0.01 if name == "retinanet" else 0.02) * batch_size / 16
+            width = sizes["head_width"]
+            heads = {
+                "box_head": TwoMLPHead(channels * 7**2, width),
+                "box_predictor": FastRCNNPredictor(width, num_classes + 1),
+            }
+            self.network = tv.FasterRCNN(backbone, rpn_anchor_generator=generator, **heads, **frame)
+        self.rate = (0.01 if name == "retinanet" else 0.02) * batch / 16
         self.steps_of_epoch = 1
 
     def training_step(self, batch: RawBatch, batch_idx: int) -> Tensor:
@@ -145,16 +158,19 @@ class Torchvision(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, out: Path) -> None:
+def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, size: str, out: Path) -> None:
     """Train torchvision's detector and write its predictions of the test images."""
     config = parse(make_parser(), ["--model", str(model), "--data", str(data), "--seed_everything", str(seed)])
     seed_everything(seed, workers=True, verbose=False)
     module: DetectionDataModule = make_parser().instantiate(config).data
     module.setup("fit")
     arguments = read_yaml(model)["init_args"]
-    network = Torchvision(name, module.num_classes, arguments, module.batch_size)
+    sizes = REFERENCE if size == "reference" else {key: arguments[key] for key in REFERENCE if key in arguments}
+    network = Torchvision(name, module.num_classes, arguments, sizes, module.batch_size)
     limits = Budget(minutes=minutes).trainer_arguments(module.batch_size)
-    plain = {**read_yaml(find_configs() / "trainers" / "cpu.yaml"), **limits, "precision": "32-true"}
+    plain = {**read_yaml(find_configs() / "trainers" / "cpu.yaml"), **limits}
+    if size == "reference":
+        plain["precision"] = "32-true"
     trainer = make_trainer(plain, module, out, name, ["csv"])
     trainer.fit(network, datamodule=module, weights_only=True)
     trainer.test(network, datamodule=module, ckpt_path=str(out / "checkpoints/best.ckpt"), verbose=False)
@@ -164,7 +180,7 @@ def train_theirs(name: str, model: Path, data: Path, minutes: float, seed: int, 
     write_predictions(predictions, out / "predictions.json", module.table("test"))
 
 
-def train_both(name: str, data: Path, minutes: float, seed: int, ours: Path, theirs: Path) -> None:
+def train_both(name: str, data: Path, minutes: float, seed: int, size: str, ours: Path, theirs: Path) -> None:
     """Train ours in a process of its own and torchvision's in this one, each with half of the cores."""
     model = find_model_file(name, data)
     threads = max((os.cpu_count() or 2) // 2, 1)
@@ -175,7 +191,7 @@ def train_both(name: str, data: Path, minutes: float, seed: int, ours: Path, the
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen([sys.executable, "-m", "zoo.cli", *command[1:]], env=environment) as process:
         try:
-            train_theirs(name, model, data, minutes, seed, theirs)
+            train_theirs(name, model, data, minutes, seed, size, theirs)
         except BaseException:
             process.terminate()
             raise
@@ -189,6 +205,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--minutes", type=float, default=7.0, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=["reference", "ours"], default="reference", help="of torchvision's networks")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"), help="folder of the runs and the report")
     options = parser.parse_args()
     silence_lightning()
@@ -199,7 +216,7 @@ def main() -> None:
         if not (theirs[-1] / "predictions.json").exists():
             for folder in (ours[-1], theirs[-1]):  # of a benchmark that was stopped
                 shutil.rmtree(folder, ignore_errors=True)
-            train_both(name, options.data, options.minutes, options.seed, ours[-1], theirs[-1])
+            train_both(name, options.data, options.minutes, options.seed, options.size, ours[-1], theirs[-1])
     report = ["report", *map(str, ours), *(str(folder / "predictions.json") for folder in theirs)]
     subprocess.run([sys.executable, "-m", "zoo.cli", *report, "--out", str(options.out / "report")], check=True)
     for run in read_results(options.out / "report/results.json").runs:
