@@ -34,6 +34,7 @@ class Target(TypedDict):
     difficult: Bool[Tensor, " M"]
     area: Float[Tensor, " M"]  # f32 pixels^2; of the segmentation where the data has one, else of the box
     proposals: NotRequired[Float[Tensor, "P 4"]]  # only for detectors that declare `proposals`
+    masks: NotRequired[UInt8[Tensor, "M _ _"]]  # 0 or 1, [M, H, W]; only for detectors that declare `uses_masks`
 
 
 class Prediction(TypedDict):
@@ -67,6 +68,7 @@ class Batch:
     image_ids: Int64[Tensor, " B"]
     proposals: Float[Tensor, "B P 4"] | None = None
     proposal_mask: Bool[Tensor, "B P"] | None = None
+    masks: UInt8[Tensor, "B M H W"] | None = None  # of the objects, 0 or 1; where the targets have them
 
 
 @dataclass

@@ -388,3 +388,18 @@ def test_lightning_does_not_replace_the_samplers(world_size):
     val = sorted(int(target["image_id"]) for _, loader in loaders for _, target in samples(loader))
     assert val == [1, 2, 3, 4, 5, 6, 7]
     assert len({len(train) for train, _ in loaders}) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_targets_have_masks_where_they_are_asked_for(num_workers):
+    data = DetectionDataModule(Shapes(8, seed=0), Shapes(4, seed=1), batch_size=4, num_workers=num_workers)
+    assert all("masks" not in target for _, target in samples(data.val_dataloader()))
+    data = DetectionDataModule(Shapes(8, seed=0), Shapes(4, seed=1), batch_size=4, num_workers=num_workers)
+    data.with_masks = True
+    table = data.table("val")
+    for index, (image, target) in enumerate(samples(data.val_dataloader())):
+        rows = table.rows(index)
+        expected = [table.masks.decode(row, *image.shape[1:]) for row in range(rows.start, rows.stop)]
+        assert target["masks"].shape == (len(expected), *image.shape[1:])
+        assert all(np.array_equal(one, other) for one, other in zip(target["masks"].numpy(), expected, strict=True))
+    assert len(samples(data.train_dataloader())) == 8

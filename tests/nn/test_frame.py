@@ -60,6 +60,29 @@ def test_targets_are_scaled_padded_and_masked() -> None:
     assert batch.images[0, :, 50:].abs().sum() == 0, "padding is 0 after normalising"
 
 
+def test_masks_are_resized_as_torchvision_does_and_placed_as_their_image() -> None:
+    targets = [make_target([[10, 20, 50, 60], [0, 0, 90, 90]], [2, 1]), make_target([[5, 5, 30, 40]], [0])]
+    images = [make_image(100, 140, targets[0]), make_image(77, 50, targets[1])]
+    generator = torch.Generator().manual_seed(0)
+    for image, target in zip(images, targets, strict=True):
+        shape = (len(target["labels"]), *image.shape[1:])
+        target["masks"] = torch.randint(0, 2, shape, generator=generator, dtype=torch.uint8)
+    theirs = GeneralizedRCNNTransform(96, 150, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    _, expected = theirs([image / 255 for image in images], [dict(target) for target in targets])
+    batch = Frame(FrameConfig(min_size=96, max_size=150))(images, targets)
+    assert batch.masks is not None
+    assert batch.masks.shape == (2, 2, *batch.images.shape[-2:])
+    for masks, target in zip(batch.masks, expected, strict=True):
+        count, height, width = target["masks"].shape
+        assert torch.equal(masks[:count, :height, :width], target["masks"])
+        assert masks.sum() == target["masks"].sum(), "padding is 0"
+    boxed = Frame(FrameConfig(min_size=64, max_size=64, letterbox=True))(images[:1], targets[:1])
+    assert boxed.masks is not None
+    assert boxed.masks[0, :, :9].sum() == boxed.masks[0, :, 55:].sum() == 0, "64 x 45, with 9 rows of grey above"
+    assert boxed.masks[0, :, 9:54].sum() > 0
+    assert Frame(FrameConfig(96, 150))(images, [make_target([], [])] * 2).masks is None
+
+
 def test_proposals_are_scaled_padded_and_masked() -> None:
     proposals = [torch.tensor([[10.0, 20, 50, 60]]), torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])]
     images = [make_image(100, 100, make_target([], [])) for _ in proposals]

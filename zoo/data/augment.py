@@ -1,8 +1,8 @@
 """Data augmentation with torchvision.transforms.v2, shared by all detectors.
 
-Each transform draws its parameters once and is then applied to the image, the ground-truth boxes and the region
-proposals. Only the ground-truth boxes influence the parameters: with thousands of proposals almost any random crop
-would meet the required IoU.
+Each transform draws its parameters once and is then applied to the image, the ground-truth boxes and masks and the
+region proposals. Only the ground-truth boxes influence the parameters: with thousands of proposals almost any random
+crop would meet the required IoU.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import BoundingBoxes
+from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as TVImage
 
 from zoo.types import Image, Sample, Target
@@ -69,7 +69,7 @@ class Augment:
             target: boxes in pixels of that image.
 
         Returns:
-            Image and target; labels, flags and areas follow the boxes that remain.
+            Image and target; labels, flags, areas and masks follow the boxes that remain.
         """
         sample = _AugmentedSample(image, target)
         if self.photometric:
@@ -79,7 +79,7 @@ class Augment:
         if self.translate:
             sample.translate(self.translate)
         if self.zoom_out > 1 and torch.rand(()) < 0.5:
-            sample.apply(v2.RandomZoomOut(_BORDER_COLOUR, (1.0, self.zoom_out), p=1))
+            sample.apply(v2.RandomZoomOut({TVImage: _BORDER_COLOUR, "others": 0}, (1.0, self.zoom_out), p=1))
         if self.iou_crop and len(target["boxes"]):
             sample.apply(v2.RandomIoUCrop())
         if self.flip and torch.rand(()) < 0.5:
@@ -97,6 +97,7 @@ class _AugmentedSample:
         self.target = target
         self.boxes = self._boxes(target["boxes"])
         self.proposals = self._boxes(target["proposals"]) if "proposals" in target else None
+        self.masks = Mask(target["masks"]) if "masks" in target else None
         # Areas of the uncropped boxes in current pixels: scaled with the content, unchanged by crops.
         self.full_areas = _areas(self.boxes)
         self.is_cropped = False  # whether objects may be partly outside the image
@@ -114,6 +115,8 @@ class _AugmentedSample:
         if isinstance(transform, v2.RandomPhotometricDistort):
             return
         self.boxes = transform.transform(self.boxes, params)
+        if self.masks is not None:
+            self.masks = transform.transform(self.masks, params)
         self.is_cropped |= isinstance(transform, v2.RandomIoUCrop)
         if self.proposals is not None:
             if isinstance(transform, v2.RandomIoUCrop):
@@ -142,6 +145,8 @@ class _AugmentedSample:
         self.image = move(self.image)
         self.boxes = move(self.boxes)
         self.full_areas = self.full_areas * (new_width / width) * (new_height / height)
+        if self.masks is not None:
+            self.masks = move(self.masks)
         if self.proposals is not None:
             self.proposals = F.clamp_bounding_boxes(move(self.proposals))
 
@@ -159,6 +164,8 @@ class _AugmentedSample:
         self.is_cropped = True
         self.image = move(self.image)
         self.boxes = move(self.boxes)
+        if self.masks is not None:
+            self.masks = move(self.masks)
         if self.proposals is not None:
             self.proposals = F.clamp_bounding_boxes(move(self.proposals))
 
@@ -166,6 +173,8 @@ class _AugmentedSample:
         """Returns plain tensors, without the objects of which too little is visible."""
         target = self.target.copy()
         target["boxes"] = self.boxes.as_subclass(Tensor)
+        if self.masks is not None:
+            target["masks"] = self.masks.as_subclass(Tensor)
         if self.is_cropped:
             height, width = self.image.shape[-2:]
             edges = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -176,6 +185,8 @@ class _AugmentedSample:
             share = visible / _areas(self.target["boxes"]).clamp(min=1e-6)
             target["boxes"] = boxes[keep]
             target["area"] = (self.target["area"] * share)[keep]
+            if self.masks is not None:
+                target["masks"] = target["masks"][keep]
             for key in ("labels", "iscrowd", "difficult"):
                 target[key] = self.target[key][keep]
         if self.proposals is not None:

@@ -3,20 +3,24 @@
 Lightning is not imported here, because loader workers import this module.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from zoo.data.masks import Masks
 from zoo.data.sampling import seeded_rng
 from zoo.data.source import Source
 from zoo.data.table import COLUMNS, AnnotationTable
 from zoo.types import Image, RawBatch, Sample, Target
+
+MASK_COLUMNS = ("kinds", "starts", "content")  # fields of `Masks`
 
 
 class ImageCache:
@@ -100,12 +104,19 @@ class DetectionDataset(Dataset[Sample]):
             raise IndexError(f"key must be at least 0: {key}")
         image = self._image(index)
         target = self.table.target(index)
+        if self.table.masks is not None:
+            target["masks"] = self._masks(self.table.masks, index)
         if self.propose is not None:
             target["proposals"] = self.propose(image)
         if self.augment is None:
             return image, target
         with seeded_rng(self.seed, epoch, index):
             return self.augment(image, target)
+
+    def _masks(self, masks: Masks, index: int) -> UInt8[Tensor, "M _ _"]:
+        rows, height, width = self.table.rows(index), int(self.table.heights[index]), int(self.table.widths[index])
+        decoded = [torch.from_numpy(masks.decode(row, height, width)) for row in range(rows.start, rows.stop)]
+        return torch.stack(decoded) if decoded else torch.zeros(0, height, width, dtype=torch.uint8)
 
     def _image(self, index: int) -> Image:
         if self.cache is None:
@@ -121,12 +132,15 @@ class DetectionDataset(Dataset[Sample]):
         if self._columns is None:
             # kept alive until the workers have opened the shared memory
             self._columns = {name: torch.from_numpy(getattr(self.table, name)) for name in COLUMNS}
+            if self.table.masks is not None:
+                self._columns |= {name: torch.from_numpy(getattr(self.table.masks, name)) for name in MASK_COLUMNS}
         other_fields = {name: getattr(self.table, name) for name in ("classes", "folders", "name_bytes")}
         return self.__dict__ | {"table": other_fields}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         columns = {name: column.numpy() for name, column in state["_columns"].items()}
-        self.__dict__.update(state, table=AnnotationTable(**columns, **state["table"]))
+        masks = Masks(*(columns.pop(name) for name in MASK_COLUMNS)) if MASK_COLUMNS[0] in columns else None
+        self.__dict__.update(state, table=AnnotationTable(**columns, **state["table"], masks=masks))
 
 
 def collate(samples: list[Sample]) -> "RawBatch | _PackedBatch":
@@ -143,7 +157,7 @@ class _PackedBatch:
     """A batch on its way from a worker, with the pixels of all images in one block of shared memory.
 
     By default torch opens a shared-memory file for every tensor, seven or more for each image. The small targets are
-    pickled.
+    pickled, masks as bits.
     """
 
     def __init__(self, images: list[Image], targets: list[Target]) -> None:
@@ -158,14 +172,32 @@ class _PackedBatch:
             block = self.pixels[start : start + image.numel()]
             _as_image(block, height, width, channels_last).copy_(image)
             start += image.numel()
-        self.targets = [{key: cast(Tensor, value).numpy() for key, value in target.items()} for target in targets]
+        self.targets = [
+            {key: cast(Tensor, value).numpy() for key, value in target.items() if key != "masks"} for target in targets
+        ]
+        self.masks = [_pack_bits(target["masks"]) if "masks" in target else None for target in targets]
 
     def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Any, ...]]:
-        return _unpack, (self.pixels, self.layouts, self.targets)
+        return _unpack, (self.pixels, self.layouts, self.targets, self.masks)
+
+
+_Bits = tuple[tuple[int, ...], NDArray[np.uint8]]
+"""Shape of masks, and their pixels, eight in a byte."""
+
+
+def _pack_bits(masks: UInt8[Tensor, "M _ _"]) -> _Bits:
+    return tuple(masks.shape), np.packbits(masks.numpy().reshape(-1))
+
+
+def _unpack_bits(shape: tuple[int, ...], content: NDArray[np.uint8]) -> UInt8[Tensor, "M _ _"]:
+    return torch.from_numpy(np.unpackbits(content, count=math.prod(shape)).reshape(shape))
 
 
 def _unpack(
-    pixels: Tensor, layouts: list[tuple[int, int, bool]], targets: list[dict[str, NDArray[np.generic]]]
+    pixels: Tensor,
+    layouts: list[tuple[int, int, bool]],
+    targets: list[dict[str, NDArray[np.generic]]],
+    masks: list[_Bits | None],
 ) -> RawBatch:
     images = []
     start = 0
@@ -174,6 +206,9 @@ def _unpack(
         images.append(_as_image(pixels[start:end], height, width, channels_last))
         start = end
     tensors = [{key: torch.from_numpy(value) for key, value in target.items()} for target in targets]
+    for target, packed in zip(tensors, masks, strict=True):
+        if packed is not None:
+            target["masks"] = _unpack_bits(*packed)
     return images, cast(list[Target], tensors)
 
 

@@ -110,6 +110,8 @@ class DetectionDataModule(LightningDataModule):
         self.proposal_cache = proposal_cache
         self.proposal_cache_mb = proposal_cache_mb
         self._given_proposals = proposals
+        self.with_masks = False
+        """Whether tables and targets have masks; set before the first table is read."""
         self._tables: dict[Split, AnnotationTable] = {}
         self._caches: dict[Split, ImageCache] = {}
         self._proposals_on_disk: ProposalCache | None = None
@@ -130,7 +132,7 @@ class DetectionDataModule(LightningDataModule):
                 if split in self._tables:
                     return self._tables[split]
             classes = None if first in (split, None) else self.table(first).classes
-            table = self.sources[split].read(self.strict, classes)
+            table = self.sources[split].read(self.strict, classes, self.with_masks)
             if first not in (split, None):
                 self._check_classes(split, table, self.table(first), first)
             self._tables[split] = table
@@ -143,7 +145,7 @@ class DetectionDataModule(LightningDataModule):
             for split in ANNOTATED
             if split in self.sources and type(self.sources[split]) is kind and not self.sources[split].has_classes
         ]
-        tables = kind.read_together([self.sources[split] for split in missing], self.strict)
+        tables = kind.read_together([self.sources[split] for split in missing], self.strict, self.with_masks)
         self._tables.update(zip(missing, tables, strict=True))
 
     def _class_split(self) -> Split | None:

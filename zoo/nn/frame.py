@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,7 +108,7 @@ class Frame(nn.Module):
 
         Args:
             images: uint8 [3, H, W], any sizes.
-            targets: one for each image; boxes, labels, image ids and flags are read.
+            targets: one for each image; boxes, labels, image ids, flags and masks, if any, are read.
             proposals: [P, 4] of each image, in its pixels.
             for_training: whether the losses are trained on; matters with `native_at_test` only.
         """
@@ -122,7 +122,25 @@ class Frame(nn.Module):
             sizes = torch.full_like(sizes, self.config.min_size)
         boxes, labels, mask, ids = _pad_targets(targets or [], scales, offsets, len(images))
         padded, proposal_mask = (None, None) if proposals is None else _pad_proposals(proposals, scales, offsets)
-        return Batch(batch_images, sizes, scales, offsets, given_sizes, boxes, labels, mask, ids, padded, proposal_mask)
+        masks = self._frame_masks(targets or [], framed_sizes, batch_images, boxes.shape[1])
+        rest = (mask, ids, padded, proposal_mask, masks)
+        return Batch(batch_images, sizes, scales, offsets, given_sizes, boxes, labels, *rest)
+
+    def _frame_masks(
+        self, targets: Sequence[Target], framed_sizes: Sequence[tuple[int, int]], images: Tensor, num_objects: int
+    ) -> UInt8[Tensor, "B M H W"] | None:
+        """Masks resized as torchvision does (nearest pixel) and placed as their images; None if no target has them."""
+        if not targets or "masks" not in targets[0]:
+            return None
+        shape = (len(targets), num_objects, *images.shape[-2:])
+        framed = torch.zeros(shape, dtype=torch.uint8, device=images.device)
+        for index, (target, (height, width)) in enumerate(zip(targets, framed_sizes, strict=True)):
+            masks = target["masks"].to(images.device, non_blocking=True)
+            if len(masks) and masks.shape[-2:] != (height, width):
+                masks = F.interpolate(masks[None].float(), size=(height, width))[0].to(torch.uint8)
+            top, left = self.config.place(height, width)
+            framed[index, : len(masks), top : top + height, left : left + width] = masks
+        return framed
 
     def _stack(self, images: Sequence[Image], framed_sizes: Sequence[tuple[int, int]]) -> Tensor:
         device, dtype = self.placement.device, self.placement.dtype
