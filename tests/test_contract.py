@@ -79,6 +79,11 @@ def assert_valid(prediction: dict[str, Tensor], image: Tensor) -> None:
     assert (scores.diff() <= 0).all()
     assert ((scores >= 0) & (scores <= 1)).all()
     assert ((labels >= 0) & (labels < NUM_CLASSES)).all()
+    if "masks" in prediction:
+        masks = prediction["masks"]
+        assert masks.dtype == torch.float32
+        assert masks.shape == (len(scores), *masks.shape[1:])
+        assert ((masks >= 0) & (masks <= 1)).all()
 
 
 def lower_threshold(detector: Detector) -> None:
@@ -119,6 +124,7 @@ def test_crowds_and_difficult_objects_do_not_affect_losses(detector: Detector) -
 
     def losses(target: Target) -> dict[str, float]:
         torch.manual_seed(0)
+        make_image(*images[0].shape[1:], target)  # gives the target its masks
         with torch.no_grad():
             return {key: float(value) for key, value in detector.eval().compute_raw_losses((images, [target])).items()}
 
@@ -171,7 +177,9 @@ def test_targets_do_not_change_predictions(detector: Detector) -> None:
 def test_predictions_have_the_same_keys_in_training_mode(detector: Detector) -> None:
     images, _ = make_batch()
     with torch.no_grad():
-        assert all(set(prediction) == {"boxes", "scores", "labels"} for prediction in detector.train()(images))
+        found = detector.train()(images)
+    keys = {"boxes", "scores", "labels"} | ({"masks"} if detector.uses_masks else set())
+    assert all(set(prediction) == keys for prediction in found)
 
 
 def test_a_checkpoint_round_trips(name: str, detector: Detector, tmp_path: Path) -> None:

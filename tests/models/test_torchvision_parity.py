@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from zoo.detector import Detector
 from zoo.models import faster_rcnn
 from zoo.models.faster_rcnn import FasterRCNN
+from zoo.models.mask_rcnn import MaskRCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.nn.frame import FrameConfig
+from zoo.nn.mask_head import paste_masks
 from zoo.types import Target
 from zoo.weights import load_weights
 
 MIN_SIZE, MAX_SIZE = 96, 150
+SIZES = [(120, 181), (160, 117)]  # height, width
 FRAME = FrameConfig(min_size=MIN_SIZE, max_size=MAX_SIZE)
 EVERY = 10**6  # so many samples an image that nothing is left to chance
 
@@ -26,10 +29,9 @@ def make_images() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     # Blobs rather than noise: white noise averages out to the same features everywhere.
     coarse = [torch.rand(3, 8, 12, generator=generator), torch.rand(3, 11, 8, generator=generator)]
-    sizes = [(120, 181), (160, 117)]
     return [
         (nn.functional.interpolate(c[None], size=s, mode="bicubic")[0].clamp(0, 1) * 255).to(torch.uint8)
-        for c, s in zip(coarse, sizes, strict=True)
+        for c, s in zip(coarse, SIZES, strict=True)
     ]
 
 
@@ -48,9 +50,19 @@ def make_targets() -> list[Target]:
             iscrowd=torch.zeros(len(b), dtype=torch.bool),
             difficult=torch.zeros(len(b), dtype=torch.bool),
             area=torch.ones(len(b)),
+            masks=make_masks(b, *size),
         )
-        for i, (b, label) in enumerate(zip(boxes, labels, strict=True))
+        for i, (b, label, size) in enumerate(zip(boxes, labels, SIZES, strict=True))
     ]
+
+
+def make_masks(boxes: list[list[float]], height: int, width: int) -> Tensor:
+    """An ellipse in each box."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    masks = [
+        ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1 for x1, y1, x2, y2 in boxes
+    ]
+    return torch.stack(masks).to(torch.uint8)
 
 
 def shake(model: nn.Module) -> None:
@@ -79,12 +91,15 @@ FASTER_RCNN_LOSSES = {
 }
 FASTER = {"rois_per_image": EVERY, "proposals_before_nms": (200, 200), "proposals_after_nms": (200, 200)}
 FASTER_V2 = {"pyramid_norm": True, "rpn_depth": 2, "head_convs": 4, "head_fcs": 1}
+MASK_RCNN_LOSSES = FASTER_RCNN_LOSSES | {"mask": "loss_mask"}
 # name there -> class here, classes, what to take off their labels, arguments, our loss names to theirs
 CASES = {
     "retinanet_resnet50_fpn": (RetinaNet, 91, 0, {"extra_levels": "p6p7_from_pyramid"}, RETINANET_LOSSES),
     "retinanet_resnet50_fpn_v2": (RetinaNet, 91, 0, {"group_norm": True, "box_loss": "giou"}, RETINANET_LOSSES),
     "fasterrcnn_resnet50_fpn": (FasterRCNN, 90, 1, FASTER, FASTER_RCNN_LOSSES),
     "fasterrcnn_resnet50_fpn_v2": (FasterRCNN, 90, 1, FASTER | FASTER_V2, FASTER_RCNN_LOSSES),
+    "maskrcnn_resnet50_fpn": (MaskRCNN, 90, 1, FASTER, MASK_RCNN_LOSSES),
+    "maskrcnn_resnet50_fpn_v2": (MaskRCNN, 90, 1, FASTER | FASTER_V2 | {"mask_norm": True}, MASK_RCNN_LOSSES),
 }
 
 
@@ -93,7 +108,7 @@ def build_pair(name: str) -> tuple[nn.Module, Detector, int]:
     torch.manual_seed(0)
     # torchvision keeps boxes that clipping leaves without area, and lets them compete for the last places: so no limit.
     everything = {"detections_per_img": EVERY} if cls is RetinaNet else {"box_detections_per_img": EVERY}
-    if cls is FasterRCNN:
+    if cls is not RetinaNet:
         everything |= {"rpn_batch_size_per_image": EVERY, "box_batch_size_per_image": EVERY}
         everything |= {f"rpn_{when}_nms_top_n_{mode}": 200 for when in ("pre", "post") for mode in ("train", "test")}
     theirs = getattr(tv, name)(weights=None, weights_backbone=None, min_size=MIN_SIZE, max_size=MAX_SIZE, **everything)
@@ -126,6 +141,12 @@ def test_same_detections(pair: tuple[str, nn.Module, Detector, int]) -> None:
         torch.testing.assert_close(ours_one["scores"].double(), theirs_one["scores"][keep], atol=1e-4, rtol=0)
         torch.testing.assert_close(ours_one["boxes"].double(), theirs_one["boxes"][keep], atol=1e-4, rtol=0)
         assert torch.equal(ours_one["labels"], theirs_one["labels"][keep] - label_shift)
+        if isinstance(ours, MaskRCNN):
+            height, width = theirs_one["masks"].shape[-2:]
+            pasted = paste_masks(ours_one["masks"].double(), ours_one["boxes"].double(), height, width)
+            expected_masks = theirs_one["masks"][keep, 0]
+            assert pasted.sum() > 5000
+            assert (pasted != (expected_masks >= 0.5)).sum() < 0.003 * pasted.sum(), "but for edges rounded otherwise"
 
 
 def test_same_losses(pair: tuple[str, nn.Module, Detector, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +158,8 @@ def test_same_losses(pair: tuple[str, nn.Module, Detector, int], monkeypatch: py
         faster_rcnn, "sample", lambda positive, negative, num, positive_fraction: whole(positive, negative, EVERY, 0.5)
     )
     their_targets = [
-        {"boxes": target["boxes"].double(), "labels": target["labels"] + label_shift} for target in targets
+        {"boxes": target["boxes"].double(), "labels": target["labels"] + label_shift, "masks": target["masks"]}
+        for target in targets
     ]
     with torch.no_grad():
         expected = theirs.train()([image.double() / 255 for image in images], their_targets)

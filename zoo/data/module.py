@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from zoo.data.augment import Augment
 from zoo.data.dataset import DetectionDataset, ImageCache, collate
 from zoo.data.images import ImageFolder
+from zoo.data.masks import NONE
 from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.summary import check_objects
@@ -196,9 +197,10 @@ class DetectionDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Reads the annotations of the splits that the stage uses, so that input errors occur before it starts.
 
-        Takes the settings of region proposals from the Trainer's detector, where it has any.
+        Takes the settings of region proposals from the Trainer's detector, where it has any, and whether it uses masks.
         """
         if self.trainer is not None:
+            self._want_masks(getattr(self.trainer.lightning_module, "uses_masks", False))
             self.proposals = getattr(self.trainer.lightning_module, "proposals", None) or self._given_proposals
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
@@ -211,6 +213,16 @@ class DetectionDataModule(LightningDataModule):
                 table = self.table(split)
                 if stage in ("fit", "validate", "test"):
                     check_objects(split, table)
+                    if table.masks is not None and not (table.masks.kinds != NONE).any():
+                        raise InputError(
+                            f"no object of the {split} split has a mask; this detector is trained on masks"
+                        )
+
+    def _want_masks(self, wanted: bool) -> None:
+        """Read the annotations again if masks are wanted and were not read."""
+        if wanted and not self.with_masks:
+            self._tables.clear()
+        self.with_masks = wanted
 
     def state_dict(self) -> dict[str, int]:
         """Position of the training for a checkpoint: finished epochs, and images seen in the current epoch."""

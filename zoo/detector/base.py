@@ -23,6 +23,7 @@ from zoo.detector.recipe import Recipe, build_optimizer
 from zoo.errors import InputError
 from zoo.io.inputs import ImageInput, ImageInputs, as_image
 from zoo.nn.frame import Frame, FrameConfig
+from zoo.ops.postprocess import select
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Batch, FramedObjects, Image, Limit, Losses, Prediction, RawBatch, Target
 
@@ -61,6 +62,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 
     display_name: ClassVar[str] = ""
     """Name in reports; where it is empty, the key in `zoo.models.MODELS` or the name of the class is shown."""
+
+    uses_masks: ClassVar[bool] = False
+    """Whether the detector is trained on masks: the targets of its loaders then have them."""
 
     proposal_cache: ProposalCache | None = None
 
@@ -310,9 +314,7 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
 def above_score(prediction: Prediction, score: float | Tensor) -> Prediction:
     """The detections with at least this score, or with at least that of their class, of a tensor [C]."""
     keep = prediction["scores"] >= (score if isinstance(score, float) else score[prediction["labels"]])
-    return Prediction(
-        boxes=prediction["boxes"][keep], scores=prediction["scores"][keep], labels=prediction["labels"][keep]
-    )
+    return select(prediction, keep)
 
 
 def plain_arguments(cls: type[Detector], values: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Legend: B images, M objects, N anchors of all levels, N_l of one, P proposals of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +44,7 @@ from zoo.nn.roi import (
     POOLED_SIDE,
     SMOOTH_L1_BETA,
     RoIHead,
+    SampledRoIs,
     build_pooled_trunk,
     roi_class_rows,
     roi_losses,
@@ -66,6 +67,7 @@ from zoo.types import Batch, FramedObjects, Limit, Losses, Prediction
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 RPN_NMS = 0.7
 RPN_BACKGROUND_IOU, RPN_FOREGROUND_IOU = 0.3, 0.7
+POSITIVE_FRACTION, FOREGROUND_IOU = 0.25, 0.5  # of RoIs
 
 
 @dataclass
@@ -109,7 +111,6 @@ class RegionProposalNetwork(nn.Module):
 # -------------------------------------------------------------------------------------------------------- the model
 
 
-@final
 class FasterRCNN(Detector[Outputs]):
     """Faster R-CNN over any timm trunk, with or without FPN.
 
@@ -212,8 +213,15 @@ class FasterRCNN(Detector[Outputs]):
 
     def compute_losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """Equation 1 for the RPN, and class and box losses of sampled RoIs."""
+        return self.box_losses(outputs, batch, self.sample_rois(outputs, batch))
+
+    def sample_rois(self, outputs: Outputs, batch: Batch) -> SampledRoIs:
+        """RoIs to train the heads on, from proposals and ground truth boxes."""
         proposals, mask = self.propose(outputs, batch, self.proposals_before_nms[0], self.proposals_after_nms[0])
-        rois = sample_rois(proposals, mask, batch, self.rois_per_image, positive_fraction=0.25, foreground_iou=0.5)
+        return sample_rois(proposals, mask, batch, self.rois_per_image, POSITIVE_FRACTION, FOREGROUND_IOU)
+
+    def box_losses(self, outputs: Outputs, batch: Batch, rois: SampledRoIs) -> Losses:
+        """The losses of RPN and box head."""
         class_logits, deltas = score_rois(self.roi_head, self.roi_pooling, outputs.features, rois.boxes, rois.filled)
         return rpn_losses(outputs, batch) | roi_losses(class_logits, deltas, rois)
 

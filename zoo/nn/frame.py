@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.ops.postprocess import select
 from zoo.types import Batch, Image, Prediction, Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -130,13 +131,15 @@ class Frame(nn.Module):
         self, targets: Sequence[Target], framed_sizes: Sequence[tuple[int, int]], images: Tensor, num_objects: int
     ) -> UInt8[Tensor, "B M H W"] | None:
         """Masks resized as torchvision does (nearest pixel) and placed as their images; None if no target has them."""
-        if not targets or "masks" not in targets[0]:
+        if not any("masks" in target for target in targets):
             return None
         shape = (len(targets), num_objects, *images.shape[-2:])
         framed = torch.zeros(shape, dtype=torch.uint8, device=images.device)
         for index, (target, (height, width)) in enumerate(zip(targets, framed_sizes, strict=True)):
+            if not len(target["labels"]):
+                continue
             masks = target["masks"].to(images.device, non_blocking=True)
-            if len(masks) and masks.shape[-2:] != (height, width):
+            if masks.shape[-2:] != (height, width):
                 masks = F.interpolate(masks[None].float(), size=(height, width))[0].to(torch.uint8)
             top, left = self.config.place(height, width)
             framed[index, : len(masks), top : top + height, left : left + width] = masks
@@ -176,13 +179,8 @@ class Frame(nn.Module):
             boxes = (prediction["boxes"] - offset.repeat(2)) / scale.repeat(2)
             boxes = torch.minimum(boxes.clamp(min=0), size.repeat(2))
             keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            unframed.append(
-                Prediction(
-                    boxes=boxes[keep].float(),
-                    scores=prediction["scores"][keep].float(),
-                    labels=prediction["labels"][keep],
-                )
-            )
+            kept = select({**prediction, "boxes": boxes.float(), "scores": prediction["scores"].float()}, keep)
+            unframed.append(kept)
         return unframed
 
 

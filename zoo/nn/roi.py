@@ -300,6 +300,7 @@ class SampledRoIs:
     labels: Int64[Tensor, "B R"]  # 0..C-1 or BACKGROUND; undefined where not filled
     gt_boxes: Float[Tensor, "B R 4"]
     filled: Bool[Tensor, "B R"]
+    matched: Int64[Tensor, "B R"]  # index of the object; negative for others. Positive RoIs come first
 
 
 @torch.no_grad()
@@ -328,7 +329,7 @@ def sample_rois(
     matched = matched.gather(1, chosen)
     labels = torch.where(matched >= 0, gather_matched(batch.labels, matched), BACKGROUND)
     boxes = candidates.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return SampledRoIs(boxes, labels, gather_matched(batch.boxes, matched), filled)
+    return SampledRoIs(boxes, labels, gather_matched(batch.boxes, matched), filled, matched)
 
 
 def roi_losses(

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -79,6 +80,11 @@ def split_by_image(
     image, order = image.sort(stable=True)
     counts = count_per_image(image, num_images)
     return first[order].split(counts), second[order].split(counts), third[order].split(counts)
+
+
+def select(prediction: Prediction, keep: Tensor) -> Prediction:
+    """The detections of a mask or of indices."""
+    return cast(Prediction, {key: cast(Tensor, value)[keep] for key, value in prediction.items()})
 
 
 def nms_by_class(

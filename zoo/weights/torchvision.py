@@ -1,4 +1,4 @@
-"""Convert state dicts of torchvision's RetinaNet and Faster R-CNN to ours."""
+"""Convert state dicts of torchvision's RetinaNet, Faster R-CNN, Mask R-CNN and SSD to ours."""
 
 import re
 from collections.abc import Callable
@@ -74,6 +74,7 @@ def _retinanet_from_torchvision(state: State, detector: RetinaNet, file: str | N
 
 
 def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str | None) -> State:
+    has_mask_norm = "roi_heads.mask_head.0.1.weight" in state
     state = rename(
         state,
         [
@@ -87,6 +88,9 @@ def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str 
             (r"^roi_heads\.box_head\.fc7\.", "roi_head.fcs.2."),
             (r"^(roi_heads\.box_head)\.(\d+)\.(\d)\.", lambda m: f"roi_head.convs.{int(m[2]) * 3 + int(m[3])}."),
             (r"^roi_heads\.box_head\.\d+\.(weight|bias)$", r"roi_head.fcs.0.\1"),
+            (r"^roi_heads\.mask_predictor\.conv5_mask\.", "mask_head.upsample."),
+            (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "mask_head.output."),
+            (r"^(roi_heads\.mask_head)\.(\d+)\.(\d)\.", lambda m: _mask_layer(m, has_mask_norm)),
         ],
     )
     first = "roi_head.fcs.0.weight"
@@ -99,11 +103,19 @@ def _faster_rcnn_from_torchvision(state: State, detector: FasterRCNN, file: str 
         if name in state:
             slots = _class_slots(len(state[name]), detector.num_classes, 1, file)
             state[name] = state[name][[0, *slots]]
+        name = f"mask_head.output.{part}"
+        if name in state:
+            state[name] = state[name][_class_slots(len(state[name]), detector.num_classes, 1, file)]
         name = f"roi_head.box_deltas.{part}"
         if name in state:
             slots = _class_slots(len(state[name]) // 4, detector.num_classes, 1, file)
             state[name] = state[name].unflatten(0, (-1, 4))[slots].flatten(0, 1)
     return state
+
+
+def _mask_layer(match: re.Match[str], has_norm: bool) -> str:
+    """Our name of part j of convolution i of torchvision's mask head."""
+    return f"mask_head.tower.{int(match[2]) * (3 if has_norm else 2) + int(match[3])}."
 
 
 def _ssd_from_torchvision(state: State, detector: SSD, file: str | None) -> State:
