@@ -87,6 +87,11 @@ class Masks:
             for row in range(len(self))
         )
 
+    def areas(self, heights: NDArray[np.integer], widths: NDArray[np.integer]) -> Int64[np.ndarray, " T"]:
+        """Number of pixels of each object, in images of these sizes, one for each object."""
+        sizes = zip(heights.tolist(), widths.tolist(), strict=True)
+        return np.array([expand_runs(self.runs(row, *size))[1::2].sum() for row, size in enumerate(sizes)], np.int64)
+
     def select(self, rows: NDArray[np.integer]) -> Self:
         """Masks of the given objects, in the given order."""
         counts = np.diff(self.starts)[rows]

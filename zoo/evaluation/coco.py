@@ -1,8 +1,10 @@
-"""COCO's twelve metrics and AP by class, computed by hotcoco or pycocotools.
+"""COCO's twelve metrics and AP by class, of boxes or of masks, computed by hotcoco or pycocotools.
 
 hotcoco is the default (Rust, bit-equal to pycocotools and about fifty times faster); pycocotools is the reference. Both
 get the same arrays and return the same precision and recall tables, which are summarised here as in
 `COCOeval.summarize` (github.com/cocodataset/cocoapi, pycocotools/cocoeval.py).
+
+For masks, an object without one does not count, as a crowd; the size of a detection is the area of its mask.
 
 COCO's protocol has no counterpart to VOC's `difficult`: such objects are normal objects here, as in every VOC data set
 that was converted to COCO's json.
@@ -18,9 +20,11 @@ from typing import Literal, TypeAlias
 
 import hotcoco
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
-from zoo.evaluation.ground_truth import GroundTruth
+from zoo.data.masks import NONE
+from zoo.errors import InputError
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.predictions import to_xywh
 
 Engine: TypeAlias = Literal["hotcoco", "pycocotools"]
@@ -45,8 +49,9 @@ def evaluate_coco(
     scores: Float[np.ndarray, " D"],
     labels: Int64[np.ndarray, " D"],
     engine: Engine = "hotcoco",
+    masks: ObjectMasks | None = None,
 ) -> CocoScores:
-    """Evaluate detections by COCO's protocol for boxes.
+    """Evaluate detections by COCO's protocol for boxes, or for masks where these are given.
 
     Args:
         ground_truth: of all images.
@@ -56,6 +61,7 @@ def evaluate_coco(
         scores: any finite numbers, higher is more confident.
         labels: 0 .. C - 1.
         engine: library that computes the precision and recall tables.
+        masks: of the detections; the ground truth must have masks, too.
     """
     num_classes = len(ground_truth.classes)
     if num_classes == 0 or len(ground_truth.image_ids) == 0:
@@ -63,7 +69,7 @@ def evaluate_coco(
         return CocoScores(dict.fromkeys(KEYS, UNDEFINED), undefined, undefined)
     detections = pack_detections(image_index, boxes, scores, labels)
     run = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
-    precision, recall = run(ground_truth, detections)
+    precision, recall = run(ground_truth, detections, masks)
     return CocoScores(
         metrics=_summarize(precision, recall),
         ap=np.array([mean_defined(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
@@ -92,14 +98,19 @@ def pack_detections(
 
 
 def load_hotcoco(
-    ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], areas: Float[np.ndarray, " D"] | None = None
+    ground_truth: GroundTruth,
+    detections: Float[np.ndarray, "D 7"],
+    areas: Float[np.ndarray, " D"] | None = None,
+    masks: ObjectMasks | None = None,
 ) -> hotcoco.COCOeval:
     """A hotcoco evaluation of the detections, not run yet; detection i has the id i + 1.
 
     Args:
         ground_truth: of all images.
         detections: see `pack_detections`.
-        areas: areas of the detections, which decide their size range; None for width times height.
+        areas: areas of the detections, which decide their size range; None for width times height, or for those of
+            the masks.
+        masks: of the detections, which are then compared instead of their boxes.
     """
     coco_gt = hotcoco.COCO.from_arrays(
         images=[{"id": i} for i in range(len(ground_truth.image_ids))],
@@ -108,12 +119,31 @@ def load_hotcoco(
         category_ids=ground_truth.labels,
         boxes=to_xywh(ground_truth.boxes),
         area=ground_truth.areas,
-        iscrowd=ground_truth.iscrowd,
+        iscrowd=ground_truth.iscrowd if masks is None else does_not_count(ground_truth),
+        segmentation=None if masks is None else object_masks(ground_truth).run_lengths(),
     )
-    coco_dt = coco_gt.load_res(detections)
+    coco_dt = coco_gt.load_res(detections, segmentation=None if masks is None else masks.run_lengths())
+    if masks is not None and areas is None:
+        areas = masks.areas().astype(np.float64)
     if areas is not None:
         coco_dt.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
-    return hotcoco.COCOeval(coco_gt, coco_dt, "bbox")
+    return hotcoco.COCOeval(coco_gt, coco_dt, "bbox" if masks is None else "segm")
+
+
+def object_masks(ground_truth: GroundTruth) -> ObjectMasks:
+    """Masks of the ground truth.
+
+    Raises:
+        InputError: it has none.
+    """
+    if ground_truth.masks is None:
+        raise InputError("the ground truth has no masks; read it with masks, or evaluate boxes")
+    return ground_truth.masks
+
+
+def does_not_count(ground_truth: GroundTruth) -> Bool[np.ndarray, " T"]:
+    """Which objects do not count where masks are evaluated: crowds, and those without a mask."""
+    return ground_truth.iscrowd | (object_masks(ground_truth).masks.kinds == NONE)
 
 
 def run_tables(run: hotcoco.COCOeval) -> Tables:
@@ -125,23 +155,26 @@ def run_tables(run: hotcoco.COCOeval) -> Tables:
     return tables["precision"], tables["recall"]
 
 
-def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> Tables:
-    return run_tables(load_hotcoco(ground_truth, detections))
+def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], masks: ObjectMasks | None) -> Tables:
+    return run_tables(load_hotcoco(ground_truth, detections, masks=masks))
 
 
-def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"]) -> Tables:
+def _run_pycocotools(
+    ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], masks: ObjectMasks | None
+) -> Tables:
     # imported here, since it imports matplotlib's pyplot, which is slow and not needed by the default engine
     import pycocotools.coco
     import pycocotools.cocoeval
 
-    images = [{"id": i} for i in range(len(ground_truth.image_ids))]
+    # pycocotools asks for the sizes of images with masks, but does not use them for compressed run lengths
+    images = [{"id": i, "height": 0, "width": 0} for i in range(len(ground_truth.image_ids))]
     categories = [{"id": c, "name": name} for c, name in enumerate(ground_truth.classes)]
     objects = zip(
         ground_truth.image_index.tolist(),
         ground_truth.labels.tolist(),
         to_xywh(ground_truth.boxes).tolist(),
         ground_truth.areas.tolist(),
-        ground_truth.iscrowd.tolist(),
+        (ground_truth.iscrowd if masks is None else does_not_count(ground_truth)).tolist(),
         strict=True,
     )
     # ids from 1, since the engine uses the object id 0 for an unmatched detection
@@ -161,6 +194,11 @@ def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D
         }
         for i, (image, x, y, w, h, score, label) in enumerate(detections.tolist(), start=1)
     ]
+    if masks is not None:
+        for annotation, mask in zip(gt_annotations, object_masks(ground_truth).run_lengths(), strict=True):
+            annotation["segmentation"] = mask
+        for annotation, mask, area in zip(dt_annotations, masks.run_lengths(), masks.areas().tolist(), strict=True):
+            annotation |= {"segmentation": mask, "area": area}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         pair = []
         for annotations in (gt_annotations, dt_annotations):
@@ -168,7 +206,7 @@ def _run_pycocotools(ground_truth: GroundTruth, detections: Float[np.ndarray, "D
             coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
             coco.createIndex()
             pair.append(coco)
-        run = pycocotools.cocoeval.COCOeval(*pair, "bbox")
+        run = pycocotools.cocoeval.COCOeval(*pair, "bbox" if masks is None else "segm")
         run.evaluate()
         run.accumulate()
     return run.eval["precision"], run.eval["recall"]

@@ -60,7 +60,8 @@ def fuse(members: Sequence[Predictions]) -> Predictions:
         boxes, scores = _fuse_group(joined.boxes[rows], joined.scores[rows], len(members))
         same = np.zeros(len(boxes), np.int64)
         parts.append((joined.image_ids[rows[0]] + same, boxes, scores, joined.labels[rows[0]] + same))
-    return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    image_ids, boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Predictions(image_ids, boxes, scores, labels)
 
 
 def _fuse_group(

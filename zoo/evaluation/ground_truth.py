@@ -9,17 +9,48 @@ another order, or on several processes, give the same columns and so the same me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 
+from zoo.data.masks import Masks
 from zoo.errors import InputError
 from zoo.types import Target
 
 if TYPE_CHECKING:
     from zoo.data.table import AnnotationTable
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectMasks:
+    """Masks of objects or detections, with the sizes of their images."""
+
+    masks: Masks
+    heights: Int64[np.ndarray, " T"]
+    widths: Int64[np.ndarray, " T"]
+
+    @classmethod
+    def of_table(cls, table: "AnnotationTable") -> "ObjectMasks":
+        """Masks of all objects of a table that has them."""
+        assert table.masks is not None
+        counts = np.diff(table.offsets)
+        sizes = (np.repeat(side, counts).astype(np.int64) for side in (table.heights, table.widths))
+        return cls(table.masks, *sizes)
+
+    def select(self, rows: Int64[np.ndarray, " Q"]) -> "ObjectMasks":
+        """Masks of the given rows, in the given order."""
+        return ObjectMasks(self.masks.select(rows), self.heights[rows], self.widths[rows])
+
+    def run_lengths(self) -> list[dict[str, Any] | list[list[float]]]:
+        """Run lengths in the form that pycocotools and hotcoco read."""
+        sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
+        return [{"size": list(size), "counts": self.masks.runs(row, *size)} for row, size in enumerate(sizes)]
+
+    def areas(self) -> Int64[np.ndarray, " T"]:
+        """Number of pixels of each."""
+        return self.masks.areas(self.heights, self.widths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +65,7 @@ class GroundTruth:
     labels: Int64[np.ndarray, " T"]
     iscrowd: Bool[np.ndarray, " T"]
     difficult: Bool[np.ndarray, " T"]
+    masks: ObjectMasks | None = None
 
     @classmethod
     def from_counts(
@@ -46,6 +78,7 @@ class GroundTruth:
         labels: Int64[np.ndarray, " T"],
         iscrowd: Bool[np.ndarray, " T"],
         difficult: Bool[np.ndarray, " T"],
+        masks: ObjectMasks | None = None,
     ) -> "GroundTruth":
         """Ground truth from columns in any order of images; of a repeated image the first copy is kept.
 
@@ -58,6 +91,7 @@ class GroundTruth:
             labels: 0 .. C - 1.
             iscrowd: regions of many objects: a detection in one is neither right nor wrong.
             difficult: VOC's flag, with the same effect in VOC's protocols; ignored by COCO's.
+            masks: of the objects.
 
         Raises:
             InputError: a label without a name in `classes`.
@@ -77,6 +111,7 @@ class GroundTruth:
             labels=labels,
             iscrowd=iscrowd[take].astype(bool, copy=False),
             difficult=difficult[take].astype(bool, copy=False),
+            masks=None if masks is None else masks.select(take),
         )
 
     @classmethod
@@ -91,6 +126,7 @@ class GroundTruth:
             labels=table.labels,
             iscrowd=table.iscrowd,
             difficult=table.difficult,
+            masks=None if table.masks is None else ObjectMasks.of_table(table),
         )
 
     def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
@@ -114,6 +150,7 @@ class GroundTruth:
             labels=self.labels[take],
             iscrowd=self.iscrowd[take],
             difficult=self.difficult[take],
+            masks=None if self.masks is None else self.masks.select(take),
         )
 
     @classmethod

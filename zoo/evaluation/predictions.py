@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from zoo.errors import InputError
+from zoo.evaluation.ground_truth import ObjectMasks
 from zoo.io.files import atomic_path
 from zoo.types import Prediction
 
@@ -26,7 +27,7 @@ _CHUNK = 50_000  # json entries encoded at once: bounds the memory for the pytho
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Detections of all images in four columns, 36 bytes each instead of a dict each.
+    """Detections of all images in four columns, 36 bytes each instead of a dict each, and their masks, if any.
 
     Detections of one image are in the order in which the detector returned them, which breaks ties of equal scores.
     Boxes and scores are f32 from a detector and f64 from a file, since another tool's file may have different scores
@@ -37,6 +38,7 @@ class Predictions:
     boxes: Float[np.ndarray, "D 4"]  # xyxy, pixels of the given image
     scores: Float[np.ndarray, " D"]
     labels: Int64[np.ndarray, " D"]  # 0 .. C - 1
+    masks: ObjectMasks | None = None
 
     def __len__(self) -> int:
         """Number of detections."""

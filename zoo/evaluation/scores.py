@@ -20,7 +20,7 @@ from rich.text import Text
 
 from zoo.errors import InputError
 from zoo.evaluation.coco import Engine, evaluate_coco, mean_defined
-from zoo.evaluation.ground_truth import GroundTruth, check_labels
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks, check_labels
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.voc import evaluate_voc
 
@@ -48,6 +48,7 @@ def evaluate(
     predictions: Predictions,
     protocols: Sequence[Protocol] = PROTOCOLS,
     engine: Engine = "hotcoco",
+    by_masks: bool = False,
 ) -> Scores:
     """Metrics of predictions by each of the protocols.
 
@@ -56,18 +57,20 @@ def evaluate(
         predictions: detections of these images.
         protocols: any of "coco" (twelve metrics), "voc07" (11-point AP) and "voc10" (all-point AP).
         engine: library for COCO's metrics: "hotcoco", or "pycocotools", the slow reference.
+        by_masks: compare masks instead of boxes; by COCO's protocol only.
 
     Raises:
         InputError: an unknown protocol or engine; a detection whose image or class is not in the ground truth, or
-            whose score or box is not finite.
+            whose score or box is not finite; masks are to be compared and there are none.
     """
     check_protocols(protocols, engine)
     index, boxes, scores, labels = order_detections(ground_truth, predictions)
+    masks = _order_masks(ground_truth, predictions, protocols) if by_masks else None
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
     by_class: dict[str, Float[np.ndarray, " C"]] = {}
     if "coco" in protocols:
-        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine)
+        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine, masks)
         metrics |= coco.metrics
         by_class |= {"AP": coco.ap, "AP50": coco.ap50}
     if "voc07" in protocols or "voc10" in protocols:
@@ -80,6 +83,16 @@ def evaluate(
         for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
             per_class[name][key] = value
     return Scores(metrics, per_class)
+
+
+def _order_masks(ground_truth: GroundTruth, predictions: Predictions, protocols: Sequence[Protocol]) -> ObjectMasks:
+    """Masks of the detections in canonical order."""
+    if predictions.masks is None:
+        raise InputError("the predictions have no masks; evaluate their boxes")
+    if set(protocols) != {"coco"}:
+        raise InputError("masks are evaluated by COCO's protocol only", place="protocols")
+    index = np.searchsorted(ground_truth.image_ids, predictions.image_ids)
+    return predictions.masks.select(np.argsort(index, kind="stable"))
 
 
 def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Detections:
