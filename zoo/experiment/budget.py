@@ -46,7 +46,7 @@ class Budget:
         return f"{value:g} {name if value != 1 else name.removesuffix('s')}"
 
 
-# The budget of `zoo compare` without arguments: about 14 minutes for all eight detectors on two CPU cores. One epoch of
+# The budget of `zoo compare` without arguments: about 16 minutes for all nine detectors on two CPU cores. One epoch of
 # the built-in shapes.
 DEFAULT_BUDGET = Budget(images=3504)
 
