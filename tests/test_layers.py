@@ -55,7 +55,9 @@ def test_a_planted_import_breaks_its_contract(copy: Path, file: str, planted: st
     finally:
         path.write_text(before)
     assert done.returncode == 1
-    assert re.search(rf"^{re.escape(contract)}.* BROKEN( \(1 ignored import\))?$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^{re.escape(contract)}.* BROKEN( \(1 ignored import\))?$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
 
 
 def test_a_new_folder_needs_a_layer(copy: Path) -> None:

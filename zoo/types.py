@@ -43,7 +43,7 @@ class Prediction(TypedDict):
     boxes: Float[Tensor, "K 4"]
     scores: Float[Tensor, " K"]  # descending, in 0..1
     labels: Int64[Tensor, " K"]
-    masks: NotRequired[Float[Tensor, "K S S"]]  # probabilities in the box (`zoo.nn.mask_head.paste_masks`)
+    masks: NotRequired[Float[Tensor, "K S S"]]  # probabilities in the box (`zoo.ops.paste`)
 
 
 Sample: TypeAlias = tuple[Image, Target]

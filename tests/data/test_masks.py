@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from paths import SHARED_DATA
 from pycocotools import mask as coco_mask
 
-from zoo.data.masks import Masks, compress_runs, decode_runs, encode_runs, expand_runs
+from zoo.data.masks import Masks, compress_runs, decode_runs, encode_runs, encode_stack, expand_runs
 
 SQUARE = np.array([2.0, 3, 12, 3, 12, 9, 2, 9])
 TRIANGLE = np.array([14.25, 1.5, 19.99, 8.01, 13.1, 9.3])
@@ -62,6 +62,12 @@ def test_run_lengths_are_pycocotools(seed: int, height: int, width: int) -> None
     assert counts.sum() == height * width
     uncompressed = {"size": [height, width], "counts": counts.tolist()}
     assert coco_mask.frPyObjects(uncompressed, height, width)["counts"] == text
+
+
+def test_stacks_are_encoded_alike() -> None:
+    stack = np.stack([blob(seed, 37, 53) for seed in range(3)]).astype(bool)
+    assert encode_stack(stack) == [encode_runs(pixels) for pixels in stack]
+    assert encode_stack(np.zeros((0, 4, 5), bool)) == []
 
 
 def test_empty_and_full_images() -> None:

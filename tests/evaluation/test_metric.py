@@ -12,8 +12,12 @@ import torch.distributed
 import torch.multiprocessing
 from torchmetrics import MetricCollection
 
+from zoo.data.formats.shapes import Shapes
+from zoo.data.masks import Masks, encode_stack
 from zoo.errors import InputError
-from zoo.evaluation import DetectionMAP, evaluate
+from zoo.evaluation import DetectionMAP, GroundTruth, Predictions, evaluate
+from zoo.evaluation.ground_truth import ObjectMasks
+from zoo.ops.paste import paste_masks
 from zoo.types import Prediction, Target
 
 Images = list[tuple[Prediction, Target]]
@@ -175,3 +179,46 @@ def test_metrics_are_bit_equal_on_any_number_of_processes(make_case, tmp_path, w
         assert result["scores"] == single.scores
         assert result["has_predictions"] == (rank == 0)
         assert "a detection has label 9" in result["error"]  # on every rank, so that none is left waiting
+
+
+def test_masks_are_evaluated_where_both_sides_have_them():
+    """Equal to `evaluate` of the pasted masks; images in another order, one without detections, one given twice."""
+    table = Shapes(8, seed=0).read(with_masks=True)
+    truth = GroundTruth.from_table(table)
+    generator = torch.Generator().manual_seed(0)
+    images, texts, kept = [], [], []
+    for index in range(len(table)):
+        target = table.target(index)
+        count = 0 if index == 3 else len(target["labels"])
+        prediction = Prediction(
+            boxes=target["boxes"][:count],
+            scores=torch.rand(count, generator=generator).sort(descending=True).values,
+            labels=target["labels"][:count],
+            masks=torch.rand(count, 28, 28, generator=generator) + 0.4,
+        )
+        size = int(table.heights[index]), int(table.widths[index])
+        images.append((prediction, target, size))
+        texts += encode_stack(paste_masks(prediction["masks"], prediction["boxes"], *size).numpy())
+        kept += [index] * count
+    metric = DetectionMAP(table.classes, ground_truth=truth)
+    order = [5, 1, 0, 3, 2, 7, 6, 4, 5]
+    for start in range(0, len(order), 4):
+        batch = [images[index] for index in order[start : start + 4]]
+        metric.update(*map(list, zip(*batch, strict=True)))
+    values = metric.compute()
+    masks = ObjectMasks(Masks.pack(texts), *(side[kept].astype(np.int64) for side in (table.heights, table.widths)))
+    found = Predictions(
+        image_ids=table.image_ids[kept],
+        boxes=np.concatenate([prediction["boxes"].numpy() for prediction, *_ in images]),
+        scores=np.concatenate([prediction["scores"].numpy() for prediction, *_ in images]),
+        labels=np.concatenate([prediction["labels"].numpy() for prediction, *_ in images]),
+        masks=masks,
+    )
+    expected = evaluate(truth, found, ["coco"], by_masks=True).metrics
+    assert {key: float(values[f"mask_{key}"]) for key in expected} == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < expected["AP"] < 0.9
+    boxes_only = DetectionMAP(table.classes, ground_truth=GroundTruth.from_table(Shapes(8, seed=0).read()))
+    boxes_only.update(*map(list, zip(*images, strict=True)))
+    assert "mask_AP" not in boxes_only.compute()
+    with pytest.raises(ValueError, match="give the sizes of their images"):
+        metric.update([images[0][0]], [images[0][1]])

@@ -16,7 +16,7 @@ from zoo.detector import Recipe
 from zoo.errors import InputError
 from zoo.models.mask_rcnn import MaskRCNN
 from zoo.nn.frame import FrameConfig
-from zoo.nn.mask_head import paste_masks
+from zoo.ops.paste import paste_masks
 from zoo.types import RawBatch
 
 FEW = {"rois_per_image": 32, "proposals_before_nms": (200, 100), "proposals_after_nms": (200, 100)}

@@ -15,7 +15,7 @@ from zoo.models.faster_rcnn import FasterRCNN
 from zoo.models.mask_rcnn import MaskRCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.nn.frame import FrameConfig
-from zoo.nn.mask_head import paste_masks
+from zoo.ops.paste import paste_masks
 from zoo.types import Target
 from zoo.weights import load_weights
 

@@ -7,7 +7,8 @@ import torch
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image
 
-from zoo.nn.mask_head import MaskHead, mask_loss, mask_targets, paste_masks
+from zoo.nn.mask_head import MaskHead, mask_loss, mask_targets
+from zoo.ops.paste import paste_masks
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -22,6 +22,7 @@ class MeanAveragePrecision(Callback):
     """Compute COCO and VOC metrics of each validation and test run, and log them by name.
 
     Logs `val/AP`, `val/AP50`, ... `val/VOC10`, and `val/AP/<class>` and so on for each class; `test/...` in test runs.
+    Where detector and data have masks, COCO's metrics of these, too: `val/mask_AP` and so on.
     Each image counts once on any number of processes; the first process computes and broadcasts the metrics.
 
     If the DataModule has a method `table(split)` (`DetectionDataModule` has), its annotations are the ground truth;
@@ -130,7 +131,8 @@ class MeanAveragePrecision(Callback):
                 f"the model's {'validation' if stage == 'val' else 'test'}_step must return a dict with `predictions`, "
                 f"one for each image, but it returned {type(outputs).__name__}"
             )
-        self._metrics[stage].update(outputs["predictions"], batch[1])
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in batch[0]]
+        self._metrics[stage].update(outputs["predictions"], batch[1], sizes)
 
     def _finish(self, stage: Stage, pl_module: LightningModule) -> None:
         values = self._metrics[stage].compute()

@@ -182,6 +182,12 @@ def encode_runs(pixels: NDArray[np.integer] | NDArray[np.bool_]) -> bytes:
     return compress_runs(np.concatenate([[0], counts]) if len(columns) and columns[0] else counts)
 
 
+def encode_stack(pixels: NDArray[np.bool_]) -> list[bytes]:
+    """Compressed run lengths of several images of one size, [N, H, W]; by pycocotools, which is faster."""
+    columns = np.ascontiguousarray(pixels.transpose(0, 2, 1)).astype(np.uint8, copy=False)
+    return [mask["counts"] for mask in coco_mask.encode(columns.transpose(2, 1, 0))]
+
+
 def check_runs(counts: NDArray[np.integer], height: int, width: int) -> None:
     """Check that counts are those of an image of this size.
 

@@ -1,4 +1,4 @@
-"""COCO and VOC mAP as a torchmetrics `Metric`, exact on any number of processes."""
+"""COCO and VOC mAP as a torchmetrics `Metric`, exact on any number of processes; of masks, too, where there are any."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from jaxtyping import Int64
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.data.masks import RUNS, Masks, encode_stack
 from zoo.evaluation.coco import Engine
-from zoo.evaluation.ground_truth import GroundTruth, ragged_indices
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks, ragged_indices
 from zoo.evaluation.predictions import Predictions
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate
 from zoo.ops.distributed import run_on_rank_zero
+from zoo.ops.paste import paste_masks
 from zoo.types import Prediction, Target
+
+MASK_PREFIX = "mask_"
+"""Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
 
 
 class DetectionMAP(Metric):
@@ -42,6 +48,10 @@ class DetectionMAP(Metric):
     pred_boxes: list[Tensor]
     pred_scores: list[Tensor]
     pred_labels: list[Tensor]
+    pred_mask_lengths: list[Tensor]
+    pred_mask_bytes: list[Tensor]
+    heights: list[Tensor]
+    widths: list[Tensor]
     gt_counts: list[Tensor]
     gt_boxes: list[Tensor]
     gt_areas: list[Tensor]
@@ -64,14 +74,24 @@ class DetectionMAP(Metric):
         self.ground_truth = ground_truth
         self.scores: Scores | None = None  # of the last `compute`, on every rank
         self.predictions: Predictions | None = None  # of the last `compute`, of all processes, on rank 0 only
-        for name in ("image_ids", *_PREDICTION_COLUMNS, *_TARGET_COLUMNS):
+        for name in ("image_ids", *_PREDICTION_COLUMNS, *_MASK_COLUMNS, *_TARGET_COLUMNS):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, preds: Sequence[Prediction], target: Sequence[Target]) -> None:
+    def update(
+        self,
+        preds: Sequence[Prediction],
+        target: Sequence[Target],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """Add predictions and targets of a batch of images.
 
+        Args:
+            preds: of each image.
+            target: of each image.
+            sizes: (height, width) of each image, for predictions with masks, which are kept as run lengths.
+
         Raises:
-            ValueError: not as many predictions as targets.
+            ValueError: not as many predictions as targets, or masks without sizes.
         """
         if len(preds) != len(target):
             raise ValueError(f"{len(preds)} predictions for {len(target)} targets")
@@ -82,12 +102,27 @@ class DetectionMAP(Metric):
         self.pred_boxes.append(torch.cat([item["boxes"] for item in preds]).detach().float())
         self.pred_scores.append(torch.cat([item["scores"] for item in preds]).detach().float())
         self.pred_labels.append(torch.cat([item["labels"] for item in preds]))
+        if "masks" in preds[0]:
+            if sizes is None:
+                raise ValueError("predictions have masks: give the sizes of their images")
+            self._add_masks(preds, sizes)
         self.gt_counts.append(torch.tensor([len(item["labels"]) for item in target]))
         self.gt_boxes.append(torch.cat([item["boxes"] for item in target]))
         self.gt_areas.append(torch.cat([item["area"] for item in target]))
         self.gt_labels.append(torch.cat([item["labels"] for item in target]))
         self.gt_iscrowd.append(torch.cat([item["iscrowd"] for item in target]))
         self.gt_difficult.append(torch.cat([item["difficult"] for item in target]))
+
+    def _add_masks(self, preds: Sequence[Prediction], sizes: Sequence[tuple[int, int]]) -> None:
+        texts = [
+            text
+            for item, size in zip(preds, sizes, strict=True)
+            for text in encode_stack(paste_masks(item["masks"].detach(), item["boxes"], *size).cpu().numpy())
+        ]
+        self.pred_mask_lengths.append(torch.tensor([len(text) for text in texts], dtype=torch.int64))
+        self.pred_mask_bytes.append(torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).clone())
+        self.heights.append(torch.tensor([height for height, _ in sizes]))
+        self.widths.append(torch.tensor([width for _, width in sizes]))
 
     def compute(self) -> dict[str, Tensor]:
         """Metrics over all images of all processes.
@@ -119,6 +154,7 @@ class DetectionMAP(Metric):
             boxes=_column(self.pred_boxes, np.float32, 4)[take],
             scores=_column(self.pred_scores, np.float32)[take],
             labels=_column(self.pred_labels, np.int64)[take],
+            masks=self._masks(pred_counts, take),
         )
         if self.ground_truth is not None:
             ground_truth = self.ground_truth.of_images(image_ids)
@@ -136,10 +172,26 @@ class DetectionMAP(Metric):
                 iscrowd=_column(self.gt_iscrowd, np.bool_),
                 difficult=_column(self.gt_difficult, np.bool_),
             )
-        return evaluate(ground_truth, self.predictions, self.protocols, self.engine)
+        scores = evaluate(ground_truth, self.predictions, self.protocols, self.engine)
+        if self.predictions.masks is not None and ground_truth.masks is not None:
+            of_masks = evaluate(ground_truth, self.predictions, ["coco"], self.engine, by_masks=True).metrics
+            scores.metrics.update({f"{MASK_PREFIX}{key}": value for key, value in of_masks.items()})
+        return scores
+
+    def _masks(self, pred_counts: Int64[np.ndarray, " N"], take: Int64[np.ndarray, " D"]) -> ObjectMasks | None:
+        """Masks of the detections `take`; None without any."""
+        lengths = _column(self.pred_mask_lengths, np.int64)
+        if not len(self.heights):
+            return None
+        kinds = np.full(len(lengths), RUNS, np.int8)
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        masks = Masks(kinds, starts, _column(self.pred_mask_bytes, np.uint8))
+        sizes = (np.repeat(_column(side, np.int64), pred_counts) for side in (self.heights, self.widths))
+        return ObjectMasks(masks, *sizes).select(take)
 
 
 _PREDICTION_COLUMNS = ("pred_counts", "pred_boxes", "pred_scores", "pred_labels")
+_MASK_COLUMNS = ("pred_mask_lengths", "pred_mask_bytes", "heights", "widths")
 _TARGET_COLUMNS = ("gt_counts", "gt_boxes", "gt_areas", "gt_labels", "gt_iscrowd", "gt_difficult")
 
 
