@@ -10,13 +10,14 @@ from paths import SHARED_DATA
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from zoo.data.formats.coco import Coco, read_coco
+from zoo.data.formats.coco import Coco, read_coco, write_coco
 from zoo.data.formats.shapes import Shapes, draw
-from zoo.data.formats.voc import Voc
-from zoo.data.formats.yolo import Yolo
+from zoo.data.formats.voc import Voc, write_voc
+from zoo.data.formats.yolo import Yolo, write_yolo
+from zoo.data.images import write_images
 from zoo.data.masks import NONE, RUNS, compress_runs, encode_runs
 from zoo.data.source import DataWarning
-from zoo.data.table import concatenate
+from zoo.data.table import AnnotationTable, concatenate
 from zoo.errors import InputError
 
 SQUARE = [2.0, 3, 12, 3, 12, 9, 2, 9]
@@ -191,3 +192,65 @@ def test_tables_keep_masks_with_their_objects(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all have masks, or none"):
         concatenate([table, Shapes(num_images=2, seed=1).read()])
     assert compress_runs(np.array([5])) == b"5"
+
+
+def same_pixels(one: AnnotationTable, other: AnnotationTable) -> None:
+    assert one.masks is not None
+    assert other.masks is not None
+    assert len(one.masks) == len(other.masks)
+    for index in range(len(one)):
+        size = int(one.heights[index]), int(one.widths[index])
+        for row in range(one.rows(index).start, one.rows(index).stop):
+            np.testing.assert_array_equal(one.masks.decode(row, *size), other.masks.decode(row, *size))
+
+
+def make_polygons(tmp_path: Path) -> AnnotationTable:
+    """Three objects with a polygon each, the third without a mask."""
+    (tmp_path / "images/train").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/train/a.png")
+    triangle = [[20.25, 20, 30, 20, 25, 28.01]]
+    return read_coco(write_coco_file(tmp_path, [[SQUARE], triangle, []]), tmp_path / "images/train", with_masks=True)
+
+
+@pytest.mark.filterwarnings("ignore::zoo.data.source.DataWarning")
+def test_masks_come_back_from_coco_as_they_were(tmp_path: Path) -> None:
+    for number, table in enumerate((Shapes(6, seed=1).read(with_masks=True), make_polygons(tmp_path))):
+        write_coco(table, tmp_path / f"{number}.json")
+        again = read_coco(tmp_path / f"{number}.json", with_masks=True)
+        assert again.masks is not None
+        assert table.masks is not None
+        assert again.masks.content.tobytes() == table.masks.content.tobytes()
+        assert again.masks.kinds.tolist() == table.masks.kinds.tolist()
+
+
+def test_masks_come_back_from_voc_where_objects_do_not_overlap(tmp_path: Path) -> None:
+    """Shapes do not overlap, but for single pixels that two of them half cover: the later one then has them."""
+    source = Shapes(6, seed=1)
+    table = source.read(with_masks=True)
+    write_voc(table, tmp_path, "train")
+    write_images(table, source, tmp_path / "JPEGImages")
+    again = Voc([str(tmp_path)], "train", list(table.classes)).read(with_masks=True)
+    assert again.masks is not None
+    assert table.masks is not None
+    different = total = 0
+    for index in range(len(table)):
+        size = int(table.heights[index]), int(table.widths[index])
+        for row in range(table.rows(index).start, table.rows(index).stop):
+            pixels = table.masks.decode(row, *size)
+            different += int((pixels != again.masks.decode(row, *size)).sum())
+            total += int(pixels.sum())
+    assert different < 0.002 * total
+    with Image.open(tmp_path / "SegmentationObject/shapes_1_000001.png") as picture:
+        assert picture.getpalette()[3:9] == [128, 0, 0, 0, 128, 0], "the colours of the devkit"
+
+
+@pytest.mark.filterwarnings("ignore::zoo.data.source.DataWarning")
+def test_polygons_come_back_from_yolo(tmp_path: Path) -> None:
+    table = make_polygons(tmp_path)
+    write_yolo(table, tmp_path)
+    again = Yolo(str(tmp_path / "data.yaml")).read(with_masks=True)
+    same_pixels(table, again)
+    assert again.masks is not None
+    assert (again.masks.kinds == NONE).tolist() == [False, False, True]
+    with pytest.warns(DataWarning, match=r"\d+ masks are not one polygon, and only their boxes are written"):
+        write_yolo(Shapes(3, seed=1).read(with_masks=True), tmp_path / "other")

@@ -29,7 +29,7 @@ from zoo.data.formats.coco.boxes import (
 from zoo.data.formats.coco.categories import drop_unused
 from zoo.data.formats.coco.images import image_sizes, locate_listed
 from zoo.data.formats.coco.records import Annotation, AnnotationWithPolygon, decode
-from zoo.data.formats.coco.segmentation import read_masks
+from zoo.data.formats.coco.segmentation import read_masks, segmentation_of
 from zoo.data.formats.raw import (
     OnError,
     Place,
@@ -249,7 +249,7 @@ def _warn_of_polygons(raw: RawSplit, path: str | Path) -> None:
 
 
 def write_coco(table: AnnotationTable, path: str | Path) -> None:
-    """Writes a table as COCO json; reading it returns the same table, except for the image folder.
+    """Writes a table as COCO json, with its masks, if any; reading it returns the same table, but for the image folder.
 
     Annotations of difficult objects get an extra key `difficult`.
 
@@ -266,6 +266,7 @@ def write_coco(table: AnnotationTable, path: str | Path) -> None:
     ]
     image_ids = np.repeat(table.image_ids, np.diff(table.offsets))
     sizes = _exact_sizes(table.boxes)
+    heights, widths = (np.repeat(side, np.diff(table.offsets)).tolist() for side in (table.heights, table.widths))
     annotations = []
     for row in range(table.num_objects):
         annotation = {
@@ -278,6 +279,8 @@ def write_coco(table: AnnotationTable, path: str | Path) -> None:
         }
         if table.difficult[row]:
             annotation["difficult"] = 1
+        if table.masks is not None:
+            annotation["segmentation"] = segmentation_of(table.masks, row, heights[row], widths[row])
         annotations.append(annotation)
     categories = [
         {"id": class_id, "name": name} for class_id, name in zip(table.class_ids.tolist(), table.classes, strict=True)

@@ -8,7 +8,7 @@ from jaxtyping import Int32
 from numpy.typing import NDArray
 
 from zoo.data.formats.coco.records import ABSENT, AnnotationWithPolygon
-from zoo.data.masks import MIN_CORNERS, Masks, check_runs, compress_runs, expand_runs
+from zoo.data.masks import MIN_CORNERS, RUNS, Masks, check_runs, compress_runs, expand_runs
 
 
 class _Runs(msgspec.Struct):
@@ -75,3 +75,10 @@ def _read_runs(runs: _Runs, width: int, height: int) -> bytes:
     text = runs.counts.encode() if isinstance(runs.counts, str) else compress_runs(np.array(runs.counts, np.int64))
     check_runs(expand_runs(text), *runs.size)
     return text
+
+
+def segmentation_of(masks: Masks, row: int, height: int, width: int) -> list[list[float]] | dict[str, object]:
+    """A mask as COCO writes it: its polygons, compressed run lengths, or an empty list where there is none."""
+    if masks.kinds[row] == RUNS:
+        return {"size": [height, width], "counts": masks.runs(row, height, width).decode()}
+    return [polygon.tolist() for polygon in masks.polygons(row)]

@@ -25,7 +25,7 @@ from zoo.data.formats.raw import (
 from zoo.data.formats.resized import resolve_resized
 from zoo.data.formats.voc.annotation_file import VocFile, VocObject, read_voc_file
 from zoo.data.formats.voc.files import find_images, list_xml_files, read_split, split_file
-from zoo.data.formats.voc.segmentation import read_masks
+from zoo.data.formats.voc.segmentation import read_masks, write_masks
 from zoo.data.source import DataWarning, Source, check_files
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -299,6 +299,8 @@ def infer_classes(found: set[str]) -> tuple[str, ...]:
 def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
     """Writes `Annotations/*.xml` and `ImageSets/Main/<split>.txt` below a root; `write_images` writes the images.
 
+    Where the table has masks, also `SegmentationObject/*.png`.
+
     What VOC cannot represent is lost: ids, areas of segments, and crowds, which are written as difficult objects
     (evaluation ignores detections of both). A box of exactly one pixel is lost where all coordinates of its image are
     integers, since it is read as a box without area.
@@ -317,6 +319,10 @@ def write_voc(table: AnnotationTable, root: str | Path, split: str) -> None:
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are written as difficult objects", DataWarning, stacklevel=2)
     for index, stem in enumerate(stems):
         write_atomically(root / "Annotations" / f"{stem}.xml", _xml(table, index))
+        if table.masks is not None:
+            rows, size = table.rows(index), (int(table.heights[index]), int(table.widths[index]))
+            file = root / "SegmentationObject" / f"{stem}.png"
+            write_masks(file, table.masks, range(rows.start, rows.stop), *size)
     write_atomically(split_file(root, split), "".join(f"{stem}\n" for stem in stems))
 
 

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from zoo.data.formats.raw import OnError
 from zoo.data.masks import Masks, encode_runs
 from zoo.errors import InputError
+from zoo.io.files import atomic_path
 
 
 def read_masks(files: Sequence[Path], counts: Sequence[int], on_error: OnError) -> tuple[Masks, list[str]]:
@@ -37,6 +38,36 @@ def read_masks(files: Sequence[Path], counts: Sequence[int], on_error: OnError) 
     if without and not missing:
         notes.append(f"{without} of {len(masks)} objects have no mask")
     return masks, notes
+
+
+def write_masks(file: Path, masks: Masks, rows: range, height: int, width: int) -> None:
+    """Write the masks of an image's objects; a pixel of several objects belongs to the last of them.
+
+    Raises:
+        InputError: there are more objects than the 254 numbers of such a file.
+    """
+    if len(rows) > MAX_OBJECTS:
+        raise InputError(f"VOC's masks have {MAX_OBJECTS} objects in an image at most, this one has {len(rows)}", file)
+    numbers = np.zeros((height, width), np.uint8)
+    for number, row in enumerate(rows, start=1):
+        numbers[masks.decode(row, height, width) > 0] = number
+    picture = PILImage.fromarray(numbers, mode="P")
+    picture.putpalette(PALETTE)
+    with atomic_path(file) as temporary:
+        picture.save(temporary, format="png")
+
+
+def _palette() -> list[int]:
+    """VOC's colours: the bits of a number, in turn, are the high bits of red, green and blue."""
+    colours = []
+    for number in range(256):
+        bits = [[number >> (3 * place + channel) & 1 for place in range(8)] for channel in range(3)]
+        colours += [sum(bit << (7 - place) for place, bit in enumerate(channel)) for channel in bits]
+    return colours
+
+
+MAX_OBJECTS = 254  # 0 is background, 255 marks borders
+PALETTE = _palette()
 
 
 def _read_png(file: Path) -> NDArray[np.uint8]:

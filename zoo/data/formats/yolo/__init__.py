@@ -22,7 +22,7 @@ from zoo.data.formats.raw import (
 from zoo.data.formats.yolo.data_file import class_names, list_split, read_data_file
 from zoo.data.formats.yolo.labels import find_label_file, label_file, read_label_files
 from zoo.data.images import SUFFIXES, image_sizes
-from zoo.data.masks import Masks
+from zoo.data.masks import NONE, Masks
 from zoo.data.source import DataWarning, Source, check_files, read_text
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
@@ -172,8 +172,9 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
     Label files are written to the paths that `label_file` returns: in `labels/<split>/`, unless a file name has a
     folder `images`.
 
-    What YOLO cannot represent is lost: ids, areas, `difficult`, and crowds, which are not written. Each call writes one
-    split; the classes of all splits must be the same.
+    Objects whose mask is one polygon are written as that. What YOLO cannot represent is lost: ids, areas, `difficult`,
+    crowds, which are not written, and other masks, of which the boxes are written. Each call writes one split; the
+    classes of all splits must be the same.
 
     Args:
         table: annotations of the split.
@@ -196,6 +197,11 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
         raise InputError("has other classes than the split to be written; choose another folder", data)
     if table.iscrowd.any():
         warnings.warn(f"{int(table.iscrowd.sum())} crowds are left out", DataWarning, stacklevel=2)
+    if table.masks is not None:
+        lost = sum(len(table.masks.polygons(row)) != 1 and kind != NONE for row, kind in enumerate(table.masks.kinds))
+        if lost:
+            text = f"{lost} masks are not one polygon, and only their boxes are written"
+            warnings.warn(text, DataWarning, stacklevel=2)
     files: dict[Path, str] = {}  # label file -> name of its image
     for index in range(len(table)):
         name = table.file_name(index)
@@ -212,8 +218,12 @@ def write_yolo(table: AnnotationTable, root: str | Path, split: str = "train") -
         for row in range(rows.start, rows.stop):
             if table.iscrowd[row]:
                 continue
-            near, far = table.boxes[row, :2], table.boxes[row, 2:]
-            numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
+            polygons = [] if table.masks is None else table.masks.polygons(row)
+            if len(polygons) == 1:
+                numbers = polygons[0] / np.tile(scale[index], len(polygons[0]) // 2)
+            else:
+                near, far = table.boxes[row, :2], table.boxes[row, 2:]
+                numbers = np.concatenate([(near + far) / 2, far - near]) / np.tile(scale[index], 2)
             lines.append(" ".join([str(table.labels[row]), *map(repr, numbers.tolist())]))
         write_atomically(root / file, "".join(f"{line}\n" for line in lines))
     written = (yaml.safe_load(read_text(data, "data file")) if data.exists() else None) or {}
