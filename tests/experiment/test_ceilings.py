@@ -76,6 +76,15 @@ def test_shares_are_nan_without_counted_objects(name: str) -> None:
     assert all(math.isnan(ceiling.share) and ceiling.objects == 0 for ceiling in found)
 
 
+def test_yolov3_loses_objects_with_one_anchor_and_cell_and_those_of_anchors_without_a_level() -> None:
+    """Frames of 128 with the image in the middle: a row of cells would be another one without the 32 rows of grey."""
+    alike, apart = [[10, 10, 20, 20], [10.5, 10.5, 20.5, 20.5]], [[10, 10, 20, 20], [13, 10, 23, 20]]
+    assert objects_of(build("yolov3"), make_table([alike, apart])) == [0, 1]
+    # In cells of 16 pixels from 32 on: the middle of the first is in row 3, that of the second in row 4.
+    across = [[8, 26, 33, 37], [8, 27.5, 33, 38.5]]
+    assert objects_of(build("yolov3 of darknet's weights"), make_table([alike, across])) == [2, 0]
+
+
 def test_other_detectors_have_no_ceilings() -> None:
     assert compute_ceilings(TinyDetector(num_classes=3), make_table([[[4, 4, 40, 40]]]), SOURCE) == []
 

@@ -115,4 +115,6 @@ def _frame(detector: Detector, table: AnnotationTable, index: int) -> FramedObje
     scale = size / torch.tensor(given[::-1], dtype=torch.float32)
     offset = torch.tensor(frame.place(*framed)[::-1], dtype=torch.float32)
     boxes = target["boxes"][counts] * scale.repeat(2) + offset.repeat(2)
-    return FramedObjects(boxes, target["labels"][counts], torch.full((2,), frame.min_size) if frame.letterbox else size)
+    if frame.letterbox:
+        size = torch.full_like(size, frame.min_size)
+    return FramedObjects(boxes, target["labels"][counts], size)
