@@ -7,7 +7,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from zoo.detector import Detector
 from zoo.detector.base import above_score
+from zoo.ops.postprocess import select
 from zoo.types import Batch, Prediction, Target
 
 NUM_PROPOSALS = 200
@@ -24,6 +25,7 @@ Shapes: TypeAlias = dict[str, list[int | str]]
 """Shape of each input or output by its name; dynamic sizes have names."""
 
 OUTPUT_SHAPES: Shapes = {"boxes": ["detections", 4], "scores": ["detections"], "labels": ["detections"]}
+MASKS_TEXT = "; masks: float32 [detections, side, side], probabilities in the box"
 
 
 class Program(nn.Module, ABC):
@@ -63,19 +65,20 @@ class SingleImage(Program):
         super().__init__(detector, thresholds)
         self.dynamic_shapes = {"image": {1: Dim("height"), 2: Dim("width")}, "proposals": {0: Dim("P")}}
         self.input_shapes = {"image": [3, "height", "width"]}
-        self.output_shapes = dict(OUTPUT_SHAPES)
+        self.output_shapes = output_shapes(detector)
         proposals = "; proposals: float32 [P, 4], region proposals, boxes in pixels" if detector.proposals else ""
         self.description = (
             f"Inputs: image: uint8 [3, height, width], RGB, of any size{proposals}. Outputs, by descending score: "
             "boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 [detections]; "
-            "labels: int64 [detections], positions in class_names of the metadata."
+            "labels: int64 [detections], positions in class_names of the metadata"
+            f"{MASKS_TEXT if detector.uses_masks else ''}."
         )
 
-    def forward(self, image: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of the image."""
+    def forward(self, image: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Boxes, scores and labels of the image, and masks, if the detector has them."""
         targets = None if proposals is None else [_target_with(proposals)]
-        found = self._select(self.detector([image], targets)[0])
-        return found["boxes"], found["scores"], found["labels"]
+        found: dict[str, Any] = {**self._select(self.detector([image], targets)[0])}
+        return tuple(found[name] for name in self.output_shapes)
 
     def example_inputs(self, height: int, width: int) -> dict[str, Tensor]:
         """See `Program`."""
@@ -83,8 +86,7 @@ class SingleImage(Program):
 
     def split(self, outputs: Sequence[Tensor]) -> list[Prediction]:
         """See `Program`."""
-        boxes, scores, labels = outputs
-        return [Prediction(boxes=boxes, scores=scores, labels=labels)]
+        return [cast(Prediction, dict(zip(self.output_shapes, outputs, strict=True)))]
 
 
 class ImageBatch(Program):
@@ -98,30 +100,29 @@ class ImageBatch(Program):
         self.batch_size = batch_size
         self.dynamic_shapes = {"images": {2: Dim("height"), 3: Dim("width")}, "proposals": {1: Dim("P")}}
         self.input_shapes = {"images": [batch_size, 3, "height", "width"]}
-        self.output_shapes = OUTPUT_SHAPES | {"image_index": ["detections"]}
+        self.output_shapes = output_shapes(detector) | {"image_index": ["detections"]}
         proposals = f"; proposals: float32 [{batch_size}, P, 4], region proposals, boxes in pixels, padded with zeros"
         self.description = (
             f"Inputs: images: uint8 [{batch_size}, 3, height, width], RGB, of any one size"
             f"{proposals if detector.proposals else ''}. Outputs, image by image, by descending score: boxes: float32 "
             "[detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 [detections]; labels: int64 "
             "[detections], positions in class_names of the metadata; image_index: int64 [detections], the position of "
-            "the image in the batch."
+            f"the image in the batch{MASKS_TEXT if detector.uses_masks else ''}."
         )
 
-    def forward(self, images: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, scores, labels and image numbers of all detections."""
+    def forward(self, images: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Boxes, scores, labels, masks, if the detector has them, and image numbers of all detections."""
         detector = self.detector
         targets = None if proposals is None else [_target_with(boxes) for boxes in proposals.unbind()]
         batch = detector.frame_batch(list(images.unbind()), targets)
         outputs, declared = detector.encode(batch), get_type_hints(type(detector).encode)["return"]
-        found = []
+        found: list[dict[str, Any]] = []
         for index in range(self.batch_size):
             batch_of_one = select_image(batch, Batch, index)
             predictions = detector.compute_predictions(select_image(outputs, declared, index), batch_of_one)
-            found.append(self._select(detector.frame.unframe(predictions, batch_of_one)[0]))
-        numbers = [torch.full_like(image["labels"], index) for index, image in enumerate(found)]
-        boxes, scores, labels = (torch.cat([image[key] for image in found]) for key in ("boxes", "scores", "labels"))
-        return boxes, scores, labels, torch.cat(numbers)
+            found.append({**self._select(detector.frame.unframe(predictions, batch_of_one)[0])})
+            found[-1]["image_index"] = torch.full_like(found[-1]["labels"], index)
+        return tuple(torch.cat([image[name] for image in found]) for name in self.output_shapes)
 
     def example_inputs(self, height: int, width: int) -> dict[str, Tensor]:
         """See `Program`."""
@@ -131,9 +132,14 @@ class ImageBatch(Program):
 
     def split(self, outputs: Sequence[Tensor]) -> list[Prediction]:
         """See `Program`."""
-        boxes, scores, labels, image_index = outputs
-        masks = [image_index == index for index in range(self.batch_size)]
-        return [Prediction(boxes=boxes[mask], scores=scores[mask], labels=labels[mask]) for mask in masks]
+        found = dict(zip(self.output_shapes, outputs, strict=True))
+        image_index = found.pop("image_index")
+        return [select(cast(Prediction, found), image_index == index) for index in range(self.batch_size)]
+
+
+def output_shapes(detector: Detector) -> Shapes:
+    """Shapes of what a detector predicts."""
+    return OUTPUT_SHAPES | ({"masks": ["detections", "side", "side"]} if detector.uses_masks else {})
 
 
 def select_image(value: Any, hint: Any, index: int) -> Any:

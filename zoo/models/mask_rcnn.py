@@ -154,14 +154,18 @@ class MaskRCNN(FasterRCNN):
     def compute_predictions(self, outputs: Outputs, batch: Batch) -> list[Prediction]:
         """Faster R-CNN's detections, each with the mask of its class."""
         found = super().compute_predictions(outputs, batch)
-        counts = [len(prediction["scores"]) for prediction in found]
-        boxes = pad_sequence([prediction["boxes"] for prediction in found], batch_first=True)
-        labels = pad_sequence([prediction["labels"] for prediction in found], batch_first=True)
+        if len(found) == 1:  # not padded, so that it can be exported
+            boxes, labels = found[0]["boxes"][None], found[0]["labels"][None]
+        else:
+            boxes = pad_sequence([prediction["boxes"] for prediction in found], batch_first=True)
+            labels = pad_sequence([prediction["labels"] for prediction in found], batch_first=True)
         logits = self.mask_head(self.mask_pooling(outputs.features, boxes))
         masks = masks_of_class(logits, labels.flatten()).sigmoid().unflatten(0, labels.shape)
+        if len(found) == 1:
+            return [{**found[0], "masks": masks[0]}]
         return [
-            {**prediction, "masks": of_image[:count]}
-            for prediction, of_image, count in zip(found, masks, counts, strict=True)
+            {**prediction, "masks": of_image[: len(prediction["scores"])]}
+            for prediction, of_image in zip(found, masks, strict=True)
         ]
 
     def class_rows(self) -> dict[str, list[int]]:
