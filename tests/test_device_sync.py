@@ -37,6 +37,8 @@ ALLOWED: dict[str, dict[str, int]] = {
     # empty, one for those that are kept. They are then padded to a fixed number.
     "faster_rcnn": {"nonzero": 2, "nms": 10},
     "faster_rcnn of the paper": {"nonzero": 2, "nms": 2},
+    # As Faster R-CNN; the positive RoIs are selected for the mask head on a CPU only.
+    "mask_rcnn": {"nonzero": 3, "nms": 10},
     # Batch norm over regions must not see empty slots: filled slots are selected (one mask) and the results are written
     # back (one mask for logits, one for deltas); the backward pass repeats each of the three.
     "faster_rcnn of torchvision's second": {"nonzero": 2, "nms": 10, "mask": 6},
@@ -49,6 +51,7 @@ ALLOWED: dict[str, dict[str, int]] = {
 MAY_SYNC: dict[str, list[tuple[Any, str]]] = {
     "faster_rcnn": [(zoo.models.faster_rcnn, "nms_by_level")],
     "faster_rcnn of the paper": [(zoo.models.faster_rcnn, "nms_by_level")],
+    "mask_rcnn": [(zoo.models.faster_rcnn, "nms_by_level")],
     "rcnn": [(zoo.models.rcnn, "sample_windows"), (zoo.models.rcnn, "warp_windows")],
 }
 

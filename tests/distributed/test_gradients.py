@@ -20,6 +20,7 @@ from zoo.types import RawBatch
 EVERYTHING = 100_000
 SAMPLED: dict[str, dict[str, object]] = {
     "faster_rcnn": {"rois_per_image": EVERYTHING},
+    "mask_rcnn": {"rois_per_image": EVERYTHING},
     "fast_rcnn": {"rois_per_image": EVERYTHING},
     "rcnn": {"windows_per_batch": EVERYTHING},
     "sliding_window": {"windows_per_image": EVERYTHING},
@@ -102,6 +103,7 @@ def test_accumulated_gradients_equal_those_of_the_larger_batch(form: str, monkey
     """With equal numbers of regions sampled in each image, by which some losses are normalised."""
     monkeypatch.setattr(torch, "rand", lambda shape, device: torch.linspace(1, 0, shape[-1]).expand(shape))
     monkeypatch.setitem(SAMPLED, "faster_rcnn", {"rois_per_image": 16})
+    monkeypatch.setitem(SAMPLED, "mask_rcnn", {"rois_per_image": 8})  # two positives, as many as objects
     monkeypatch.setitem(SAMPLED, "sliding_window", {"windows_per_image": 16})
     expected = plain_gradients(build(form), [make_similar_images([0, 1])])
     found = plain_gradients(build(form), [make_similar_images([0]), make_similar_images([1])])

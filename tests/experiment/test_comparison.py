@@ -432,13 +432,14 @@ def test_a_comparison_says_what_it_chose(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", *data]) == 2
     models, _, trainer, _, planned = plans[0][:5]
-    expected = sorted(f"{key}_{suffix}" for key in zoo.models.MODELS if key != "tiny")
+    boxes = [key for key, detector in zoo.models.MODELS.items() if not detector.uses_masks]
+    expected = sorted(f"{key}_{suffix}" for key in boxes if key != "tiny")
     assert isinstance(models, list)
     assert sorted(model.stem for model in models) == expected
     assert trainer == find_configs() / "trainers/cpu.yaml"
     assert planned == budget
     chosen, limit = capsys.readouterr().out.splitlines()
-    assert chosen.startswith(f"models: all detectors, {kind}: ")
+    assert chosen.startswith(f"models: all detectors of boxes, {kind}: ")
     assert chosen.endswith("(choose others by --models, see zoo models)")
     assert limit == (
         f"budget: each model trains on {budget.images:,} images, repetitions included "

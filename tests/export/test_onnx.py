@@ -70,7 +70,7 @@ SLOW: dict[str, tuple[str, dict[str, object]]] = {
     **{form: CONTRACT[form] for form in ("yolov1 of the paper", "yolov1 of darknet's weights")},
     **{form: CONTRACT[form] for form in ("sliding_window", "ssd")},
     "ssd of the paper": PAPER_SSD,
-    **{form: value for form, value in CONTRACT.items() if form.startswith("yolov3")},
+    **{form: value for form, value in CONTRACT.items() if form.startswith(("yolov3", "mask_rcnn"))},
     **{form: value for form, value in CONTRACT.items() if form.startswith("cornernet")},
 }
 FORMS = FAST | SLOW
@@ -144,6 +144,8 @@ def assert_same(program: Program, file: Path) -> None:
             for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True):
                 same = (expected["labels"] == label) & ((expected["scores"] - score).abs() <= 1e-4)
                 assert (expected["boxes"][same] - box).abs().amax(dim=1).min() <= 1e-3
+            if "masks" in expected:
+                torch.testing.assert_close(one["masks"].mean(), expected["masks"].mean(), atol=1e-4, rtol=0)
     assert num_detections >= 5
 
 
@@ -186,7 +188,8 @@ def test_a_batch_equals_its_images(form: str, tmp_path: Path) -> None:
     assert_same(program, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [2, 3, "height", "width"]
-    assert [output.name for output in session.get_outputs()] == ["boxes", "scores", "labels", "image_index"]
+    masks = ["masks"] if program.detector.uses_masks else []
+    assert [output.name for output in session.get_outputs()] == ["boxes", "scores", "labels", *masks, "image_index"]
     assert "images: uint8 [2, 3, height, width]" in session.get_modelmeta().description
 
 

@@ -79,6 +79,10 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
             **FEW_REGIONS,
         },
     ),
+    "mask_rcnn": (
+        "mask_rcnn",
+        {"trunk": "resnet10t", "channels": 64, "head_width": 64, "mask_convs": 2, "mask_width": 32, **FEW_REGIONS},
+    ),
     "retinanet with GroupNorm and GIoU": (
         "retinanet",
         {"trunk": "resnet10t", "group_norm": True, "box_loss": "giou", "channels": 64},

@@ -75,6 +75,7 @@ def test_zoo_models_lists_every_detector_file_and_paper(capsys: pytest.CaptureFi
         "1512.02325",
         "1708.02002",
         "1804.02767",
+        "1703.06870",
         "1808.01244",
     ):
         assert paper in text

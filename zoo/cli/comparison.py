@@ -86,7 +86,7 @@ def default_budget(data: Path | None) -> "Budget":
 def _describe_models(models: Sequence[Path], data: Path | None) -> str:
     kind = "small ones, from scratch" if is_built_in(data) else "MobileNetV2 pretrained on ImageNet, fine-tuned"
     names = ", ".join(file.stem for file in models)
-    return f"models: all detectors, {kind}: {names} (choose others by --models, see zoo models)"
+    return f"models: all detectors of boxes, {kind}: {names} (choose others by --models, see zoo models)"
 
 
 def _describe_budget(budget: "Budget") -> str:

@@ -4,6 +4,7 @@ from zoo.detector import Detector
 from zoo.models.cornernet import CornerNet
 from zoo.models.fast_rcnn import FastRCNN
 from zoo.models.faster_rcnn import FasterRCNN
+from zoo.models.mask_rcnn import MaskRCNN
 from zoo.models.rcnn import RCNN
 from zoo.models.retinanet import RetinaNet
 from zoo.models.sliding_window import SlidingWindow
@@ -20,5 +21,6 @@ MODELS: dict[str, type[Detector]] = {
     "ssd": SSD,
     "retinanet": RetinaNet,
     "yolov3": YOLOv3,
+    "mask_rcnn": MaskRCNN,
     "cornernet": CornerNet,
 }

@@ -114,9 +114,11 @@ def recognise(state: State) -> Published | None:
     is_v2 = "head.classification_head.conv.0.1.weight" in state or "roi_heads.box_head.0.0.weight" in state
     is_coco = found + (not is_retinanet) == TORCHVISION_SLOTS
     num_classes = len(COCO_IDS) if is_coco else found
+    has_masks = "roi_heads.mask_predictor.mask_fcn_logits.bias" in state
+    name = "retinanet" if is_retinanet else "mask_rcnn" if has_masks else "faster_rcnn"
     return Published(
         "torchvision",
-        f"{'retinanet' if is_retinanet else 'faster_rcnn'}_r50_fpn{'_v2' if is_v2 else ''}",
+        f"{name}_r50_fpn{'_v2' if is_v2 else ''}",
         num_classes,
         _names(num_classes),
         # torchvision sets it to 0 in the models that it publishes with COCO_V1.
