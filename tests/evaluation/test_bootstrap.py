@@ -301,7 +301,8 @@ def test_bias_correction_by_hand() -> None:
 def test_runs_on_other_images_are_an_input_error(scene, matches) -> None:
     fewer = scene["truth"].of_images(np.arange(39))
     kept = scene["bad"].image_ids < 39
-    other = Predictions(*(column[kept] for column in vars(scene["bad"]).values()))
+    bad = scene["bad"]
+    other = Predictions(bad.image_ids[kept], bad.boxes[kept], bad.scores[kept], bad.labels[kept])
     with pytest.raises(InputError, match="b: was evaluated on other images or objects"):
         bootstrap({"a": [matches["bad"]], "b": [collect_matches(fewer, other)]})
     with pytest.raises(InputError, match="b: has no run"):

@@ -24,7 +24,8 @@ def write_split(folder: Path, split: str, num_images: int, class_names: tuple[st
             pixels[y : y + 12, x : x + 20] = 255 - 90 * category
             number = len(annotations) + 1
             entry = {"id": number, "image_id": image_id, "category_id": 3 * (category + 1), "bbox": [x, y, 20, 12]}
-            annotations.append(entry | {"area": 240, "iscrowd": 0})
+            corners = [x, y, x + 20, y, x + 20, y + 12, x, y + 12]
+            annotations.append(entry | {"area": 240, "iscrowd": 0, "segmentation": [corners]})
         Image.fromarray(pixels).save(folder / split / name)
     categories = [{"id": 3 * (label + 1), "name": name} for label, name in enumerate(class_names)]
     content = {"images": images, "annotations": annotations, "categories": categories}

@@ -199,6 +199,7 @@ def test_losses_by_hand() -> None:
         labels=torch.tensor([[1, -1], [-1, 0]]),
         gt_boxes=torch.tensor([[[1.0, 0, 11, 10], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
         filled=torch.tensor([[True, True], [True, False]]),
+        matched=torch.tensor([[0, -1], [-1, -1]]),
     )
     logits = torch.zeros(2, 2, 3, requires_grad=True)
     deltas = torch.zeros(2, 2, 2, 4, requires_grad=True)
