@@ -121,7 +121,11 @@ def build_pair(name: str) -> tuple[nn.Module, Detector, int]:
     return theirs, ours.double(), label_shift
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Thousands of masks take a minute; those of single boxes are compared in tests/nn/test_mask_head.py.
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("mask") else name for name in CASES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def pair(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Detector, int]:
     return request.param, *build_pair(request.param)
 
