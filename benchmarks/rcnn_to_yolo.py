@@ -24,7 +24,7 @@ import torch
 from _common import Report, seconds_of, spread
 from torch import Tensor, nn
 
-import zoo.detector
+import zoo.detector.base
 import zoo.models.fast_rcnn
 import zoo.models.faster_rcnn
 import zoo.models.rcnn
@@ -72,7 +72,7 @@ class Entry:
 def build_entries(trunk: str, device: str) -> list[Entry]:
     """The detectors as in their papers, except for the trunk."""
     torch.manual_seed(0)
-    selective_search = (zoo.detector, "propose")
+    selective_search = (zoo.detector.base, "propose")
     one_level = {"trunk": trunk, "pyramid": False, "pooling": "pool", "frame": FRAME}
     rcnn = RCNN(NUM_CLASSES, trunk=trunk, crop_size=227, proposals=SEARCH, frame=FRAME)
     fast = FastRCNN(NUM_CLASSES, proposals=SEARCH, **one_level)
