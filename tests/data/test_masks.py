@@ -127,4 +127,3 @@ def test_real_masks_take_few_bytes_and_are_exact() -> None:
             assert [part.tolist() for part in masks.polygons(row)] == entry["segmentation"]
     num_bytes = sum(column.nbytes for column in (masks.kinds, masks.starts, masks.content))
     assert num_bytes / len(masks) * 860_001 < 400e6
-    print(f"{num_bytes / len(masks):.0f} bytes an object")

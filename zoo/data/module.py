@@ -213,10 +213,8 @@ class DetectionDataModule(LightningDataModule):
                 table = self.table(split)
                 if stage in ("fit", "validate", "test"):
                     check_objects(split, table)
-                    if table.masks is not None and not (table.masks.kinds != NONE).any():
-                        raise InputError(
-                            f"no object of the {split} split has a mask; this detector is trained on masks"
-                        )
+                    if split == "train" and table.masks is not None and (table.masks.kinds == NONE).all():
+                        raise InputError("no object of the train split has a mask; this detector is trained on masks")
 
     def _want_masks(self, wanted: bool) -> None:
         """Read the annotations again if masks are wanted and were not read."""

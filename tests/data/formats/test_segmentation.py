@@ -15,7 +15,7 @@ from zoo.data.formats.shapes import Shapes, draw
 from zoo.data.formats.voc import Voc, write_voc
 from zoo.data.formats.yolo import Yolo, write_yolo
 from zoo.data.images import write_images
-from zoo.data.masks import NONE, RUNS, compress_runs, encode_runs
+from zoo.data.masks import NONE, RUNS, encode_runs
 from zoo.data.source import DataWarning
 from zoo.data.table import AnnotationTable, concatenate
 from zoo.errors import InputError
@@ -191,7 +191,6 @@ def test_tables_keep_masks_with_their_objects(tmp_path: Path) -> None:
     assert len(both.masks) == both.num_objects
     with pytest.raises(ValueError, match="all have masks, or none"):
         concatenate([table, Shapes(num_images=2, seed=1).read()])
-    assert compress_runs(np.array([5])) == b"5"
 
 
 def same_pixels(one: AnnotationTable, other: AnnotationTable) -> None:
