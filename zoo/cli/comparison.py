@@ -112,7 +112,7 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help="detectors, configurations (see zoo models) or files (all detectors)",
+        help="detectors, configurations (see zoo models) or files (all of boxes)",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
     parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (gpu1.yaml or cpu.yaml)")

@@ -13,11 +13,13 @@ Legend: D detections of all images, K and L detections of one image and class.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.matches import AREA_RANGES, IOU_THRESHOLDS, overlapping_pairs, strongest_detections
 from zoo.evaluation.predictions import Predictions
+from zoo.ops.boxes import pairwise_iou
 
 CONFIRMING_IOU = 0.5
 FUSION_IOU = 0.55  # section 3 of weighted boxes fusion
@@ -130,9 +132,5 @@ def _shared_groups(
 
 
 def _pairwise_iou(boxes: Float[np.ndarray, "K 4"], others: Float[np.ndarray, "L 4"]) -> Float[np.ndarray, "K L"]:
-    """IoU of xyxy boxes in f64; 0 where both have no area."""
-    a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
-    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
-    shared = sides.prod(axis=-1)
-    union = (a[..., 2:] - a[..., :2]).prod(axis=-1) + (b[..., 2:] - b[..., :2]).prod(axis=-1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    """`zoo.ops.boxes.pairwise_iou` of arrays, in f64."""
+    return pairwise_iou(torch.from_numpy(boxes).double(), torch.from_numpy(others).double()).numpy()
