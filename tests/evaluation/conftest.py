@@ -1,7 +1,11 @@
 """Random sets of ground truth and predictions with all the cases that an evaluation has to handle."""
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -93,3 +97,16 @@ def make_case() -> Callable[..., Case]:
 def case() -> Case:
     """One case of medium size."""
     return random_case(seed=0, num_images=40, num_classes=4, max_objects=8, max_detections=40, grid=False)
+
+
+@pytest.fixture(scope="session")
+def tidecv() -> ModuleType:
+    """The package of TIDE's authors, with empty modules for imports that only its plots use."""
+    if importlib.util.find_spec("tidecv") is None:
+        # its opencv-python would overwrite the opencv-contrib-python-headless that selective search needs
+        pytest.skip("tidecv is not installed: pip install matplotlib appdirs && pip install --no-deps tidecv==1.0.1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pandas", "seaborn"):
+            if importlib.util.find_spec(name) is None:
+                patch.setitem(sys.modules, name, ModuleType(name))
+        return importlib.import_module("tidecv")

@@ -1,8 +1,5 @@
 """TIDE errors compared with the authors' package and with hand-computed cases."""
 
-import importlib
-import importlib.util
-import sys
 from types import ModuleType
 
 import hypothesis.strategies as st
@@ -28,19 +25,6 @@ arguments = st.fixed_dictionaries(
         "grid": st.booleans(),
     }
 )
-
-
-@pytest.fixture(scope="session")
-def tidecv() -> ModuleType:
-    """The package of TIDE's authors, with empty modules for imports that only its plots use."""
-    if importlib.util.find_spec("tidecv") is None:
-        # its opencv-python would overwrite the opencv-contrib-python-headless that selective search needs
-        pytest.skip("tidecv is not installed: pip install matplotlib appdirs && pip install --no-deps tidecv==1.0.1")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("pandas", "seaborn"):
-            if importlib.util.find_spec(name) is None:
-                patch.setitem(sys.modules, name, ModuleType(name))
-        return importlib.import_module("tidecv")
 
 
 def tidecv_errors(tidecv: ModuleType, ground_truth: GroundTruth, predictions: Predictions) -> dict[str, float]:

@@ -1,8 +1,11 @@
-"""COCO's metrics of masks: both engines alike, against pycocotools' own reading of the files, and by hand."""
+"""Evaluation of masks: COCO's metrics by both engines and by pycocotools itself, matches, TIDE, and files of masks."""
 
 import contextlib
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,14 +13,26 @@ from paths import SHARED_DATA
 
 from zoo.data.formats.coco import read_coco
 from zoo.data.formats.shapes import Shapes
-from zoo.data.masks import Masks, encode_runs
+from zoo.data.masks import RUNS, Masks, encode_runs, expand_runs
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate
-from zoo.evaluation.coco import KEYS
+from zoo.evaluation.bootstrap import bootstrap
+from zoo.evaluation.coco import KEYS, load_hotcoco, pack_detections, run_tables
+from zoo.evaluation.errors import tide_errors
 from zoo.evaluation.ground_truth import ObjectMasks
+from zoo.evaluation.identity import read_predictions, write_predictions
+from zoo.evaluation.matches import collect_matches
+from zoo.evaluation.reweighting import average_precisions
+from zoo.evaluation.scores import evaluate_boxes_and_masks, order_detections, order_masks
 
 FILE = SHARED_DATA / "coco_mini/annotations/instances_val2017.json"
+
+
+def coco_mini() -> AnnotationTable:
+    if not FILE.exists():
+        pytest.skip("needs COCO's images at ../shared/data")
+    return read_coco(FILE, with_masks=True)
 
 
 def shaken(table: AnnotationTable, seed: int) -> Predictions:
@@ -78,9 +93,7 @@ def pycocotools_metrics(file: Path, table: AnnotationTable, predictions: Predict
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_metrics_are_those_of_pycocotools_with_crowds(seed: int) -> None:
-    if not FILE.exists():
-        pytest.skip("needs COCO's images at ../shared/data")
-    table = read_coco(FILE, with_masks=True)
+    table = coco_mini()
     assert table.iscrowd.any()
     predictions = shaken(table, seed)
     ground_truth = GroundTruth.from_table(table)
@@ -139,3 +152,171 @@ def test_missing_masks_are_named() -> None:
         evaluate(GroundTruth.from_table(without), found, ["coco"], by_masks=True)
     with pytest.raises(InputError, match="by COCO's protocol only"):
         evaluate(GroundTruth.from_table(with_masks), found, by_masks=True)
+
+
+def test_matches_by_masks_are_those_of_the_engine_in_every_size_range() -> None:
+    table = coco_mini()
+    predictions = shaken(table, 2)
+    truth = GroundTruth.from_table(table).for_masks()
+    detections = pack_detections(*order_detections(truth, predictions))
+    precision, _ = run_tables(load_hotcoco(truth, detections, masks=order_masks(truth, predictions)))
+    ap = precision[:, :, :, :, 2].mean(axis=1).transpose(1, 2, 0)
+    matches = collect_matches(GroundTruth.from_table(table), predictions, by_masks=True)
+    found = average_precisions(matches, np.ones((1, len(table)), np.int64))[0]
+    np.testing.assert_allclose(found, np.where(ap < 0, np.nan, ap), rtol=0, atol=1e-9)
+    assert np.nanmean(found[:, 1]) != np.nanmean(found[:, 3])
+
+
+def test_bootstrap_of_masks_has_the_values_of_evaluate_and_an_interval_around_them() -> None:
+    table = Shapes(20, seed=0).read(with_masks=True)
+    truth = GroundTruth.from_table(table)
+    runs = {name: shaken(table, seed) for name, seed in (("first", 4), ("second", 5))}
+    drawn = bootstrap({name: [collect_matches(truth, found, by_masks=True)] for name, found in runs.items()}, 50)
+    for name, found in runs.items():
+        metrics = evaluate_boxes_and_masks(truth, found).metrics
+        interval = drawn.interval(name, "AP")
+        assert interval.value == pytest.approx(metrics["mask_AP"], abs=1e-9) != metrics["AP"]
+        assert interval.low < interval.value < interval.high
+
+
+def test_boxes_and_masks_have_their_metrics_side_by_side_where_both_sides_have_masks() -> None:
+    table = Shapes(8, seed=0).read(with_masks=True)
+    found = shaken(table, 1)
+    truth = GroundTruth.from_table(table)
+    both = evaluate_boxes_and_masks(truth, found)
+    boxes, masks = evaluate(truth, found), evaluate(truth, found, ["coco"], by_masks=True)
+    assert both.metrics == boxes.metrics | {f"mask_{key}": value for key, value in masks.metrics.items()}
+    name = table.classes[0]
+    assert both.per_class[name] == boxes.per_class[name] | {
+        f"mask_{key}": value for key, value in masks.per_class[name].items()
+    }
+    assert evaluate_boxes_and_masks(replace(truth, masks=None), found) == boxes
+    assert evaluate_boxes_and_masks(truth, replace(found, masks=None)) == boxes
+
+
+def tidecv_mask_errors(tidecv: ModuleType, truth: GroundTruth, found: Predictions) -> dict[str, float]:
+    assert truth.masks is not None
+    assert found.masks is not None
+    known, detected = tidecv.Data("truth"), tidecv.Data("found")
+    for label, name in enumerate(truth.classes):
+        known.add_class(label, name)
+    for image_id in truth.image_ids.tolist():
+        known.add_image(image_id, str(image_id))
+    of_objects = zip(truth.image_index, truth.labels, truth.masks.run_lengths(), truth.iscrowd, strict=True)
+    for image, label, mask, crowd in of_objects:
+        (known.add_ignore_region if crowd else known.add_ground_truth)(
+            int(truth.image_ids[image]), int(label), None, mask
+        )
+    columns = (found.image_ids.tolist(), found.labels.tolist(), found.scores.tolist(), found.masks.run_lengths())
+    for image_id, label, score, mask in zip(*columns, strict=True):
+        detected.add_detection(image_id, label, score, None, mask)
+    run = tidecv.TIDERun(known, detected, pos_thresh=0.5, bg_thresh=0.1, mode=tidecv.TIDE.MASK, max_dets=100)
+    names = {"FalsePos": "FP", "FalseNeg": "FN"}
+    errors = run.fix_main_errors() | run.fix_special_errors()
+    return {names.get(kind.short_name, kind.short_name): value / 100 for kind, value in errors.items()}
+
+
+def test_errors_by_masks_equal_tidecv(tidecv: ModuleType) -> None:
+    table = coco_mini()
+    truth = GroundTruth.from_table(table)
+    for seed in (0, 1):
+        found = shaken(table, seed)
+        ours = tide_errors(truth, found, by_masks=True)
+        assert ours == pytest.approx(tidecv_mask_errors(tidecv, truth.for_masks(), found), abs=1e-6)
+        assert ours != tide_errors(truth, found)
+
+
+def one_mask(rows: slice) -> tuple[AnnotationTable, Predictions]:
+    """One object on the upper half of an image of 8 x 8, and a detection with its box and a mask of some rows."""
+    table = Shapes(1, seed=0).read(with_masks=True)
+    size = np.array([8])
+    truth, pixels = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    truth[:4], pixels[rows] = True, True
+    box = np.array([[0.0, 0, 8, 4]])
+    columns = {name: getattr(table, name) for name in table.__dataclass_fields__} | {
+        "widths": size.astype(np.int32),
+        "heights": size.astype(np.int32),
+        "offsets": np.array([0, 1]),
+        "boxes": box,
+        "areas": np.array([32.0]),
+        "labels": np.array([0]),
+        "iscrowd": np.array([False]),
+        "difficult": np.array([False]),
+        "masks": Masks.pack([encode_runs(truth)]),
+    }
+    found = ObjectMasks(Masks.pack([encode_runs(pixels)]), size, size)
+    return AnnotationTable(**columns), Predictions(table.image_ids[:1], box, np.ones(1), np.zeros(1, np.int64), found)
+
+
+def test_a_mask_that_is_off_in_a_right_box_is_an_error_of_location_by_hand() -> None:
+    table, found = one_mask(slice(2, 6))  # IoU of masks 2 / 6
+    truth = GroundTruth.from_table(table)
+    assert tide_errors(truth, found)["Loc"] == 0
+    assert tide_errors(truth, found, by_masks=True)["Loc"] == 1
+    assert evaluate_boxes_and_masks(truth, found).metrics["mask_AP50"] == 0
+    table, found = one_mask(slice(1, 5))  # 3 / 5: right at .5, .55 and .6 of ten thresholds
+    metrics = evaluate_boxes_and_masks(GroundTruth.from_table(table), found).metrics
+    assert [metrics["mask_AP50"], metrics["mask_AP"]] == pytest.approx([1, 0.3])
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_files_keep_masks_exactly_and_those_of_other_programs_need_no_box(tmp_path: Path) -> None:
+    table = Shapes(6, seed=0).read(with_masks=True)
+    found = shaken(table, 1)
+    assert found.masks is not None
+    file = tmp_path / "predictions.json"
+    write_predictions(found, file, table)
+    read = read_predictions(file, table).predictions
+    assert read.masks is not None
+    assert read.masks.run_lengths() == found.masks.run_lengths()
+    assert np.array_equal(read.boxes, found.boxes)
+    truth = GroundTruth.from_table(table)
+    assert evaluate_boxes_and_masks(truth, read) == evaluate_boxes_and_masks(truth, found)
+
+    entries = json.loads(file.read_text())
+    for number, entry in enumerate(entries):
+        del entry["bbox"]
+        if number % 2:  # run lengths that are not compressed
+            entry["segmentation"]["counts"] = expand_runs(entry["segmentation"]["counts"].encode()).tolist()
+    file.write_text(json.dumps(entries))
+    read = read_predictions(file, table).predictions
+    assert read.masks is not None
+    assert (read.masks.masks.kinds == RUNS).all()
+    assert read.masks.run_lengths() == found.masks.run_lengths()
+    pixels = found.masks.masks.decode(3, int(found.masks.heights[3]), int(found.masks.widths[3]))
+    rows, columns = np.nonzero(pixels)
+    assert read.boxes[3].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"segmentation": {"size": [8, 9], "counts": "0"}}, "entry 0: the counts .* 9 x 8", id="counts"),
+        pytest.param({"segmentation": {"size": [8, 8], "counts": "\u00e9"}}, "entry 0: the counts", id="characters"),
+        pytest.param({"segmentation": {"size": [8, 8], "counts": [60, -2, 6]}}, "entry 0: the counts", id="negative"),
+        pytest.param({"segmentation": {"size": [8, 8], "counts": [2**70]}}, "entry 0", id="huge"),
+        pytest.param({"segmentation": [[0, 0, 4, 0, 4, 4]]}, "entry 0: segmentation is a list", id="polygon"),
+        pytest.param({"segmentation": {"size": [1, 64], "counts": [64]}}, "entry 0: its mask has 64 x 1", id="size"),
+        pytest.param({"segmentation": []}, "entry 0: has no `segmentation`, but entry 1 has one", id="none"),
+    ],
+)
+def test_bad_masks_in_files_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    table, found = one_mask(slice(1, 5))
+    file = tmp_path / "predictions.json"
+    write_predictions(found, file, table)
+    (entry,) = json.loads(file.read_text())
+    file.write_text(json.dumps([entry | change, entry]))
+    with pytest.raises(InputError, match=message) as caught:
+        read_predictions(file, table)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_an_entry_needs_a_box_or_a_mask(tmp_path: Path) -> None:
+    table, _ = one_mask(slice(1, 5))
+    file = tmp_path / "predictions.json"
+    file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 0.5}]))
+    with pytest.raises(InputError, match="entry 0: has neither `bbox` nor `segmentation`"):
+        read_predictions(file, table)

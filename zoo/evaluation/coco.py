@@ -20,10 +20,8 @@ from typing import Literal, TypeAlias
 
 import hotcoco
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 
-from zoo.data.masks import NONE
-from zoo.errors import InputError
 from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.predictions import to_xywh
 
@@ -61,7 +59,7 @@ def evaluate_coco(
         scores: any finite numbers, higher is more confident.
         labels: 0 .. C - 1.
         engine: library that computes the precision and recall tables.
-        masks: of the detections; the ground truth must have masks, too.
+        masks: of the detections; the ground truth is then that of `GroundTruth.for_masks`.
     """
     num_classes = len(ground_truth.classes)
     if num_classes == 0 or len(ground_truth.image_ids) == 0:
@@ -110,7 +108,8 @@ def load_hotcoco(
         detections: see `pack_detections`.
         areas: areas of the detections, which decide their size range; None for width times height, or for those of
             the masks.
-        masks: of the detections, which are then compared instead of their boxes.
+        masks: of the detections, which are then compared instead of their boxes; the ground truth is then that of
+            `GroundTruth.for_masks`.
     """
     coco_gt = hotcoco.COCO.from_arrays(
         images=[{"id": i} for i in range(len(ground_truth.image_ids))],
@@ -119,8 +118,8 @@ def load_hotcoco(
         category_ids=ground_truth.labels,
         boxes=to_xywh(ground_truth.boxes),
         area=ground_truth.areas,
-        iscrowd=ground_truth.iscrowd if masks is None else does_not_count(ground_truth),
-        segmentation=None if masks is None else object_masks(ground_truth).run_lengths(),
+        iscrowd=ground_truth.iscrowd,
+        segmentation=None if masks is None or ground_truth.masks is None else ground_truth.masks.run_lengths(),
     )
     coco_dt = coco_gt.load_res(detections, segmentation=None if masks is None else masks.run_lengths())
     if masks is not None and areas is None:
@@ -128,22 +127,6 @@ def load_hotcoco(
     if areas is not None:
         coco_dt.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
     return hotcoco.COCOeval(coco_gt, coco_dt, "bbox" if masks is None else "segm")
-
-
-def object_masks(ground_truth: GroundTruth) -> ObjectMasks:
-    """Masks of the ground truth.
-
-    Raises:
-        InputError: it has none.
-    """
-    if ground_truth.masks is None:
-        raise InputError("the ground truth has no masks; read it with masks, or evaluate boxes")
-    return ground_truth.masks
-
-
-def does_not_count(ground_truth: GroundTruth) -> Bool[np.ndarray, " T"]:
-    """Which objects do not count where masks are evaluated: crowds, and those without a mask."""
-    return ground_truth.iscrowd | (object_masks(ground_truth).masks.kinds == NONE)
 
 
 def run_tables(run: hotcoco.COCOeval) -> Tables:
@@ -174,7 +157,7 @@ def _run_pycocotools(
         ground_truth.labels.tolist(),
         to_xywh(ground_truth.boxes).tolist(),
         ground_truth.areas.tolist(),
-        (ground_truth.iscrowd if masks is None else does_not_count(ground_truth)).tolist(),
+        ground_truth.iscrowd.tolist(),
         strict=True,
     )
     # ids from 1, since the engine uses the object id 0 for an unmatched detection
@@ -194,8 +177,8 @@ def _run_pycocotools(
         }
         for i, (image, x, y, w, h, score, label) in enumerate(detections.tolist(), start=1)
     ]
-    if masks is not None:
-        for annotation, mask in zip(gt_annotations, object_masks(ground_truth).run_lengths(), strict=True):
+    if masks is not None and ground_truth.masks is not None:
+        for annotation, mask in zip(gt_annotations, ground_truth.masks.run_lengths(), strict=True):
             annotation["segmentation"] = mask
         for annotation, mask, area in zip(dt_annotations, masks.run_lengths(), masks.areas().tolist(), strict=True):
             annotation |= {"segmentation": mask, "area": area}

@@ -11,6 +11,7 @@ Legend: D detections of all images, K and L detections of one image and class.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def rescore(first: Predictions, second: Predictions) -> Predictions:
     for rows, others in _shared_groups(first, second):
         iou = _pairwise_iou(first.boxes[rows], second.boxes[others])
         boost[rows] = np.where(iou >= CONFIRMING_IOU, iou * second.scores[others], 0).max(axis=1, initial=0)
-    return Predictions(first.image_ids, first.boxes, (first.scores.astype(np.float64) + boost) / 2, first.labels)
+    return replace(first, scores=(first.scores.astype(np.float64) + boost) / 2)
 
 
 def fuse(members: Sequence[Predictions]) -> Predictions:
@@ -98,7 +99,7 @@ def oracle_ap(ground_truth: GroundTruth, members: Sequence[Predictions]) -> floa
     best = np.zeros(len(ground_truth.labels))
     for predictions in members:
         strongest = strongest_detections(ground_truth, predictions)
-        _, overlapped, iou = overlapping_pairs(ground_truth, strongest.groups, strongest.xywh)
+        _, overlapped, iou = overlapping_pairs(ground_truth, strongest)
         np.maximum.at(best, overlapped, iou)
     counted = ~ground_truth.iscrowd & (ground_truth.areas <= AREA_RANGES[0, 1])
     found = best[:, None] >= IOU_THRESHOLDS

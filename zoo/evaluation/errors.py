@@ -37,15 +37,17 @@ Legend:
     P  pairs of a detection and an object of its image with an IoU of at least 0.1
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from hotcoco.primitives import bbox_iou
+from hotcoco.primitives import bbox_iou, mask_iou
 from jaxtyping import Bool, Float, Int64
 
-from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.predictions import Predictions, to_xywh
-from zoo.evaluation.scores import order_detections
+from zoo.evaluation.scores import order_detections, order_masks
 
 POSITIVE_IOU = 0.5
 BACKGROUND_IOU = 0.1
@@ -54,12 +56,13 @@ MAX_DETECTIONS = 100  # of an image
 _KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg")
 
 
-def tide_errors(ground_truth: GroundTruth, predictions: Predictions) -> dict[str, float]:
+def tide_errors(ground_truth: GroundTruth, predictions: Predictions, by_masks: bool = False) -> dict[str, float]:
     """Loss of AP by error type.
 
     Args:
         ground_truth: of all images.
         predictions: of the same images.
+        by_masks: compare masks instead of boxes.
 
     Returns:
         Loss of AP at IoU 0.5, in 0..1, by "Cls" "Loc" "Both" "Dupe" "Bkg" "Miss", and by "FP" (all wrong detections
@@ -69,9 +72,11 @@ def tide_errors(ground_truth: GroundTruth, predictions: Predictions) -> dict[str
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
     """
+    if by_masks:
+        ground_truth = ground_truth.for_masks()
     if ground_truth.iscrowd.all():
         return {}
-    found = _classify_detections(ground_truth, predictions)
+    found = _classify_detections(ground_truth, predictions, by_masks)
     is_positive = ~ground_truth.iscrowd
     num_objects = _count_by_class(ground_truth, is_positive)
     order = np.argsort(-found.scores, kind="stable")
@@ -153,14 +158,15 @@ class _ClassifiedDetections:
     matched: Bool[np.ndarray, " T"]  # whether the object is matched to a detection
 
 
-def _classify_detections(ground_truth: GroundTruth, predictions: Predictions) -> _ClassifiedDetections:
+def _classify_detections(ground_truth: GroundTruth, predictions: Predictions, by_masks: bool) -> _ClassifiedDetections:
     image_index, boxes, scores, labels = order_detections(ground_truth, predictions)
     order = np.lexsort((-scores, image_index))
     rank = np.arange(len(order)) - np.searchsorted(image_index, image_index)  # in its image; `order` keeps images
     order = order[rank < MAX_DETECTIONS]
     image_index, boxes, scores, labels = image_index[order], boxes[order], scores[order], labels[order]
 
-    detection, target, iou = _overlapping_pairs(ground_truth, image_index, boxes)
+    masks = order_masks(ground_truth, predictions).select(order) if by_masks else None
+    detection, target, iou = _overlapping_pairs(ground_truth, image_index, boxes, masks)
     same = labels[detection] == ground_truth.labels[target]
     crowd = ground_truth.iscrowd[target]
     correct, matched = _match(
@@ -191,16 +197,23 @@ def _classify_detections(ground_truth: GroundTruth, predictions: Predictions) ->
 
 
 def _overlapping_pairs(
-    ground_truth: GroundTruth, image_index: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+    ground_truth: GroundTruth,
+    image_index: Int64[np.ndarray, " D"],
+    boxes: Float[np.ndarray, "D 4"],
+    masks: ObjectMasks | None,
 ) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Detection, object and IoU (for a crowd region over the detection's area) of overlapping pairs, by detection."""
-    xywh, gt_xywh = to_xywh(boxes), to_xywh(ground_truth.boxes)
+    compare: Callable[[Any, Any, Any], Float[np.ndarray, "D T"]] = bbox_iou
+    found: Any = to_xywh(boxes)
+    objects_of: Any = to_xywh(ground_truth.boxes)
+    if masks is not None and ground_truth.masks is not None:
+        found, objects_of, compare = masks.run_lengths(), ground_truth.masks.run_lengths(), mask_iou
     images = np.arange(len(ground_truth.image_ids) + 1)
     ends, object_ends = np.searchsorted(image_index, images), np.searchsorted(ground_truth.image_index, images)
     parts = []
     for image in np.flatnonzero((np.diff(ends) > 0) & (np.diff(object_ends) > 0)):
         of_image, objects = slice(ends[image], ends[image + 1]), slice(object_ends[image], object_ends[image + 1])
-        iou = bbox_iou(xywh[of_image], gt_xywh[objects], ground_truth.iscrowd[objects])
+        iou = compare(found[of_image], objects_of[objects], ground_truth.iscrowd[objects])
         rows, columns = np.nonzero(iou >= BACKGROUND_IOU)
         parts.append((rows + of_image.start, columns + objects.start, iou[rows, columns]))
     if not parts:

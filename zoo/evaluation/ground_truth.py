@@ -8,14 +8,14 @@ another order, or on several processes, give the same columns and so the same me
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 
-from zoo.data.masks import Masks
+from zoo.data.masks import NONE, RUNS, Masks
 from zoo.errors import InputError
 from zoo.types import Target
 
@@ -44,9 +44,16 @@ class ObjectMasks:
         return ObjectMasks(self.masks.select(rows), self.heights[rows], self.widths[rows])
 
     def run_lengths(self) -> list[dict[str, Any] | list[list[float]]]:
-        """Run lengths in the form that pycocotools and hotcoco read."""
+        """Run lengths of each in the form that pycocotools and hotcoco read."""
         sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
         return [{"size": list(size), "counts": self.masks.runs(row, *size)} for row, size in enumerate(sizes)]
+
+    def as_runs(self) -> "ObjectMasks":
+        """The same masks kept as run lengths, so that polygons become pixels only once."""
+        if (self.masks.kinds == RUNS).all():
+            return self
+        sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
+        return replace(self, masks=Masks.pack(self.masks.runs(row, *size) for row, size in enumerate(sizes)))
 
     def areas(self) -> Int64[np.ndarray, " T"]:
         """Number of pixels of each."""
@@ -128,6 +135,16 @@ class GroundTruth:
             difficult=table.difficult,
             masks=None if table.masks is None else ObjectMasks.of_table(table),
         )
+
+    def for_masks(self) -> "GroundTruth":
+        """Ground truth for comparing masks: an object without a mask does not count, as a crowd.
+
+        Raises:
+            InputError: there are no masks.
+        """
+        if self.masks is None:
+            raise InputError("the ground truth has no masks; read it with masks, or evaluate boxes")
+        return replace(self, iscrowd=self.iscrowd | (self.masks.masks.kinds == NONE), masks=self.masks.as_runs())
 
     def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
         """Ground truth of some of the images, given by id in any order.

@@ -79,12 +79,13 @@ def read_predictions(path: str | Path, table: "AnnotationTable") -> MatchedPredi
 
     Args:
         path: COCO-results json: a list of `image_id`, `category_id`, `bbox` [x, y, w, h] and `score`, with or without
-            `file_name` and `category_name`; or an object with this list as `annotations`, and with `images` and
-            `categories`.
+            `segmentation` (run lengths), `file_name` and `category_name`; or an object with this list as
+            `annotations`, and with `images` and `categories`.
         table: annotations of the images.
 
     Raises:
-        InputError: the file cannot be read, most entries match no image or class, or another numbering fits better.
+        InputError: the file cannot be read, most entries match no image or class, another numbering fits better, or a
+            mask is not of its image's size.
     """
     results = read_results_file(path)
     images = _choose(
@@ -107,7 +108,9 @@ def read_predictions(path: str | Path, table: "AnnotationTable") -> MatchedPredi
         boxes=results.boxes[kept],
         scores=results.scores[kept],
         labels=classes.index[kept],
+        masks=None if results.masks is None else results.masks.select(kept),
     )
+    _check_mask_sizes(results, images, table, path)
     warnings = [*_describe_boxes(predictions, table), *_describe_shifted_classes(results, images, classes, table)]
     return MatchedPredictions(predictions, notes, warnings)
 
@@ -246,6 +249,22 @@ def _refuse_shifted_images(results: ResultsFile, images: _Match, table: "Annotat
                 f" were {'larger' if shift > 0 else 'smaller'} by one; write `file_name` into each entry",
                 path,
             )
+
+
+def _check_mask_sizes(results: ResultsFile, images: _Match, table: "AnnotationTable", path: str | Path) -> None:
+    if results.masks is None:
+        return
+    matched = np.flatnonzero(images.index >= 0)
+    found = np.stack([results.masks.widths, results.masks.heights], axis=1)[matched]
+    expected = np.stack([table.widths, table.heights], axis=1)[images.index[matched]]
+    wrong = np.flatnonzero((found != expected).any(axis=1))
+    if len(wrong):
+        (width, height), (image_width, image_height) = found[wrong[0]], expected[wrong[0]]
+        raise InputError(
+            f"its mask has {width} x {height} pixels, but its image has {image_width} x {image_height}",
+            path,
+            f"entry {matched[wrong[0]]}",
+        )
 
 
 def _describe_shifted_classes(

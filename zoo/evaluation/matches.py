@@ -19,11 +19,12 @@ Legend:
 from dataclasses import dataclass
 
 import numpy as np
+from hotcoco.primitives import mask_iou
 from jaxtyping import Bool, Float, Int8, Int64
 
-from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.predictions import Predictions, to_xywh
-from zoo.evaluation.scores import order_detections
+from zoo.evaluation.scores import order_detections, order_masks
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2  # all, s, m, l: pixels^2, ends included
@@ -57,28 +58,30 @@ class Matches:
     hit_offsets: Int64[np.ndarray, " curve_offsets"]
 
 
-def collect_matches(ground_truth: GroundTruth, predictions: Predictions) -> Matches:
+def collect_matches(ground_truth: GroundTruth, predictions: Predictions, by_masks: bool = False) -> Matches:
     """Match one run's detections to ground truth.
 
     Args:
         ground_truth: crowd regions are no positives, and unmatched detections in them do not count.
         predictions: of the images of `ground_truth`; the 100 highest-scoring of each image and class are matched.
+        by_masks: compare masks instead of boxes.
 
     Raises:
         InputError: see `zoo.evaluation.evaluate`.
     """
-    strongest = strongest_detections(ground_truth, predictions)
-    detection, state = _match(ground_truth, strongest.groups, strongest.xywh)
+    if by_masks:
+        ground_truth = ground_truth.for_masks()
+    strongest = strongest_detections(ground_truth, predictions, by_masks)
+    detection, state = _match(ground_truth, strongest)
 
     by_score = np.lexsort((-strongest.scores, strongest.labels))
     new_index = np.empty_like(by_score)
     new_index[by_score] = np.arange(len(by_score))
-    xywh = strongest.xywh[by_score]
     return _pack(
         ground_truth,
         image_index=strongest.image_index[by_score],
         labels=strongest.labels[by_score],
-        inside=_in_ranges(xywh[:, 2] * xywh[:, 3]),
+        inside=_in_ranges(strongest.areas()[by_score]),
         detection=new_index[detection],
         state=state,
     )
@@ -93,9 +96,14 @@ class Strongest:
     groups: Int64[np.ndarray, " D"]  # image and class as one number
     scores: Float[np.ndarray, " D"]
     xywh: Float[np.ndarray, "D 4"]
+    masks: ObjectMasks | None = None  # compared instead of the boxes
+
+    def areas(self) -> Float[np.ndarray, " D"]:
+        """Area of each in pixels^2, which decides its size range."""
+        return self.xywh[:, 2] * self.xywh[:, 3] if self.masks is None else self.masks.areas().astype(np.float64)
 
 
-def strongest_detections(ground_truth: GroundTruth, predictions: Predictions) -> Strongest:
+def strongest_detections(ground_truth: GroundTruth, predictions: Predictions, with_masks: bool = False) -> Strongest:
     """The detections that COCO's metrics use.
 
     Raises:
@@ -105,11 +113,12 @@ def strongest_detections(ground_truth: GroundTruth, predictions: Predictions) ->
     groups = image_index * len(ground_truth.classes) + labels
     order = np.lexsort((-scores, groups))
     order = order[_index_in_group(groups[order]) < MAX_DETECTIONS]
-    return Strongest(image_index[order], labels[order], groups[order], scores[order], to_xywh(boxes[order]))
+    masks = order_masks(ground_truth, predictions).select(order) if with_masks else None
+    return Strongest(image_index[order], labels[order], groups[order], scores[order], to_xywh(boxes[order]), masks)
 
 
 def _match(
-    ground_truth: GroundTruth, groups: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+    ground_truth: GroundTruth, detections: Strongest
 ) -> tuple[Int64[np.ndarray, " K"], Int8[np.ndarray, "K 4 10"]]:
     """Match detections to objects at all thresholds and in all ranges together.
 
@@ -118,18 +127,17 @@ def _match(
 
     Args:
         ground_truth: the objects.
-        groups: image and class of each detection as one number, never descending; highest score of each first.
-        boxes: x, y, w, h.
+        detections: to match.
 
     Returns:
         Indices of the detections that overlap any object, and their states.
     """
-    pair_detection, pair_object, iou = overlapping_pairs(ground_truth, groups, boxes)
+    pair_detection, pair_object, iou = overlapping_pairs(ground_truth, detections)
     detection, starts, counts = np.unique(pair_detection, return_index=True, return_counts=True)
     ignored = _is_ignored(ground_truth)
     state = np.full((len(detection), len(AREA_RANGES), len(IOU_THRESHOLDS)), _UNMATCHED, np.int8)
     taken = np.zeros((len(ground_truth.boxes), len(AREA_RANGES), len(IOU_THRESHOLDS)), bool)
-    rank = _index_in_group(groups[detection])
+    rank = _index_in_group(detections.groups[detection])
     for current in range(int(rank.max(initial=-1)) + 1):
         active = np.flatnonzero(rank == current)
         # an ignored object is matched only where no other one is left
@@ -147,13 +155,14 @@ def _match(
 
 
 def overlapping_pairs(
-    ground_truth: GroundTruth, groups: Int64[np.ndarray, " D"], boxes: Float[np.ndarray, "D 4"]
+    ground_truth: GroundTruth, detections: Strongest
 ) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Pairs of a detection and an object of the same image and class whose IoU reaches the lowest threshold.
 
     Returns:
         Detection, object and IoU; sorted by detection, then largest IoU first, of equal ones the last object first.
     """
+    groups = detections.groups
     object_groups = ground_truth.image_index * len(ground_truth.classes) + ground_truth.labels
     by_group = np.argsort(object_groups, kind="stable")
     first = np.searchsorted(object_groups[by_group], groups, side="left")
@@ -161,7 +170,11 @@ def overlapping_pairs(
     pair_detection = np.repeat(np.arange(len(groups)), counts)
     index = np.arange(len(pair_detection)) - np.repeat(np.cumsum(counts) - counts, counts)
     pair_object = by_group[first[pair_detection] + index]
-    iou = _iou(boxes[pair_detection], to_xywh(ground_truth.boxes)[pair_object], ground_truth.iscrowd[pair_object])
+    crowd = ground_truth.iscrowd[pair_object]
+    if detections.masks is None:
+        iou = _iou(detections.xywh[pair_detection], to_xywh(ground_truth.boxes)[pair_object], crowd)
+    else:
+        iou = _mask_iou(detections.masks, ground_truth, pair_detection, pair_object, groups)
     near = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
     near = near[np.lexsort((-pair_object[near], -iou[near], pair_detection[near]))]
     return pair_detection[near], pair_object[near], iou[near]
@@ -178,6 +191,25 @@ def _iou(
     overlap = np.maximum(width, 0) * np.maximum(height, 0)
     union = np.where(iscrowd, aw * ah, aw * ah + bw * bh - overlap)
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def _mask_iou(
+    masks: ObjectMasks,
+    ground_truth: GroundTruth,
+    pair_detection: Int64[np.ndarray, " P"],
+    pair_object: Int64[np.ndarray, " P"],
+    groups: Int64[np.ndarray, " D"],
+) -> Float[np.ndarray, " P"]:
+    """IoU of the masks of pairs, which are all pairs of each group in turn, by detection."""
+    assert ground_truth.masks is not None
+    found, objects = masks.run_lengths(), ground_truth.masks.run_lengths()
+    starts = np.flatnonzero(np.diff(groups[pair_detection], prepend=-1))
+    iou = [np.zeros(0)]
+    for start, end in zip(starts, [*starts[1:], len(pair_detection)], strict=True):
+        rows, columns = np.unique(pair_detection[start:end]), np.unique(pair_object[start:end])
+        crowd = ground_truth.iscrowd[columns]
+        iou.append(mask_iou([found[row] for row in rows], [objects[column] for column in columns], crowd).reshape(-1))
+    return np.concatenate(iou)
 
 
 def _pack(

@@ -14,13 +14,10 @@ from zoo.data.masks import RUNS, Masks, encode_stack
 from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks, ragged_indices
 from zoo.evaluation.predictions import Predictions
-from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate
+from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate_boxes_and_masks
 from zoo.ops.distributed import run_on_rank_zero
 from zoo.ops.paste import paste_masks
 from zoo.types import Prediction, Target
-
-MASK_PREFIX = "mask_"
-"""Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
 
 
 class DetectionMAP(Metric):
@@ -172,11 +169,7 @@ class DetectionMAP(Metric):
                 iscrowd=_column(self.gt_iscrowd, np.bool_),
                 difficult=_column(self.gt_difficult, np.bool_),
             )
-        scores = evaluate(ground_truth, self.predictions, self.protocols, self.engine)
-        if self.predictions.masks is not None and ground_truth.masks is not None:
-            of_masks = evaluate(ground_truth, self.predictions, ["coco"], self.engine, by_masks=True).metrics
-            scores.metrics.update({f"{MASK_PREFIX}{key}": value for key, value in of_masks.items()})
-        return scores
+        return evaluate_boxes_and_masks(ground_truth, self.predictions, self.protocols, self.engine)
 
     def _masks(self, pred_counts: Int64[np.ndarray, " N"], take: Int64[np.ndarray, " D"]) -> ObjectMasks | None:
         """Masks of the detections `take`; None without any."""

@@ -1,4 +1,4 @@
-"""Detections of a set of images as columns; reading and writing COCO-results json.
+"""Detections of a set of images as columns; reading and writing COCO-results json, with masks as run lengths.
 
 Legend:
     D  detections of all images      N  images      C  classes
@@ -9,13 +9,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from pycocotools import mask as coco_mask
 
+from zoo.data.masks import Masks, check_runs, compress_runs, expand_runs
 from zoo.errors import InputError
 from zoo.evaluation.ground_truth import ObjectMasks
 from zoo.io.files import atomic_path
@@ -63,23 +65,35 @@ class Predictions:
         )
 
     def of_image(self, image_id: int) -> Prediction:
-        """One image's detections as tensors, highest score first; empty for an unknown image id."""
-        rows = np.flatnonzero(self.image_ids == image_id)
-        rows = rows[np.argsort(-self.scores[rows], kind="stable")]  # a file may have any order
+        """One image's boxes as tensors, highest score first; empty for an unknown image id."""
+        rows = self.rows_of_image(image_id)
         return Prediction(
             boxes=torch.from_numpy(self.boxes[rows]).float(),
             scores=torch.from_numpy(self.scores[rows]).float(),
             labels=torch.from_numpy(self.labels[rows]),
         )
 
+    def rows_of_image(self, image_id: int) -> Int64[np.ndarray, " K"]:
+        """Indices of one image's detections, highest score first."""
+        rows = np.flatnonzero(self.image_ids == image_id)
+        return rows[np.argsort(-self.scores[rows], kind="stable")]  # a file may have any order
 
-class _Result(msgspec.Struct, gc=False, omit_defaults=True):
+
+class _Segmentation(msgspec.Struct, gc=False):
+    """Run lengths of a mask: compressed as text, or a list of counts."""
+
+    size: tuple[int, int]  # height, width of the image
+    counts: str | list[int]
+
+
+class _Result(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     """One entry of a COCO-results json; other keys are ignored."""
 
     image_id: _Int64 | float | str
     category_id: _Int64 | float | str
-    bbox: tuple[float, float, float, float]  # x, y, width, height
+    bbox: tuple[float, float, float, float] | None = None  # x, y, width, height; of the mask where there is none
     score: float
+    segmentation: _Segmentation | list[Any] | None = None  # a list, which other programs write for none, is empty
     file_name: str | None = None
     category_name: str | None = None
 
@@ -113,6 +127,7 @@ class ResultsFile:
         class_names: of each detection, "" where an entry has none; None if no entry has one.
         listed_images: file names by `image_id`, of files with a list `images`.
         listed_classes: class names by `category_id`, of files with a list `categories`.
+        masks: of each detection; None if no entry has one.
     """
 
     boxes: Float[np.ndarray, "D 4"]
@@ -123,6 +138,7 @@ class ResultsFile:
     class_names: list[str] | None = None
     listed_images: dict[int | str, str] | None = None
     listed_classes: dict[int | str, str] | None = None
+    masks: ObjectMasks | None = None
 
 
 def write_coco_results(
@@ -132,7 +148,7 @@ def write_coco_results(
     file_names: Mapping[int, str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h] and score.
+    """Write detections as COCO-results json: a list of image_id, category_id, score, bbox [x, y, w, h] and masks.
 
     With the names of files and classes, entries have `file_name` and `category_name`, too: unlike ids, names mean the
     same to other programs. Widths are differences in f64, so that `read_coco_results` restores each f32 edge exactly.
@@ -163,15 +179,17 @@ def write_coco_results(
                 rows = slice(start, start + _CHUNK)
                 bbox = to_xywh(predictions.boxes[rows])
                 image_ids, labels = predictions.image_ids[rows].tolist(), predictions.labels[rows].tolist()
-                columns = (
-                    image_ids,
-                    ids[predictions.labels[rows]].tolist(),
-                    map(tuple, bbox.tolist()),
-                    predictions.scores[rows].tolist(),
-                    [None if file_names is None else file_names[image_id] for image_id in image_ids],
-                    [None if class_names is None else class_names[label] for label in labels],
-                )
-                entries = encoder.encode([_Result(*row) for row in zip(*columns, strict=True)])
+                columns = {
+                    "image_id": image_ids,
+                    "category_id": ids[predictions.labels[rows]].tolist(),
+                    "bbox": map(tuple, bbox.tolist()),
+                    "score": predictions.scores[rows].tolist(),
+                    "segmentation": _segmentations(predictions.masks, range(start, start + len(bbox))),
+                    "file_name": [None if file_names is None else file_names[image_id] for image_id in image_ids],
+                    "category_name": [None if class_names is None else class_names[label] for label in labels],
+                }
+                of_entries = zip(*columns.values(), strict=True)
+                entries = encoder.encode([_Result(**dict(zip(columns, row, strict=True))) for row in of_entries])
                 stream.write(b",\n" if start else b"\n")
                 stream.write(entries[1:-1])
             stream.write(b"\n]\n")
@@ -185,7 +203,7 @@ def read_coco_results(
     """Read COCO-results json written by any tool; detections keep the order of the file.
 
     Args:
-        path: a json list of objects with image_id, category_id, bbox [x, y, w, h] and score.
+        path: a json list of objects with image_id, category_id, bbox [x, y, w, h] and score, and segmentation if any.
         image_ids: the data set's image ids, in any order.
         class_ids: the data set's category id for each label.
 
@@ -209,6 +227,7 @@ def read_coco_results(
         boxes=results.boxes,
         scores=results.scores,
         labels=order[np.searchsorted(known, categories, sorter=order)],
+        masks=results.masks,
     )
 
 
@@ -217,7 +236,8 @@ def read_results_file(path: str | Path) -> ResultsFile:
 
     Raises:
         InputError: the file is missing or is neither, or an entry (named by its index in the list) has a missing key, a
-            score or a box that is not a finite number, or a negative size.
+            score or a box that is not a finite number, a negative size, neither a box nor a mask, a mask that is not
+            run lengths, or none while others have one.
     """
     try:
         text = Path(path).read_bytes()
@@ -238,7 +258,8 @@ def read_results_file(path: str | Path) -> ResultsFile:
         raise _explain_malformed(text, path) from error
     document = content if isinstance(content, _Document) else _Document(content)
     entries = document.annotations
-    bbox = np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4)
+    masks = _read_masks(entries, path)
+    bbox = _read_bbox(entries, masks, path)
     # a bound far above the size of any image, so that later products stay finite
     _check(np.all(np.abs(bbox) < 1e9, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} is not a box in pixels")
     _check(np.all(bbox[:, 2:] >= 0, axis=1), path, lambda i: f"bbox {bbox[i].tolist()} has a negative width or height")
@@ -251,7 +272,50 @@ def read_results_file(path: str | Path) -> ResultsFile:
         class_names=_names([entry.category_name for entry in entries]),
         listed_images=_by_key([(image.id, image.file_name) for image in document.images or []]),
         listed_classes=_by_key([(category.id, category.name) for category in document.categories or []]),
+        masks=masks,
     )
+
+
+def _read_bbox(entries: Sequence[_Result], masks: ObjectMasks | None, path: str | Path) -> Float[np.ndarray, "D 4"]:
+    """Box of each entry; that of its mask where it has none."""
+    missing = [number for number, entry in enumerate(entries) if entry.bbox is None]
+    if missing and masks is None:
+        raise InputError("has neither `bbox` nor `segmentation`", file=path, place=f"entry {missing[0]}")
+    bbox = np.array([entry.bbox or (0, 0, 0, 0) for entry in entries], dtype=np.float64).reshape(-1, 4)
+    if missing and masks is not None:
+        bbox[missing] = coco_mask.toBbox(masks.select(np.array(missing)).run_lengths())
+    return bbox
+
+
+def _read_masks(entries: Sequence[_Result], path: str | Path) -> ObjectMasks | None:
+    """Masks of all entries; None if no entry has one."""
+    have = [bool(entry.segmentation) for entry in entries]
+    if not any(have):
+        return None
+    runs = []
+    for number, entry in enumerate(entries):
+        place = f"entry {number}"
+        if not entry.segmentation:
+            first = have.index(True)
+            raise InputError(f"has no `segmentation`, but entry {first} has one", file=path, place=place)
+        if isinstance(entry.segmentation, list):
+            raise InputError("segmentation is a list; COCO results have run lengths", file=path, place=place)
+        counts, size = entry.segmentation.counts, entry.segmentation.size
+        try:
+            text = counts.encode() if isinstance(counts, str) else compress_runs(np.array(counts, np.int64))
+            check_runs(expand_runs(text), *size)
+        except (ValueError, OverflowError) as error:
+            raise InputError(str(error), file=path, place=place) from error
+        runs.append(text)
+    heights, widths = np.array([entry.segmentation.size for entry in entries], np.int64).T  # type: ignore[union-attr]
+    return ObjectMasks(Masks.pack(runs), heights, widths)
+
+
+def _segmentations(masks: ObjectMasks | None, rows: range) -> list[_Segmentation | None]:
+    if masks is None:
+        return [None] * len(rows)
+    sizes = ((int(masks.heights[row]), int(masks.widths[row])) for row in rows)
+    return [_Segmentation(size, masks.masks.runs(row, *size).decode()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _plain_key(key: int | float | str) -> int | str:

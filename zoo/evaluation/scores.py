@@ -28,7 +28,9 @@ Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
 MAX_DETECTIONS = 100
 """COCO's limit for detections of one class in one image."""
-_BY_CLASS = ("AP", "AP50", "VOC07", "VOC10")
+MASK_PREFIX = "mask_"
+"""Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
+_BY_CLASS = ("AP", "AP50", "VOC07", "VOC10", f"{MASK_PREFIX}AP", f"{MASK_PREFIX}AP50")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, " D"], Float[np.ndarray, "D 4"], Float[np.ndarray, " D"], Int64[np.ndarray, " D"]
 ]
@@ -39,8 +41,8 @@ Detections: TypeAlias = tuple[
 class Scores:
     """Metrics of the requested protocols, in 0..1, or -1 where there is no ground truth."""
 
-    metrics: dict[str, float]  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
-    per_class: dict[str, dict[str, float]]  # class name -> AP AP50 VOC07 VOC10
+    metrics: dict[str, float]  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10, mask_AP mask_AP50 ...
+    per_class: dict[str, dict[str, float]]  # class name -> AP AP50 VOC07 VOC10, mask_AP mask_AP50
 
 
 def evaluate(
@@ -65,7 +67,11 @@ def evaluate(
     """
     check_protocols(protocols, engine)
     index, boxes, scores, labels = order_detections(ground_truth, predictions)
-    masks = _order_masks(ground_truth, predictions, protocols) if by_masks else None
+    masks = None
+    if by_masks:
+        if set(protocols) != {"coco"}:
+            raise InputError("masks are evaluated by COCO's protocol only", place="protocols")
+        ground_truth, masks = ground_truth.for_masks(), order_masks(ground_truth, predictions)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
     by_class: dict[str, Float[np.ndarray, " C"]] = {}
@@ -85,12 +91,35 @@ def evaluate(
     return Scores(metrics, per_class)
 
 
-def _order_masks(ground_truth: GroundTruth, predictions: Predictions, protocols: Sequence[Protocol]) -> ObjectMasks:
-    """Masks of the detections in canonical order."""
+def evaluate_boxes_and_masks(
+    ground_truth: GroundTruth,
+    predictions: Predictions,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    engine: Engine = "hotcoco",
+) -> Scores:
+    """Metrics of boxes by each of the protocols, and where both sides have masks, COCO's of masks (`MASK_PREFIX`).
+
+    Raises:
+        InputError: see `evaluate`.
+    """
+    scores = evaluate(ground_truth, predictions, protocols, engine)
+    if ground_truth.masks is not None and predictions.masks is not None:
+        of_masks = evaluate(ground_truth, predictions, ["coco"], engine, by_masks=True)
+        pairs = [(scores.metrics, of_masks.metrics)]
+        pairs += [(scores.per_class[name], values) for name, values in of_masks.per_class.items()]
+        for known, found in pairs:
+            known.update({f"{MASK_PREFIX}{key}": value for key, value in found.items()})
+    return scores
+
+
+def order_masks(ground_truth: GroundTruth, predictions: Predictions) -> ObjectMasks:
+    """Masks of the detections in canonical order.
+
+    Raises:
+        InputError: the predictions have no masks.
+    """
     if predictions.masks is None:
         raise InputError("the predictions have no masks; evaluate their boxes")
-    if set(protocols) != {"coco"}:
-        raise InputError("masks are evaluated by COCO's protocol only", place="protocols")
     index = np.searchsorted(ground_truth.image_ids, predictions.image_ids)
     return predictions.masks.select(np.argsort(index, kind="stable"))
 
