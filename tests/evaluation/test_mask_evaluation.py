@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from paths import SHARED_DATA
+from shaken import shaken
 
 from zoo.data.formats.coco import read_coco
 from zoo.data.formats.shapes import Shapes
@@ -33,31 +34,6 @@ def coco_mini() -> AnnotationTable:
     if not FILE.exists():
         pytest.skip("needs COCO's images at ../shared/data")
     return read_coco(FILE, with_masks=True)
-
-
-def shaken(table: AnnotationTable, seed: int) -> Predictions:
-    """Detections made of the objects: masks shifted by some pixels, some of another class, in mixed order of images."""
-    assert table.masks is not None
-    random = np.random.default_rng(seed)
-    rows: list[tuple[int, int, int, bytes, int, int]] = []
-    for index in range(len(table)):
-        height, width = int(table.heights[index]), int(table.widths[index])
-        for row in range(table.rows(index).start, table.rows(index).stop):
-            for _ in range(int(random.integers(0, 3))):
-                pixels = np.roll(table.masks.decode(row, height, width), random.integers(-6, 7, 2), axis=(0, 1))
-                label = int(table.labels[row]) if random.random() < 0.85 else int(random.integers(table.num_classes))
-                rows.append((int(table.image_ids[index]), label, row, encode_runs(pixels), height, width))
-    random.shuffle(rows)
-    boxes = np.array([table.boxes[row] for _, _, row, *_ in rows])
-    masks = Masks.pack(text for *_, text, _, _ in rows)
-    sizes = (np.array([row[side] for row in rows]) for side in (4, 5))
-    return Predictions(
-        image_ids=np.array([row[0] for row in rows]),
-        boxes=boxes,
-        scores=random.random(len(rows)).round(2),
-        labels=np.array([row[1] for row in rows]),
-        masks=ObjectMasks(masks, *sizes),
-    )
 
 
 def pycocotools_metrics(file: Path, table: AnnotationTable, predictions: Predictions) -> list[float]:

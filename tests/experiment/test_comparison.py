@@ -12,7 +12,7 @@ import torch
 import yaml
 from clock import Clock
 from paths import HELPERS
-from tiny_data import data_config, model_config, write_files, write_yaml
+from tiny_data import NUM_IMAGES, data_config, model_config, write_files, write_yaml
 from tiny_detector import TinyDetector
 
 import zoo.experiment.comparison
@@ -406,22 +406,29 @@ def test_the_best_weights_are_tested_not_the_last(folder: Path, monkeypatch: pyt
     assert best["global_step"] == 4
 
 
+PRETRAINED = "MobileNetV2 pretrained on ImageNet, fine-tuned"
+
+
 @pytest.mark.parametrize(
-    ("data", "kind", "suffix", "budget"),
+    ("data", "kind", "suffix", "has_masks", "budget"),
     [
-        ([], "small ones, from scratch", "tiny", DEFAULT_BUDGET),
-        (["--data", "data.yaml"], "MobileNetV2 pretrained on ImageNet, fine-tuned", "mobilenetv2", FINE_TUNING_BUDGET),
+        ([], "small ones, from scratch", "tiny", True, DEFAULT_BUDGET),
+        (["--data", "data.yaml"], PRETRAINED, "mobilenetv2", False, FINE_TUNING_BUDGET),
+        (["--data", "masks.yaml"], PRETRAINED, "mobilenetv2", True, FINE_TUNING_BUDGET),
     ],
 )
 def test_a_comparison_says_what_it_chose(
     data: list[str],
     kind: str,
     suffix: str,
+    has_masks: bool,
     budget: Budget,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shapes = "{class_path: Shapes, init_args: {num_images: 4}}"
+    (folder / "masks.yaml").write_text(f"name: masks\ntrain: {shapes}\ntest: {shapes}\n")
     plans: list[tuple[object, ...]] = []
 
     def record(*plan: object, command: str) -> None:
@@ -432,16 +439,31 @@ def test_a_comparison_says_what_it_chose(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", *data]) == 2
     models, _, trainer, _, planned = plans[0][:5]
-    boxes = [key for key, detector in zoo.models.MODELS.items() if not detector.uses_masks]
-    expected = sorted(f"{key}_{suffix}" for key in boxes if key != "tiny")
+    chosen_keys = [key for key, detector in zoo.models.MODELS.items() if has_masks or not detector.uses_masks]
+    expected = sorted(f"{key}_{suffix}" for key in chosen_keys if key != "tiny")
     assert isinstance(models, list)
     assert sorted(model.stem for model in models) == expected
     assert trainer == find_configs() / "trainers/cpu.yaml"
     assert planned == budget
     chosen, limit = capsys.readouterr().out.splitlines()
-    assert chosen.startswith(f"models: all detectors of boxes, {kind}: ")
+    without = "" if has_masks else " but those of masks, which this data has none of"
+    assert chosen.startswith(f"models: all detectors{without}, {kind}: ")
     assert chosen.endswith("(choose others by --models, see zoo models)")
     assert limit == (
         f"budget: each model trains on {budget.images:,} images, repetitions included "
         "(change it by --images, --epochs or --minutes)"
     )
+
+
+def test_a_detector_of_masks_is_refused_where_the_data_has_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in NUM_IMAGES:
+        content = json.loads((folder / f"{split}.json").read_text())
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = []
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    assert main(["compare", "--models", "mask_rcnn_tiny", "--data", "data.yaml", "--out", "out"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "data.yaml: mask_rcnn_tiny is trained on masks, but the train split has none; leave it out" in error
+    assert not (folder / "out").exists()

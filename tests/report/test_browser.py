@@ -375,6 +375,25 @@ def test_axe_finds_no_serious_accessibility_violation(browser: Browser, small_re
     assert [violation for violation in found if violation["impact"] in ("serious", "critical")] == []
 
 
+def test_masks_are_shown_and_can_be_switched_off(browser: Browser, tmp_path: Path):
+    results = make_results(2)
+    examples = make_examples(results, 3, side=64)
+    for example in examples:
+        for part in (example.truth, *example.predictions.values()):
+            part.masks = ["M5 5L50 5L50 40Z"] * min(len(part.boxes), 2)
+    write_report(results, tmp_path, examples)
+    browser.open(tmp_path / "report.html")
+    browser.run("document.querySelectorAll('.film button')[1].click()")
+    visible = "return [...document.querySelectorAll('path.mask')].filter(e => e.getClientRects().length > 0).length"
+    shown = browser.run(visible)
+    assert shown > 0
+    browser.run("document.querySelector('input.masks').click()")
+    assert browser.run(visible) == 0
+    browser.run("document.querySelector('input.masks').click()")
+    assert browser.run(visible) == shown
+    assert browser.errors() == []
+
+
 def test_print_has_no_controls_and_only_sampled_pictures(browser: Browser, report: Path):
     browser.open(report, 800, media="print")
     visible = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"

@@ -12,7 +12,14 @@ from zoo.cli.exit_codes import FAILED, OK
 from zoo.cli.parsers import make_parser
 from zoo.cli.training import add_budget_arguments, read_budget
 from zoo.errors import InputError
-from zoo.io.configurations import default_models, describe_choice, find_configs, find_model_file, is_built_in
+from zoo.io.configurations import (
+    NEED_MASKS,
+    default_models,
+    describe_choice,
+    find_configs,
+    find_model_file,
+    is_built_in,
+)
 from zoo.io.files import require_writable
 from zoo.io.logger_names import PACKAGES, check_loggers
 
@@ -27,7 +34,7 @@ def compare(args: list[str]) -> int:
     options, overrides = _parse_compare(args)
     tell = partial(print, file=sys.stderr if options.slurm else sys.stdout, flush=True)  # --slurm prints a script
     if options.models is None:
-        models = default_models(options.data)
+        models = default_models(options.data, _has_masks(options.data))
         tell(_describe_models(models, options.data))
     else:
         models = [find_model_file(name, options.data) for name in options.models]
@@ -83,10 +90,21 @@ def default_budget(data: Path | None) -> "Budget":
     return DEFAULT_BUDGET if is_built_in(data) else FINE_TUNING_BUDGET
 
 
+def _has_masks(data: Path | None) -> bool:
+    """Whether the training images of the value of `--data` have masks, as the built-in shapes have."""
+    if is_built_in(data) or data is None:
+        return True
+    from zoo.experiment.gather import train_has_masks
+
+    return train_has_masks(data)
+
+
 def _describe_models(models: Sequence[Path], data: Path | None) -> str:
     kind = "small ones, from scratch" if is_built_in(data) else "MobileNetV2 pretrained on ImageNet, fine-tuned"
     names = ", ".join(file.stem for file in models)
-    return f"models: all detectors of boxes, {kind}: {names} (choose others by --models, see zoo models)"
+    left_out = not any(file.stem.startswith(NEED_MASKS) for file in models)
+    every = f"all detectors{' but those of masks, which this data has none of' if left_out else ''}"
+    return f"models: {every}, {kind}: {names} (choose others by --models, see zoo models)"
 
 
 def _describe_budget(budget: "Budget") -> str:
@@ -112,7 +130,7 @@ def _parse_compare(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help="detectors, configurations (see zoo models) or files (all of boxes)",
+        help="detectors, configurations (see zoo models) or files (all; Mask R-CNN if the data has masks)",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="data file or data set (the built-in shapes)")
     parser.add_argument("--trainer", type=Path, metavar="FILE", help="trainer file (gpu1.yaml or cpu.yaml)")

@@ -118,8 +118,7 @@ def evaluate(args: list[str]) -> int:
     from zoo.evaluation.coco import Engine
     from zoo.evaluation.ground_truth import GroundTruth
     from zoo.evaluation.identity import read_predictions
-    from zoo.evaluation.scores import describe_detection_limit, scores_table
-    from zoo.evaluation.scores import evaluate as compute_scores
+    from zoo.evaluation.scores import describe_detection_limit, evaluate_boxes_and_masks, scores_table
     from zoo.training.configuration import instantiate, parse
 
     parser = make_data_parser("evaluate")
@@ -131,12 +130,14 @@ def evaluate(args: list[str]) -> int:
     built = instantiate(parser, parse(parser, args))
     table = built.data.table(built.split)
     matched = read_predictions(built.predictions, table)
-    ground_truth = GroundTruth.from_table(table)
+    if matched.predictions.masks is not None:
+        built.data.want_masks(True)
+    ground_truth = GroundTruth.from_table(built.data.table(built.split))
     limit = describe_detection_limit(ground_truth)
     warnings = [*matched.warnings, limit] if limit else matched.warnings
     for note in (*matched.notes, *(f"warning: {warning}" for warning in warnings)):
         print(note, file=sys.stderr)
-    scores = compute_scores(ground_truth, matched.predictions, engine=built.engine)
+    scores = evaluate_boxes_and_masks(ground_truth, matched.predictions, engine=built.engine)
     Console().print(scores_table(scores))
     return OK
 

@@ -27,5 +27,5 @@ VERBS = {
     "stats": Verb("data", "Describe a data set: sizes, crowding, balance, overlap, positions."),
     "doctor": Verb("data", "Find errors in a data set, and write a cleaned copy of it."),
     "split": Verb("data", "Divide a data set into train, val and test, by class and by group of images."),
-    "evaluate": Verb("data", "Evaluate a predictions file (COCO-results json) by all protocols."),
+    "evaluate": Verb("data", "Evaluate a predictions file (COCO-results json) by all protocols, and its masks."),
 }

@@ -54,6 +54,10 @@ class Masks:
         """Number of objects."""
         return len(self.kinds)
 
+    def any(self) -> bool:
+        """Whether an object has a mask."""
+        return bool((self.kinds != NONE).any())
+
     def polygons(self, row: int) -> list[Float64[np.ndarray, " K"]]:
         """Polygons of an object as they were annotated; empty where it has none."""
         kind, content = self.kinds[row], self.content[self.starts[row] : self.starts[row + 1]]

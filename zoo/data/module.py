@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from zoo.data.augment import Augment
 from zoo.data.dataset import DetectionDataset, ImageCache, collate
 from zoo.data.images import ImageFolder
-from zoo.data.masks import NONE
 from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.summary import check_objects
@@ -200,7 +199,7 @@ class DetectionDataModule(LightningDataModule):
         Takes the settings of region proposals from the Trainer's detector, where it has any, and whether it uses masks.
         """
         if self.trainer is not None:
-            self._want_masks(getattr(self.trainer.lightning_module, "uses_masks", False))
+            self.want_masks(getattr(self.trainer.lightning_module, "uses_masks", False))
             self.proposals = getattr(self.trainer.lightning_module, "proposals", None) or self._given_proposals
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
@@ -213,11 +212,11 @@ class DetectionDataModule(LightningDataModule):
                 table = self.table(split)
                 if stage in ("fit", "validate", "test"):
                     check_objects(split, table)
-                    if split == "train" and table.masks is not None and (table.masks.kinds == NONE).all():
+                    if split == "train" and self.with_masks and not table.has_masks:
                         raise InputError("no object of the train split has a mask; this detector is trained on masks")
 
-    def _want_masks(self, wanted: bool) -> None:
-        """Read the annotations again if masks are wanted and were not read."""
+    def want_masks(self, wanted: bool) -> None:
+        """Whether tables are to have masks; those without are then read again."""
         if wanted and not self.with_masks:
             self._tables.clear()
         self.with_masks = wanted

@@ -190,6 +190,11 @@ class AnnotationTable:
         """Rows of an image's objects in the columns."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether an object has a mask; only where masks were read."""
+        return self.masks is not None and self.masks.any()
+
     def target(self, index: int) -> Target:
         """Ground truth of one image: boxes clipped to the image, copied to f32, i64 and bool tensors."""
         rows = self.rows(index)

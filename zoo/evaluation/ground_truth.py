@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 
-from zoo.data.masks import NONE, RUNS, Masks
+from zoo.data.masks import NONE, Masks
 from zoo.errors import InputError
 from zoo.types import Target
 
@@ -33,11 +33,14 @@ class ObjectMasks:
 
     @classmethod
     def of_table(cls, table: "AnnotationTable") -> "ObjectMasks":
-        """Masks of all objects of a table that has them."""
+        """Masks of all objects of a table that has them, as run lengths: polygons become pixels once, here."""
         assert table.masks is not None
         counts = np.diff(table.offsets)
-        sizes = (np.repeat(side, counts).astype(np.int64) for side in (table.heights, table.widths))
-        return cls(table.masks, *sizes)
+        heights, widths = (np.repeat(side, counts).astype(np.int64) for side in (table.heights, table.widths))
+        kinds, sizes = table.masks.kinds.tolist(), zip(heights.tolist(), widths.tolist(), strict=True)
+        rows = enumerate(zip(kinds, sizes, strict=True))
+        runs = Masks.pack(None if kind == NONE else table.masks.runs(row, *size) for row, (kind, size) in rows)
+        return cls(runs, heights, widths)
 
     def select(self, rows: Int64[np.ndarray, " Q"]) -> "ObjectMasks":
         """Masks of the given rows, in the given order."""
@@ -47,13 +50,6 @@ class ObjectMasks:
         """Run lengths of each in the form that pycocotools and hotcoco read."""
         sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
         return [{"size": list(size), "counts": self.masks.runs(row, *size)} for row, size in enumerate(sizes)]
-
-    def as_runs(self) -> "ObjectMasks":
-        """The same masks kept as run lengths, so that polygons become pixels only once."""
-        if (self.masks.kinds == RUNS).all():
-            return self
-        sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
-        return replace(self, masks=Masks.pack(self.masks.runs(row, *size) for row, size in enumerate(sizes)))
 
     def areas(self) -> Int64[np.ndarray, " T"]:
         """Number of pixels of each."""
@@ -144,7 +140,7 @@ class GroundTruth:
         """
         if self.masks is None:
             raise InputError("the ground truth has no masks; read it with masks, or evaluate boxes")
-        return replace(self, iscrowd=self.iscrowd | (self.masks.masks.kinds == NONE), masks=self.masks.as_runs())
+        return replace(self, iscrowd=self.iscrowd | (self.masks.masks.kinds == NONE))
 
     def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
         """Ground truth of some of the images, given by id in any order.

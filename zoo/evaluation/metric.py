@@ -10,13 +10,12 @@ from jaxtyping import Int64
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.data.masks import RUNS, Masks, encode_stack
+from zoo.data.masks import RUNS, Masks
 from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks, ragged_indices
-from zoo.evaluation.predictions import Predictions
+from zoo.evaluation.predictions import Predictions, encode_masks
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, evaluate_boxes_and_masks
 from zoo.ops.distributed import run_on_rank_zero
-from zoo.ops.paste import paste_masks
 from zoo.types import Prediction, Target
 
 
@@ -111,11 +110,7 @@ class DetectionMAP(Metric):
         self.gt_difficult.append(torch.cat([item["difficult"] for item in target]))
 
     def _add_masks(self, preds: Sequence[Prediction], sizes: Sequence[tuple[int, int]]) -> None:
-        texts = [
-            text
-            for item, size in zip(preds, sizes, strict=True)
-            for text in encode_stack(paste_masks(item["masks"].detach(), item["boxes"], *size).cpu().numpy())
-        ]
+        texts = [text for item, size in zip(preds, sizes, strict=True) for text in encode_masks(item, *size)]
         self.pred_mask_lengths.append(torch.tensor([len(text) for text in texts], dtype=torch.int64))
         self.pred_mask_bytes.append(torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).clone())
         self.heights.append(torch.tensor([height for height, _ in sizes]))

@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from pycocotools import mask as coco_mask
 
-from zoo.data.masks import Masks, check_runs, compress_runs, expand_runs
+from zoo.data.masks import Masks, check_runs, compress_runs, encode_stack, expand_runs
 from zoo.errors import InputError
 from zoo.evaluation.ground_truth import ObjectMasks
 from zoo.io.files import atomic_path
+from zoo.ops.paste import image_masks
 from zoo.types import Prediction
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -47,8 +48,19 @@ class Predictions:
         return len(self.scores)
 
     @classmethod
-    def from_lists(cls, image_ids: Sequence[int], predictions: Sequence[Prediction]) -> "Predictions":
-        """Pack a detector's predictions, one `Prediction` for each image, on any device, possibly empty."""
+    def from_lists(
+        cls,
+        image_ids: Sequence[int],
+        predictions: Sequence[Prediction],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> "Predictions":
+        """Pack a detector's predictions, one `Prediction` for each image, on any device, possibly empty.
+
+        Args:
+            image_ids: of each image.
+            predictions: of each image.
+            sizes: (height, width) of each image; masks, which need them, are left out without.
+        """
         counts = [len(prediction["scores"]) for prediction in predictions]
         if len(image_ids) != len(counts):
             raise ValueError(f"{len(image_ids)} image ids for {len(counts)} predictions")
@@ -62,6 +74,7 @@ class Predictions:
             boxes=torch.cat([prediction["boxes"] for prediction in predictions]).float().cpu().numpy(),
             scores=torch.cat([prediction["scores"] for prediction in predictions]).float().cpu().numpy(),
             labels=torch.cat([prediction["labels"] for prediction in predictions]).cpu().numpy(),
+            masks=None if sizes is None else _pack_masks(predictions, sizes, counts),
         )
 
     def of_image(self, image_id: int) -> Prediction:
@@ -77,6 +90,24 @@ class Predictions:
         """Indices of one image's detections, highest score first."""
         rows = np.flatnonzero(self.image_ids == image_id)
         return rows[np.argsort(-self.scores[rows], kind="stable")]  # a file may have any order
+
+
+def encode_masks(found: Prediction, height: int, width: int) -> list[bytes]:
+    """Compressed run lengths of the masks of an image's detections; [] without masks."""
+    masks = image_masks(found, height, width)
+    return [] if masks is None else encode_stack(masks.cpu().numpy())
+
+
+def _pack_masks(
+    predictions: Sequence[Prediction], sizes: Sequence[tuple[int, int]], counts: Sequence[int]
+) -> ObjectMasks | None:
+    if not all("masks" in found for found in predictions):
+        return None
+    runs = Masks.pack(
+        text for found, size in zip(predictions, sizes, strict=True) for text in encode_masks(found, *size)
+    )
+    heights, widths = np.repeat(np.array(sizes, np.int64).reshape(-1, 2), counts, axis=0).T
+    return ObjectMasks(runs, heights, widths)
 
 
 class _Segmentation(msgspec.Struct, gc=False):

@@ -103,13 +103,18 @@ def evaluate_boxes_and_masks(
         InputError: see `evaluate`.
     """
     scores = evaluate(ground_truth, predictions, protocols, engine)
-    if ground_truth.masks is not None and predictions.masks is not None:
+    if have_masks(ground_truth, predictions):
         of_masks = evaluate(ground_truth, predictions, ["coco"], engine, by_masks=True)
         pairs = [(scores.metrics, of_masks.metrics)]
         pairs += [(scores.per_class[name], values) for name, values in of_masks.per_class.items()]
         for known, found in pairs:
             known.update({f"{MASK_PREFIX}{key}": value for key, value in found.items()})
     return scores
+
+
+def have_masks(ground_truth: GroundTruth, predictions: Predictions) -> bool:
+    """Whether both have masks, so that these can be compared, too."""
+    return ground_truth.masks is not None and ground_truth.masks.masks.any() and predictions.masks is not None
 
 
 def order_masks(ground_truth: GroundTruth, predictions: Predictions) -> ObjectMasks:

@@ -5,7 +5,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -22,12 +22,12 @@ from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.identity import read_predictions
 from zoo.evaluation.matches import collect_matches
 from zoo.evaluation.predictions import Predictions
-from zoo.evaluation.scores import describe_detection_limit, evaluate
+from zoo.evaluation.scores import MASK_PREFIX, describe_detection_limit, evaluate_boxes_and_masks, have_masks
 from zoo.evaluation.slices import evaluate_slices
 from zoo.experiment.combinations import Combined, combine_runs, evaluate_combined, write_combined
 from zoo.experiment.run import final_split
 from zoo.report.entries import find_entries, first_runs, run_labels
-from zoo.report.pictures.examples import Example, best_f1_score, make_example
+from zoo.report.pictures.examples import Example, MaskPixels, best_f1_score, make_example
 from zoo.report.pictures.selection import choose_pictures
 from zoo.report.pictures.views import shown_score
 from zoo.report.results import (
@@ -124,12 +124,39 @@ def analyse(
     results.pairs = [
         _compare_entries(drawn, first, second, ground_truth.classes) for first, second in combinations(by_config, 2)
     ]
+    _analyse_masks(results, predictions, ground_truth, resamples)
     results.combinations = evaluate_combined(combined, results, predictions, ground_truth, drawn, entry_keys)
 
 
 def _entry_key(config: str) -> str:
     """Bootstrap key of all seeds of a configuration; differs from every `Run.folder`."""
     return f"all of {config}"
+
+
+def _analyse_masks(
+    results: Results, predictions: Mapping[str, Predictions], ground_truth: GroundTruth, resamples: int
+) -> None:
+    """Add intervals and differences of mask AP, on the same resamples as those of boxes; for runs with masks only."""
+    matches = {
+        run.folder: collect_matches(ground_truth, predictions[run.folder], by_masks=True)
+        for run in results.runs
+        if run.status == "done" and have_masks(ground_truth, predictions[run.folder])
+    }
+    by_config = defaultdict(list)
+    for run in results.runs:
+        if run.folder in matches:
+            by_config[run.config].append(matches[run.folder])
+    of_entries = {_entry_key(config): found for config, found in by_config.items()}
+    drawn = bootstrap({folder: [found] for folder, found in matches.items()} | of_entries, resamples)
+    for run in results.runs:
+        if run.folder in matches:
+            for key in KEYS:
+                run.analysis.intervals[f"{MASK_PREFIX}{key}"] = Interval(*drawn.interval(run.folder, key))
+    for pair in results.pairs:
+        if pair.first in by_config and pair.second in by_config:
+            for key in KEYS:
+                difference = drawn.difference(_entry_key(pair.first), _entry_key(pair.second), key)
+                pair.differences[f"{MASK_PREFIX}{key}"] = Difference(*difference)
 
 
 def _compare_entries(drawn: Bootstrap, first: str, second: str, classes: Sequence[str]) -> Pair:
@@ -143,7 +170,7 @@ def _compare_entries(drawn: Bootstrap, first: str, second: str, classes: Sequenc
 
 def evaluate_run(run: Run, ground_truth: GroundTruth, predictions: Predictions, table: AnnotationTable) -> None:
     """Fill in the metrics and errors of one run; cost, learning curve and ceilings are kept."""
-    scores = evaluate(ground_truth, predictions)
+    scores = evaluate_boxes_and_masks(ground_truth, predictions)
     run.metrics, run.per_class = scores.metrics, scores.per_class
     per_image = (predictions.of_image(int(image_id)) for image_id in table.image_ids)
     run.shown_score = best_f1_score(per_image, (table.target(index) for index in range(len(table))))
@@ -151,6 +178,9 @@ def evaluate_run(run: Run, ground_truth: GroundTruth, predictions: Predictions, 
     thresholds = best_thresholds(ground_truth, predictions)
     run.analysis = Analysis(
         errors=tide_errors(ground_truth, predictions),
+        mask_errors=tide_errors(ground_truth, predictions, by_masks=True)
+        if have_masks(ground_truth, predictions)
+        else {},
         curves=precision_recall(ground_truth, predictions),
         confusion=confusion_matrix(ground_truth, predictions, shown_score(run)).tolist(),
         slices={
@@ -180,8 +210,11 @@ def analyse_and_report(
 
     The predictions of pairs of configurations that are to be combined are written to `out/combined`.
     """
-    table = module.table(final_split(module))
-    predictions = read_run_predictions(results, table, out, progress)
+    split = final_split(module)
+    predictions = read_run_predictions(results, module.table(split), out, progress)
+    if any(found.masks is not None for found in predictions.values()):
+        module.want_masks(True)
+    table = module.table(split)
     if pairs:
         progress(f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of detectors combined")
     combined = combine_runs(results, predictions, pairs)
@@ -207,5 +240,33 @@ def pick_examples(
         index = index_of[choice.image_id]
         of_image = {folder: found.of_image(choice.image_id) for folder, found in shown.items()}
         image = source.load_image(table, index)
-        examples.append(make_example(table.file_name(index), image, table.target(index), of_image, choice.reasons))
+        masks = {folder: _drawn_masks(found, choice.image_id, scores[folder]) for folder, found in shown.items()}
+        examples.append(
+            make_example(
+                table.file_name(index),
+                image,
+                table.target(index),
+                of_image,
+                choice.reasons,
+                _object_masks(table, index),
+                masks,
+            )
+        )
     return examples
+
+
+def _object_masks(table: AnnotationTable, index: int) -> Iterator[MaskPixels]:
+    """Masks of one image's objects, if they were read."""
+    if table.masks is not None:
+        for row in range(table.rows(index).start, table.rows(index).stop):
+            yield table.masks.decode(row, int(table.heights[index]), int(table.widths[index]))
+
+
+def _drawn_masks(predictions: Predictions, image_id: int, score: float) -> Iterator[MaskPixels]:
+    """Masks of one image's detections from a score on, highest score first."""
+    found = predictions.masks
+    if found is None:
+        return
+    for row in predictions.rows_of_image(image_id):
+        if predictions.scores[row] >= score:
+            yield found.masks.decode(int(row), int(found.heights[row]), int(found.widths[row]))

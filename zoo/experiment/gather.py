@@ -4,6 +4,7 @@ Detectors of other frameworks are compared by their predictions alone (COCO-resu
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,10 @@ import yaml
 
 from zoo.data.formats.recognise import data_arguments, is_data_set
 from zoo.data.module import ANNOTATED, DetectionDataModule
+from zoo.data.source import DataWarning
+from zoo.data.table import box_areas
 from zoo.errors import InputError
+from zoo.evaluation.ground_truth import ObjectMasks
 from zoo.experiment.run import final_split, read_identity, read_result
 from zoo.io.configurations import read_yaml
 from zoo.profiling.hardware import list_versions
@@ -25,6 +29,9 @@ from zoo.report.results import (
     read_results,
 )
 from zoo.training.configuration import build_data
+
+_SAMPLED = 200  # images that tell masks from boxes
+_FULL = 0.95  # share of its box that a mask fills from which it is only the box
 
 
 def gather_runs(
@@ -158,6 +165,27 @@ def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path
     if not isinstance(config, dict) or "data" not in config:
         raise InputError("has no `data`; repeat the run with `zoo compare`, or give --data DATA", file)
     return yaml.safe_dump(config["data"], sort_keys=False), file
+
+
+def train_has_masks(data: Path) -> bool:
+    """Whether the training images of a data file or a data set have masks that are more than boxes.
+
+    Some labelling tools write a rectangle into `segmentation`.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    section, origin = read_data_config([], data)
+    module = build_data(yaml.safe_load(section), origin)
+    module.want_masks(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # those of the comparison, which reads the data again
+        table = module.table("train")
+    if not table.has_masks:
+        return False
+    masks = ObjectMasks.of_table(table.select(range(min(len(table), _SAMPLED))))
+    boxes = table.boxes[: len(masks.heights)]
+    return bool(((masks.areas() > 0) & (masks.areas() < _FULL * box_areas(boxes))).any())
 
 
 def describe_data(module: DetectionDataModule, name: str) -> dict[str, str | int]:

@@ -21,7 +21,7 @@ from zoo.evaluation.predictions import Predictions, write_coco_results
 from zoo.inference.videos import is_video, predict_video, require_reader
 from zoo.io.files import atomic_path, write_atomically
 from zoo.ops.distributed import is_distributed
-from zoo.report.pictures.draw import draw_boxes
+from zoo.report.pictures.draw import draw_prediction
 from zoo.report.thresholds import read_thresholds
 from zoo.training.trainer import make_inference_trainer, terminate_children_on_error
 from zoo.types import Prediction
@@ -124,11 +124,12 @@ def _predict_stills(
     names = unique_names([Path(table.file_name(index)).stem for index in range(len(table))])
     for index, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
         image = data.sources["predict"].load_image(table, index)
-        drawn = draw_boxes(image, prediction["boxes"], prediction["labels"], detector.class_names, prediction["scores"])
+        drawn = draw_prediction(image, prediction, detector.class_names)
         picture = PillowImage.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
         with atomic_path(annotated / f"{name}.jpg") as temporary:
             picture.save(temporary, format="JPEG", quality=92)
-    packed = Predictions.from_lists(table.image_ids.tolist(), predictions)
+    sizes = list(zip(table.heights.tolist(), table.widths.tolist(), strict=True))
+    packed = Predictions.from_lists(table.image_ids.tolist(), predictions, sizes)
     category_ids = list(range(1, detector.num_classes + 1))
     write_atomically(out / "images.json", _images_json(table, detector.class_names))
     file_names = {image_id: str(table.path(index)) for index, image_id in enumerate(table.image_ids.tolist())}

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from zoo.detector import Detector, above_score
 from zoo.errors import InputError
+from zoo.evaluation.predictions import encode_masks
 from zoo.io.files import atomic_path, write_atomically
-from zoo.report.pictures.draw import draw_boxes
+from zoo.report.pictures.draw import draw_prediction
 from zoo.types import Image, Prediction
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -84,13 +85,9 @@ def predict_video(
             with context():
                 predictions = [above_score(one, minimum) for one in detector([frame.image for frame in group])]
             for frame, prediction in zip(group, predictions, strict=True):
-                prediction = Prediction(
-                    boxes=prediction["boxes"].cpu(),
-                    scores=prediction["scores"].cpu(),
-                    labels=prediction["labels"].cpu(),
-                )
-                found += _detections(detector, count, frame.time, prediction)
-                writer.write(_draw(frame.image, prediction, detector.class_names))
+                prediction = cast(Prediction, {key: cast(Tensor, value).cpu() for key, value in prediction.items()})
+                found += _detections(detector, count, frame, prediction)
+                writer.write(draw_prediction(frame.image, prediction, detector.class_names))
                 count += 1
             if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
@@ -168,13 +165,14 @@ class _Writer:
         self.container.close()
 
 
-def _draw(image: Image, prediction: Prediction, class_names: Sequence[str]) -> Image:
-    return draw_boxes(image, prediction["boxes"], prediction["labels"], class_names, prediction["scores"])
-
-
-def _detections(detector: Detector, frame: int, seconds: float, prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """The detections of a frame, boxes as x, y, width and height."""
+def _detections(detector: Detector, number: int, frame: Frame, prediction: Prediction) -> Iterator[dict[str, Any]]:
+    """The detections of a frame, boxes as x, y, width and height, masks as COCO's run lengths."""
+    size = tuple(frame.image.shape[1:])
+    masks: list[dict[str, Any]] = [
+        {"segmentation": {"size": size, "counts": text.decode()}} for text in encode_masks(prediction, *size)
+    ] or [{}] * len(prediction["scores"])
     rows = zip(prediction["boxes"].tolist(), prediction["scores"].tolist(), detector.names(prediction), strict=True)
-    for (x1, y1, x2, y2), score, name in rows:
+    for ((x1, y1, x2, y2), score, name), mask in zip(rows, masks, strict=True):
         box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-        yield {"frame": frame, "time": round(seconds, 4), "category": name, "score": round(score, 5), "bbox": box}
+        seconds = round(frame.time, 4)
+        yield {"frame": number, "time": seconds, "category": name, "score": round(score, 5), "bbox": box, **mask}

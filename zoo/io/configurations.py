@@ -93,12 +93,14 @@ def is_built_in(data: str | Path | None) -> bool:
     return data is None or Path(data).stem == BUILT_IN_DATA
 
 
-def default_models(data: str | Path | None) -> list[Path]:
+def default_models(data: str | Path | None, has_masks: bool) -> list[Path]:
     """One configuration of each detector: `_tiny` for the built-in shapes, a pretrained trunk for other data.
 
-    Without Mask R-CNN: few data sets have masks, and reports do not show them yet.
+    Args:
+        data: value of `--data`.
+        has_masks: whether the data has masks, which `NEED_MASKS` are trained on.
     """
-    return [find_model_file(name, data) for name in detector_names() if name not in NEED_MASKS]
+    return [find_model_file(name, data) for name in detector_names() if has_masks or name not in NEED_MASKS]
 
 
 def describe_choice(name: str, file: Path) -> str | None:

@@ -5,6 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.types import Prediction
+
+
+def image_masks(found: Prediction, height: int, width: int) -> Bool[Tensor, "K H W"] | None:
+    """Masks of the detections of an image of this size; None from a detector without masks."""
+    return paste_masks(found["masks"], found["boxes"], height, width) if "masks" in found else None
+
 
 def paste_masks(
     masks: Float[Tensor, "N S S"], boxes: Float[Tensor, "N 4"], height: int, width: int

@@ -19,6 +19,9 @@ from zoo.report.results import Results, Run
 from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
 from zoo.report.tables.breakdown import ceiling_rows, confusions, format_threshold, slice_groups, threshold_tables
 from zoo.report.tables.combinations import NOTE, combination_rows
+from zoo.report.tables.masks import COLUMNS as MASK_COLUMNS
+from zoo.report.tables.masks import NOTE as MASK_NOTE
+from zoo.report.tables.masks import mask_entries, mask_rows
 from zoo.report.tables.pairwise import head_to_head, pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, class_table, cost_table, entry_table, legend, run_table, time_table
@@ -67,6 +70,10 @@ def _accuracy(results: Results, entries: list[Entry], runs: list[Run]) -> dict[s
         "head_to_head": head_to_head(results.pairs, entries, results.classes),
         "combinations": combination_rows(results, entries),
         "combination_note": NOTE,
+        "mask_rows": mask_rows(entries),
+        "mask_columns": MASK_COLUMNS,
+        "mask_note": MASK_NOTE,
+        "mask_error_plot": error_plot(mask_entries(entries), of_masks=True),
         "columns": COLUMNS,
         "groups": _group_columns(),
         "rows": entry_table(entries),
@@ -110,9 +117,11 @@ def _costs(entries: list[Entry]) -> dict[str, object]:
 
 def _pictures(results: Results, examples: list[Example], runs: list[Run]) -> dict[str, object]:
     labels = run_labels(runs)
+    made = [make_picture(example, runs, labels, results.classes) for example in examples]
     return {
-        "pictures": [make_picture(example, runs, labels, results.classes) for example in examples],
+        "pictures": made,
         "categories": list_categories(examples, labels),
+        "any_masks": any(shape.mask for picture in made for view in picture.views for shape in view.shapes),
         "any_ignored": any(any(example.truth.ignored) for example in examples),
         "default_score": format_score(DEFAULT_SHOWN_SCORE),
         "best_scores": [

@@ -11,6 +11,9 @@ from zoo.report.results import Results
 from zoo.report.summary_text import evaluated_images, headline, interval_notes, reproduction_facts
 from zoo.report.tables.breakdown import ceiling_rows
 from zoo.report.tables.combinations import NOTE, combination_rows
+from zoo.report.tables.masks import COLUMNS as MASK_COLUMNS
+from zoo.report.tables.masks import NOTE as MASK_NOTE
+from zoo.report.tables.masks import mask_entries, mask_rows
 from zoo.report.tables.pairwise import pair_matrices
 from zoo.report.tables.ranking import ranking_table
 from zoo.report.tables.runs import COLUMNS, Cell, class_table, entry_table, legend
@@ -29,6 +32,7 @@ def render_markdown(results: Results) -> str:
         lines += _pairs(results, entries)
         lines += _combinations(results, entries)
         lines += _metrics(results, entries)
+        lines += _masks(entries)
     lines += _failures(results)
     if entries:
         lines += _classes(results, entries)
@@ -117,6 +121,15 @@ def _metrics(results: Results, entries: list[Entry]) -> list[str]:
     return [*lines, *(f"- {_escape(term)}: {_escape(meaning)}" for term, meaning in legend(runs)), ""]
 
 
+def _masks(entries: list[Entry]) -> list[str]:
+    rows = [
+        [_escape(row.label), *_format_cells(row.cells), _escape(row.interval), row.box_ap] for row in mask_rows(entries)
+    ]
+    head = ["Detector", *MASK_COLUMNS, "95% interval of AP", "Box AP"]
+    lines = ["## Masks", "", *_format_table(head, rows), "", MASK_NOTE, ""] if rows else []
+    return lines + _error_table(mask_entries(entries), of_masks=True)
+
+
 def _failures(results: Results) -> list[str]:
     labels = run_labels(results.runs)
     failed = [run for run in results.runs if run.status == "failed"]
@@ -134,8 +147,13 @@ def _classes(results: Results, entries: list[Entry]) -> list[str]:
 
 
 def _errors(entries: list[Entry]) -> list[str]:
+    table = _error_table(entries, of_masks=False)
+    return ["## Errors by type", "", *table] if table else []
+
+
+def _error_table(entries: list[Entry], of_masks: bool) -> list[str]:
     kinds = {**MAIN_ERRORS, **SPECIAL_ERRORS}
-    shares = [[error_share(entry, kind) for kind in kinds] for entry in entries]
+    shares = [[error_share(entry, kind, of_masks) for kind in kinds] for entry in entries]
     if all(share is None for row in shares for share in row):
         return []
     rows = [
@@ -143,7 +161,7 @@ def _errors(entries: list[Entry]) -> list[str]:
         for entry, row in zip(entries, shares, strict=True)
     ]
     lines = _format_table(["Detector", *(name for name, _ in kinds.values())], rows)
-    return ["## Errors by type", "", *lines, "", "AP50 lost to each type of error (TIDE).", ""]
+    return [*lines, "", f"AP50{' of masks' if of_masks else ''} lost to each type of error (TIDE).", ""]
 
 
 def _ceilings(entries: list[Entry]) -> list[str]:

@@ -124,9 +124,10 @@ class Ceiling:
 class Analysis:
     """Intervals, errors, curves, slices, calibration and ceilings of one run; empty or None where not computed."""
 
-    intervals: dict[str, Interval] = field(default_factory=dict)  # AP AP50 AP75 APs APm APl -> over test images
+    intervals: dict[str, Interval] = field(default_factory=dict)  # AP AP50 AP75 APs APm APl, mask_AP ... -> over images
     class_intervals: dict[str, Interval] = field(default_factory=dict)  # class name -> interval of its AP
     errors: dict[str, float] = field(default_factory=dict)  # TIDE: Cls Loc Both Dupe Bkg Miss FP FN -> AP50 lost, 0..1
+    mask_errors: dict[str, float] = field(default_factory=dict)  # the same by IoU of masks
     curves: dict[str, list[float]] = field(
         default_factory=dict
     )  # class name -> precision at recall 0, .01 .. 1, IoU .5
@@ -153,7 +154,7 @@ class Pair:
 
     first: str  # Run.config
     second: str
-    differences: dict[str, Difference]  # AP AP50 AP75 APs APm APl
+    differences: dict[str, Difference]  # AP AP50 AP75 APs APm APl, and mask_AP ... where both have masks
     class_differences: dict[str, Difference]  # class name -> difference in its AP
 
 
@@ -184,8 +185,10 @@ class Run:
     is_external: bool = False  # predictions of another program, of whose training nothing is known
     metrics: dict[str, float] = field(
         default_factory=dict
-    )  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10
-    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # class name -> AP AP50 VOC07 VOC10
+    )  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl VOC07 VOC10, mask_AP mask_AP50 ...
+    per_class: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # class name -> AP AP50 VOC07 VOC10, mask_AP mask_AP50
     cost: Cost = field(default_factory=Cost)
     curve: list[CurvePoint] = field(default_factory=list)
     shown_score: float | None = None  # pictures show detections from this score on (best F1); None means 0.5

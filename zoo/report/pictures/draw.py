@@ -1,22 +1,24 @@
-"""Draw boxes on an image; class colours, which are the same in every picture."""
+"""Draw boxes and masks on an image; class colours, which are the same in every picture."""
 
 import colorsys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
+from PIL import ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from zoo.types import Image
+from zoo.ops.paste import image_masks
+from zoo.types import Image, Prediction
 
 # Okabe and Ito's palette ("Color Universal Design", 2008), distinguishable in all common forms of colour blindness;
 # the first colours, which most data sets use, are those most visible on photographs.
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 
 _READABLE_SIDE = 480  # pixels; longer side of an image on which a label of 12 pixels is readable
+_MASK_OPACITY = 0.45
 _CROWDED = 20  # boxes; above this, lines are thin and labels wider than their box are left out
 
 
@@ -47,8 +49,9 @@ def draw_boxes(
     labels: Int64[Tensor, " K"],
     class_names: Sequence[str],
     scores: Float[Tensor, " K"] | None = None,
+    masks: Bool[Tensor, "K H W"] | None = None,
 ) -> Image:
-    """Draw boxes with class colours, names and scores.
+    """Draw boxes with class colours, names and scores, and masks.
 
     Small images are enlarged by an integer factor first, so that labels are readable.
 
@@ -58,13 +61,17 @@ def draw_boxes(
         labels: class of each box, an index into `class_names`.
         class_names: names of all classes.
         scores: 0..1, written after the class name; None for ground truth.
+        masks: of the boxes; their pixels are tinted in the class colour.
 
     Returns:
         uint8 [3, H * s, W * s], s an integer, 1 where the longer side has 480 pixels or more.
     """
     height, width = image.shape[-2:]
     scale = max(1, -(-_READABLE_SIDE // max(height, width)))
-    canvas = PillowImage.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+    pixels = np.array(image.permute(1, 2, 0).cpu().numpy())
+    if masks is not None:
+        _tint(pixels, masks.cpu().numpy(), labels.tolist())
+    canvas = PillowImage.fromarray(pixels)
     if scale > 1:
         canvas = canvas.resize((width * scale, height * scale), PillowImage.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
@@ -86,6 +93,19 @@ def draw_boxes(
             continue
         _draw_tag(draw, (x1, y1), tag, color, font, canvas.size)
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+
+
+def draw_prediction(image: Image, found: Prediction, class_names: Sequence[str]) -> Image:
+    """Draw the detections of an image, with masks where they have any; see `draw_boxes`."""
+    masks = image_masks(found, *image.shape[-2:])
+    return draw_boxes(image, found["boxes"], found["labels"], class_names, found["scores"], masks)
+
+
+def _tint(pixels: UInt8[np.ndarray, "H W 3"], masks: Bool[np.ndarray, "K H W"], labels: list[int]) -> None:
+    """Tint the pixels of masks in place, the last mask first, so that earlier ones lie on top."""
+    for mask, label in zip(masks[::-1], reversed(labels), strict=True):
+        color = np.array(ImageColor.getrgb(class_color(label)))
+        pixels[mask] = (pixels[mask] * (1 - _MASK_OPACITY) + color * _MASK_OPACITY).astype(np.uint8)
 
 
 def format_score(score: float) -> str:

@@ -5,13 +5,14 @@ Examples are stored in one file, `examples.json`, so that the report can be rend
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Bool, UInt8
 from PIL import Image as PillowImage
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -19,6 +20,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from zoo.errors import InputError
 from zoo.io.files import convert_json, decode_json, encode_json, write_atomically
+from zoo.report.pictures.outlines import trace
 from zoo.types import Image, Prediction, Target
 
 _ADVICE = "expected a file that `zoo compare` wrote"
@@ -29,6 +31,7 @@ _MATCH_IOU = 0.5
 
 Box = tuple[float, float, float, float]
 Verdict = Literal["right", "false", "ignored"]
+MaskPixels: TypeAlias = Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Objects:
     boxes: list[Box] = field(default_factory=list)  # xyxy edges, pixels of the example
     labels: list[int] = field(default_factory=list)
     ignored: list[bool] = field(default_factory=list)  # crowds and difficult objects: neither hits nor misses count
+    masks: list[str] = field(default_factory=list)  # outlines as SVG path data; "" for none; empty without any masks
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Detections:
     boxes: list[Box] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)  # as those of `Objects`; only of the first, which are drawn
 
 
 @dataclass
@@ -97,6 +102,8 @@ def make_example(
     target: Target,
     predictions: dict[str, Prediction],
     reasons: Sequence[Reason] = (Reason("sample"),),
+    truth_masks: Iterable[MaskPixels] = (),
+    masks: Mapping[str, Iterable[MaskPixels]] | None = None,
 ) -> Example:
     """Make an example of a test image: longer side at most 480 pixels, the 100 highest-scoring detections of each run.
 
@@ -106,6 +113,8 @@ def make_example(
         target: its ground truth, in pixels of `image`.
         predictions: `Run.folder` -> its prediction, in pixels of `image`, highest score first, not thresholded.
         reasons: reasons to show it, boxes in pixels of `image`.
+        truth_masks: of the objects.
+        masks: `Run.folder` -> those of its first detections.
     """
     height, width = image.shape[-2:]
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
@@ -117,8 +126,13 @@ def make_example(
         width=image.shape[-1],
         height=image.shape[-2],
         jpeg=_encode_jpeg(image),
-        truth=_to_objects(target, scale),
-        predictions={folder: _to_detections(prediction, scale) for folder, prediction in predictions.items()},
+        truth=replace(_to_objects(target, scale), masks=[trace(mask, scale) for mask in truth_masks]),
+        predictions={
+            folder: replace(
+                _to_detections(prediction, scale), masks=[trace(mask, scale) for mask in (masks or {}).get(folder, ())]
+            )
+            for folder, prediction in predictions.items()
+        },
         reasons=[replace(reason, boxes=_to_boxes(torch.tensor(reason.boxes) * scale)) for reason in reasons],
     )
 
@@ -232,6 +246,10 @@ def read_examples(path: str | Path) -> list[Example]:
                 raise InputError(
                     f"columns have different lengths {columns}", file=path, place=f"examples[{index}].{place}"
                 )
+        parts: dict[str, Objects | Detections] = {"truth": truth, **example.predictions}
+        for place, part in parts.items():
+            if len(part.masks) > len(part.boxes):
+                raise InputError("has more masks than boxes", file=path, place=f"examples[{index}].{place}")
     return examples
 
 

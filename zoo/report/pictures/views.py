@@ -1,4 +1,4 @@
-"""Test images of the HTML page: views with boxes, one for the ground truth and one for each run."""
+"""Test images of the HTML page: views with boxes and masks, one for the ground truth and one for each run."""
 
 import base64
 from collections.abc import Sequence
@@ -38,6 +38,7 @@ class Shape:
     title: str  # tooltip
     tag: str  # label, "" for none
     tag_width: float  # of the label, in units of the font size
+    mask: str  # SVG path data, "" for none
 
 
 @dataclass
@@ -146,8 +147,10 @@ def _describe_reason(reason: Reason, labels: dict[str, str], classes: Sequence[s
 
 def _ground_truth_view(truth: Objects, classes: Sequence[str], tagged: bool) -> View:
     shapes = [
-        _make_shape(box, label, "ignored" if ignored else "truth", _name(classes, label), tagged)
-        for box, label, ignored in zip(truth.boxes, truth.labels, truth.ignored, strict=True)
+        _make_shape(box, label, "ignored" if ignored else "truth", _name(classes, label), tagged, mask)
+        for box, label, ignored, mask in zip(
+            truth.boxes, truth.labels, truth.ignored, _pad(truth.masks, len(truth.boxes)), strict=True
+        )
     ]
     num_ignored = truth.ignored.count(True)
     counts = _count(len(shapes) - num_ignored, "object")
@@ -162,19 +165,25 @@ def _make_detection_shapes(
         for box, label, found, ignored in zip(truth.boxes, truth.labels, matching.found, truth.ignored, strict=True)
         if not found and not ignored
     ]
+    masks = _pad(detections.masks, len(detections.boxes))
     for at, kind in reversed(list(enumerate(matching.verdicts))):  # highest score last, on top
         label = detections.labels[at]
         text = f"{_name(classes, label)} {format_score(detections.scores[at])}"
-        shapes.append(_make_shape(detections.boxes[at], label, kind, text, tagged))
+        shapes.append(_make_shape(detections.boxes[at], label, kind, text, tagged, masks[at]))
     return shapes
 
 
-def _make_shape(box: Box, label: int, kind: str, text: str, tagged: bool) -> Shape:
+def _pad(masks: list[str], count: int) -> list[str]:
+    return masks + [""] * (count - len(masks))
+
+
+def _make_shape(box: Box, label: int, kind: str, text: str, tagged: bool, mask: str = "") -> Shape:
     x1, y1, x2, y2 = box
     width, height = round(max(0.0, x2 - x1), 1), round(max(0.0, y2 - y1), 1)
     color = class_color(label)
     tag = text if tagged else ""
-    return Shape(x1, y1, width, height, kind, color, text_color(color), text, tag, _TAG_FONT.getlength(tag) / 100)
+    tag_width = _TAG_FONT.getlength(tag) / 100
+    return Shape(x1, y1, width, height, kind, color, text_color(color), text, tag, tag_width, mask)
 
 
 def _count_matches(matching: Matching, truth: Objects) -> str:

@@ -32,9 +32,10 @@ _ROW, _BAR = 26.0, 12.0  # SVG units, heights
 _CLIP = 5.0  # a bar this many times as long as the second longest is cut off, so that the others stay readable
 
 
-def error_plot(entries: list[Entry]) -> Plot | None:
-    """TIDE errors: a row per entry, a column per type, all bars on one scale; None without errors."""
-    values = {kind: [error_share(entry, kind) for entry in entries] for kind in (*MAIN_ERRORS, *SPECIAL_ERRORS)}
+def error_plot(entries: list[Entry], of_masks: bool = False) -> Plot | None:
+    """TIDE errors of boxes or masks: a row per entry, a column per type, all bars on one scale; None without errors."""
+    kinds = (*MAIN_ERRORS, *SPECIAL_ERRORS)
+    values = {kind: [error_share(entry, kind, of_masks) for entry in entries] for kind in kinds}
     known = [value for column in values.values() for value in column if value is not None]
     if not known:
         return None
@@ -59,9 +60,9 @@ def error_plot(entries: list[Entry]) -> Plot | None:
         shares = [f"{name} {format_or_missing(values[kind][row])}" for kind, (name, _) in MAIN_ERRORS.items()]
         summaries.append(f"{entry.label}: {', '.join(shares)}")
     return Plot(
-        name="tide",
-        title="AP50 lost to each type of error (TIDE)",
-        summary="AP50 lost to each type of error. " + "; ".join(summaries),
+        name="tide_masks" if of_masks else "tide",
+        title=f"AP50{' of masks' if of_masks else ''} lost to each type of error (TIDE)",
+        summary=f"AP50{' of masks' if of_masks else ''} lost to each type of error. " + "; ".join(summaries),
         width=round(left + column_width * 8 + gap),
         height=round(bottom + 8),
         left=left,
@@ -74,11 +75,11 @@ def error_plot(entries: list[Entry]) -> Plot | None:
     )
 
 
-def error_share(entry: Entry, kind: str) -> Value:
+def error_share(entry: Entry, kind: str, of_masks: bool = False) -> Value:
     """AP50 lost to one type of error, seeds averaged; slightly negative values of a run count as 0."""
 
     def lost(run: Run) -> Value:
-        value = run.analysis.errors.get(kind)
+        value = (run.analysis.mask_errors if of_masks else run.analysis.errors).get(kind)
         return None if value is None or math.isnan(value) else max(0.0, value)
 
     return entry.mean(lost)

@@ -8,6 +8,7 @@ from zoo.report.plots.curves import precision_recall_plots, reliability_plots
 from zoo.report.plots.learning_curves import learning_curves
 from zoo.report.plots.pareto import pareto_plot
 from zoo.report.results import Results
+from zoo.report.tables.masks import mask_entries
 
 
 def collect_plots(results: Results) -> list[Plot]:
@@ -16,6 +17,7 @@ def collect_plots(results: Results) -> list[Plot]:
     found = [
         pareto_plot(entries),
         error_plot(entries),
+        error_plot(mask_entries(entries), of_masks=True),
         *(plot for _, plot in precision_recall_plots(entries, results.classes)),
         *reliability_plots(entries),
         *time_plots(entries).values(),

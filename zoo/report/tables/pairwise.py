@@ -15,6 +15,9 @@ MEASURES = {
     "APs": "AP of small objects",
     "APm": "AP of medium objects",
     "APl": "AP of large objects",
+    "mask_AP": "AP of masks",
+    "mask_AP50": "AP50 of masks",
+    "mask_AP75": "AP75 of masks",
 }
 
 _CLASS = "class "  # prefix of a measure that is the AP of a class

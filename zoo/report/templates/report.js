@@ -248,7 +248,7 @@ function makeBrowser(browser) {
   }
 
   browser.addEventListener("keydown", (event) => {
-    if (event.target.tagName === "SELECT" || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (["SELECT", "INPUT"].includes(event.target.tagName) || event.altKey || event.ctrlKey || event.metaKey) return;
     const action = {
       ArrowLeft: () => stepPicture(-1),
       ArrowRight: () => stepPicture(1),
@@ -266,6 +266,9 @@ function makeBrowser(browser) {
     if (second) Object.assign(change, { name: second, other: narrow ? "" : first });
     show(change);
   });
+
+  const masks = browser.querySelector("input.masks");
+  masks?.addEventListener("change", () => browser.classList.toggle("unmasked", !masks.checked));
 
   const controls = browser.querySelector(".controls");
   controls.append(make("label", {}, "Compare with ", beside), status);
