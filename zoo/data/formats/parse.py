@@ -15,7 +15,9 @@ TRAIN_SPLITS = ("train", "trainval")
 """Names of splits that are used for training."""
 
 
-def parse_splits(sources: Mapping[str, Source], on_error: Callable[[str], OnError]) -> dict[str, RawSplit]:
+def parse_splits(
+    sources: Mapping[str, Source], on_error: Callable[[str], OnError], with_masks: bool = False
+) -> dict[str, RawSplit]:
     """Parses all splits of a data set, without validation.
 
     As in a DataModule, splits without a list of classes use that of the first split, if it has one.
@@ -23,6 +25,7 @@ def parse_splits(sources: Mapping[str, Source], on_error: Callable[[str], OnErro
     Args:
         sources: source of each split.
         on_error: split -> function that is called with the error for every record that cannot be parsed and is skipped.
+        with_masks: whether to read masks, too.
 
     Raises:
         InputError: a source cannot be read at all.
@@ -30,13 +33,15 @@ def parse_splits(sources: Mapping[str, Source], on_error: Callable[[str], OnErro
     first_classes: tuple[str, ...] | None = None
     raws: dict[str, RawSplit] = {}
     for number, (split, source) in enumerate(sources.items()):
-        raws[split] = parse_source(source, on_error(split), first_classes)
+        raws[split] = parse_source(source, on_error(split), first_classes, with_masks)
         if number == 0 and getattr(source, "classes", ()) is not None:
             first_classes = raws[split].classes
     return raws
 
 
-def parse_source(source: Source, on_error: OnError, classes: tuple[str, ...] | None = None) -> RawSplit:
+def parse_source(
+    source: Source, on_error: OnError, classes: tuple[str, ...] | None = None, with_masks: bool = False
+) -> RawSplit:
     """Parses one source, without validation; `classes` is used where it does not define its own.
 
     Raises:
@@ -44,13 +49,13 @@ def parse_source(source: Source, on_error: OnError, classes: tuple[str, ...] | N
     """
     match source:
         case Coco():
-            return parse_coco(source.annotations, source.images, on_error, classes)
+            return parse_coco(source.annotations, source.images, on_error, classes, with_masks)
         case Voc():
-            return source.parse(classes, on_error)
+            return source.parse(classes, on_error, with_masks)
         case Yolo():
             return parse_yolo(source.data, source.split, on_error)
         case _:
-            return raw_from_table(source.read())
+            return raw_from_table(source.read(with_masks=with_masks))
 
 
 def origin(source: Source) -> str:

@@ -56,6 +56,10 @@ OnError: TypeAlias = Callable[[InputError], None]
 Place: TypeAlias = tuple[str, str | None]  # (file, place in the file)
 
 
+class MaskError(InputError):
+    """A mask that cannot be read; its object then has none."""
+
+
 def raise_error(error: InputError) -> None:
     """`OnError` of the readers: raises the error."""
     raise error

@@ -16,6 +16,7 @@ from zoo.data.formats.raw import (
     BrokenRecordError,
     CoordinatesAboveOneError,
     ListedTwiceError,
+    MaskError,
     RawSplit,
     SharedAnnotationError,
     same_record,
@@ -54,6 +55,8 @@ def parse_findings(split: str, errors: list[InputError], raw: RawSplit) -> Itera
             for sharing, annotation in enumerate(raw.annotation_files):
                 if str(annotation) == file:
                     yield Finding("annotation_shared", split, file, None, message, sharing)
+        elif isinstance(error, MaskError):
+            yield Finding("mask_broken", split, file, error.place, message)
         elif isinstance(error, BoxesAreCornersError):
             yield Finding("boxes_are_corners", split, file, error.place, message)
         elif isinstance(error, BrokenRecordError):
@@ -123,7 +126,7 @@ def box_findings(split: str, raw: RawSplit) -> Iterator[Finding]:
     sized = known & (sizes > 0).all(1)
     finite = np.isfinite(raw.boxes).all(1)
     for row in np.flatnonzero(~finite).tolist():
-        yield _box_finding("box_not_finite", split, raw, row, describe_bad_box(raw.boxes[row], 0, 0))
+        yield object_finding("box_not_finite", split, raw, row, describe_bad_box(raw.boxes[row], 0, 0))
     sides = np.where(finite[:, None], raw.boxes, 0)
     sides = sides[:, 2:] - sides[:, :2]
     # one finding per box: a box without area may also lie outside
@@ -138,14 +141,14 @@ def box_findings(split: str, raw: RawSplit) -> Iterator[Finding]:
     for kind, rows in (("box_reversed", reversed_), ("box_without_area", empty), ("box_outside", outside)):
         for row in np.flatnonzero(rows).tolist():
             width, height = sizes[row].astype(int).tolist()
-            yield _box_finding(kind, split, raw, row, describe_bad_box(raw.boxes[row], width, height))
+            yield object_finding(kind, split, raw, row, describe_bad_box(raw.boxes[row], width, height))
     for row in np.flatnonzero(inside & sized & (beyond > EDGE_TOLERANCE)).tolist():
         size = "{:.0f}x{:.0f}".format(*sizes[row])
-        message = f"box {_format_box(raw.boxes[row])} extends beyond its image of {size} by {beyond[row]:.4g} pixels"
-        yield _box_finding("box_sticks_out", split, raw, row, message)
+        message = f"box {format_box(raw.boxes[row])} extends beyond its image of {size} by {beyond[row]:.4g} pixels"
+        yield object_finding("box_sticks_out", split, raw, row, message)
     for row in np.flatnonzero(inside & sized & (sides < TINY_SIDE).any(1)).tolist():
-        message = f"box {_format_box(raw.boxes[row])} is {sides[row, 0]:.3g} x {sides[row, 1]:.3g} pixels"
-        yield _box_finding("box_tiny", split, raw, row, message)
+        message = f"box {format_box(raw.boxes[row])} is {sides[row, 0]:.3g} x {sides[row, 1]:.3g} pixels"
+        yield object_finding("box_tiny", split, raw, row, message)
     yield from _duplicate_box_findings(split, raw, inside & known & ~raw.iscrowd & (raw.labels >= 0))
 
 
@@ -155,8 +158,8 @@ def polygon_findings(split: str, raw: RawSplit, source: Source) -> Iterator[Find
         return
     rows, extents = rows_unlike_polygons(raw, source.annotations)
     for row in rows.tolist():
-        message = f"box {_format_box(raw.boxes[row])} is not the extent {_format_box(extents[row])} of its polygon"
-        yield _box_finding("box_unlike_polygon", split, raw, row, message)
+        message = f"box {format_box(raw.boxes[row])} is not the extent {format_box(extents[row])} of its polygon"
+        yield object_finding("box_unlike_polygon", split, raw, row, message)
 
 
 def _duplicate_box_findings(split: str, raw: RawSplit, checked: NDArray[np.bool_]) -> Iterator[Finding]:
@@ -173,10 +176,10 @@ def _duplicate_box_findings(split: str, raw: RawSplit, checked: NDArray[np.bool_
     for later, (earlier, overlap) in sorted(duplicates.items()):
         where = raw.object_place(earlier)[1]
         if (raw.boxes[later] == raw.boxes[earlier]).all():
-            yield _box_finding("box_doubled", split, raw, later, f"the same box and class as {where}")
+            yield object_finding("box_doubled", split, raw, later, f"the same box and class as {where}")
         else:
-            message = f"box {_format_box(raw.boxes[later])} overlaps {where} of the same class, IoU {overlap:.2f}"
-            yield _box_finding("box_nearly_doubled", split, raw, later, message)
+            message = f"box {format_box(raw.boxes[later])} overlaps {where} of the same class, IoU {overlap:.2f}"
+            yield object_finding("box_nearly_doubled", split, raw, later, message)
 
 
 def balance_findings(raws: Mapping[str, RawSplit], file: str) -> Iterator[Finding]:
@@ -222,9 +225,11 @@ def _duplicates(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
     return sorted((int(order[at]), firsts[int(ids[order[at]])]) for at in again)
 
 
-def _box_finding(kind: str, split: str, raw: RawSplit, row: int, message: str) -> Finding:
+def object_finding(kind: str, split: str, raw: RawSplit, row: int, message: str) -> Finding:
+    """Finding about an object."""
     return Finding(kind, split, *raw.object_place(row), message, int(raw.image_index[row]), row)
 
 
-def _format_box(box: NDArray[np.float64]) -> str:
+def format_box(box: NDArray[np.float64]) -> str:
+    """Edges of a box as text."""
     return "({:g}, {:g}, {:g}, {:g})".format(*box.tolist())

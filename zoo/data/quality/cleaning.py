@@ -2,8 +2,8 @@
 
 A copy never has an image without some of its objects, where these were annotated: it would be trained as background.
 
-The copy has the format of the original. Fields that our writer of the format does not support are lost (COCO's masks,
-VOC's poses and parts). Images are copied; only those with an EXIF rotation are encoded again.
+The copy has the format of the original, with its masks. Fields that our writer of the format does not support are lost
+(VOC's poses and parts). Images are copied; only those with an EXIF rotation are encoded again.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zoo.data.formats.parse import origin
 from zoo.data.formats.raw import RawSplit
+from zoo.data.masks import NONE, RUNS
 from zoo.data.quality.annotation_checks import EDGE_TOLERANCE, box_findings, similar_names
 from zoo.data.quality.doctor import Inspection
 from zoo.data.quality.findings import KINDS, UNKNOWN_IMAGE, Finding
@@ -186,7 +187,16 @@ def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspe
             finding, "size corrected" if is_plain else "image left out, since its boxes may be of another image"
         )
     # images of unknown size are left out
-    draft.raw = draft.raw.with_sizes(sizes)
+    draft.raw = _without_masks_of_other_sizes(draft.raw, sizes).with_sizes(sizes)
+
+
+def _without_masks_of_other_sizes(raw: RawSplit, sizes: NDArray[np.integer]) -> RawSplit:
+    """Copy without the run lengths of images whose size is corrected: they are those of the other size."""
+    if raw.masks is None:
+        return raw
+    corrected = np.append((sizes != np.stack([raw.widths, raw.heights], axis=1)).any(axis=1), False)[raw.image_index]
+    kinds = np.where(corrected & (raw.masks.kinds == RUNS), NONE, raw.masks.kinds).astype(np.int8)
+    return replace(raw, masks=replace(raw.masks, kinds=kinds))
 
 
 def _leave_out_uncertain_objects(draft: _Draft, findings: Iterable[Finding], parsed: RawSplit) -> None:

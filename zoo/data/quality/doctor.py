@@ -24,6 +24,7 @@ from zoo.data.quality.annotation_checks import (
 from zoo.data.quality.findings import KINDS, Finding
 from zoo.data.quality.image_checks import duplicate_findings, image_findings, object_findings, stray_findings
 from zoo.data.quality.image_files import ImageFile, Progress, inspect_images, no_progress
+from zoo.data.quality.mask_checks import mask_findings
 from zoo.data.source import Source, find_missing
 from zoo.errors import InputError
 
@@ -68,8 +69,9 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
         InputError: a split cannot be read at all, as with invalid json.
     """
     sources = distinct_sources(sources)
-    errors: dict[str, list[InputError]] = {split: [] for split in sources}
-    parsed = parse_splits(sources, lambda split: errors[split].append)
+    parsed, errors = _parse(sources, with_masks=True)
+    if not any(raw.masks is not None and raw.masks.any() for raw in parsed.values()):
+        parsed, errors = _parse(sources, with_masks=False)  # a data set of boxes: no masks to miss
     findings = [
         finding for split, raw in parsed.items() for finding in class_findings(split, raw, origin(sources[split]))
     ]
@@ -80,7 +82,9 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     raws = {split: _fill_sizes(raw, files) for split, raw in raws.items()}
     for split, raw in raws.items():
         found = [*parse_findings(split, errors[split], raw), *note_findings(split, raw, origin(sources[split]))]
-        found += [*id_findings(split, raw), *box_findings(split, raw), *polygon_findings(split, raw, sources[split])]
+        of_polygons = list(polygon_findings(split, raw, sources[split]))
+        found += [*id_findings(split, raw), *box_findings(split, raw), *of_polygons]
+        found += mask_findings(split, raw, {finding.row for finding in of_polygons})
         found += image_findings(split, raw, files) if raw.folders else []
         broken = {finding.image for finding in found if finding.severity == "error"}
         findings += [*found, *object_findings(split, raw, broken)]
@@ -96,6 +100,11 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     splits, kinds = ["", *raws], list(KINDS)
     findings.sort(key=lambda finding: (splits.index(finding.split), kinds.index(finding.kind)))
     return Inspection(dict(sources), parsed, raws, files, findings)
+
+
+def _parse(sources: Mapping[str, Source], with_masks: bool) -> tuple[dict[str, RawSplit], dict[str, list[InputError]]]:
+    errors: dict[str, list[InputError]] = {split: [] for split in sources}
+    return parse_splits(sources, lambda split: errors[split].append, with_masks), errors
 
 
 def _inspect(raws: Mapping[str, RawSplit], progress: Progress) -> dict[Path, ImageFile | None]:

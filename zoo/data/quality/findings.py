@@ -122,6 +122,14 @@ KINDS: dict[str, Kind] = {
     ),
     "box_tiny": Kind("warning", "Tiny boxes", "check whether it was drawn by mistake"),
     "box_nearly_doubled": Kind("warning", "Near-duplicate boxes", "check whether they are one object or two"),
+    # Masks
+    "mask_broken": Kind(
+        "warning", "Masks that cannot be read", "correct them; detectors of masks refuse them", "mask left out"
+    ),
+    "mask_empty": Kind("warning", "Masks without pixels", "draw it again; it does not count where masks are compared"),
+    "mask_outside_box": Kind("warning", "Masks outside their box", "correct the box or the mask"),
+    "mask_unlike_box": Kind("warning", "Masks that disagree with their box", "correct the box or the mask"),
+    "mask_in_parts": Kind("warning", "Masks of several parts", "check that they are one object, not several"),
     # Whole data set
     "split_without_objects": Kind(
         "error", "Splits without objects", "check where the annotations are; nothing can be trained or evaluated"

@@ -31,6 +31,7 @@ from zoo.data.formats.coco.images import image_sizes, locate_listed
 from zoo.data.formats.coco.records import Annotation, AnnotationWithPolygon, decode
 from zoo.data.formats.coco.segmentation import read_masks, segmentation_of
 from zoo.data.formats.raw import (
+    MaskError,
     OnError,
     Place,
     RawSplit,
@@ -129,7 +130,7 @@ def parse_coco(
         annotations: json file.
         images: folder that the file names are relative to; "" to take them as they are.
         on_error: called with the error for each record with missing or invalid fields; the record is then skipped. Also
-            called with an error if the boxes of the file are corners.
+            called with an error if the boxes of the file are corners, and with a `MaskError` for each broken mask.
         classes: class names of another split; an unused root category of this name is kept.
         with_masks: whether to read `segmentation`, too. An object without one, or with one of no use, has no mask.
 
@@ -166,7 +167,7 @@ def parse_coco(
     if with_masks:
         sizes_of_objects = np.concatenate([sizes, [[0, 0]]]).astype(np.int32)[image_index]  # -1: unknown image
         masks, mask_notes = read_masks(
-            rows, sizes_of_objects, lambda row, text: on_error(InputError(text, file, f"annotation id {ids[row]}"))
+            rows, sizes_of_objects, lambda row, text: on_error(MaskError(text, file, f"annotation id {ids[row]}"))
         )
     raw = RawSplit(
         classes=tuple(category.name for category in categories),

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from zoo.data.formats.raw import OnError
+from zoo.data.formats.raw import MaskError, OnError
 from zoo.data.masks import Masks, encode_runs
 from zoo.errors import InputError
 from zoo.io.files import atomic_path
@@ -27,7 +27,7 @@ def read_masks(files: Sequence[Path], counts: Sequence[int], on_error: OnError) 
         numbers = None
         try:
             numbers = _read_png(file) if file.exists() and count else None
-        except InputError as error:
+        except MaskError as error:
             on_error(error)
         for number in range(1, count + 1):
             pixels = None if numbers is None else numbers == number
@@ -74,7 +74,7 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
     try:
         with PILImage.open(file) as image:
             if image.mode not in ("P", "L"):
-                raise InputError(f"has mode {image.mode}; VOC's masks are png files with a palette", file)
+                raise MaskError(f"has mode {image.mode}; VOC's masks are png files with a palette", file)
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", file) from error
+        raise MaskError(f"cannot be read: {error}", file) from error
