@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from paths import SHARED_DATA
 from pycocotools import mask as coco_mask
 
-from zoo.data.masks import Masks, compress_runs, decode_runs, encode_runs, encode_stack, expand_runs
+from zoo.data.masks import (
+    Masks,
+    check_runs,
+    compress_runs,
+    decode_runs,
+    encode_runs,
+    encode_stack,
+    expand_runs,
+    find_bad_runs,
+)
 
 SQUARE = np.array([2.0, 3, 12, 3, 12, 9, 2, 9])
 TRIANGLE = np.array([14.25, 1.5, 19.99, 8.01, 13.1, 9.3])
@@ -127,3 +136,27 @@ def test_real_masks_take_few_bytes_and_are_exact() -> None:
             assert [part.tolist() for part in masks.polygons(row)] == entry["segmentation"]
     num_bytes = sum(column.nbytes for column in (masks.kinds, masks.starts, masks.content))
     assert num_bytes / len(masks) * 860_001 < 400e6
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    changed=st.lists(st.tuples(st.integers(0, 7), st.text("/0123OPQR_`no", max_size=3).map(str.encode)), max_size=4),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_bad_run_lengths_are_found_among_many_as_one_by_one(seed: int, changed: list[tuple[int, bytes]]) -> None:
+    random = np.random.default_rng(seed)
+    heights, widths = random.integers(1, 40, (2, 8))
+    texts = [
+        encode_runs(random.random((height, width)) < random.random() / 4)
+        for height, width in zip(heights, widths, strict=True)
+    ]
+    for index, content in changed:
+        place = random.integers(0, len(texts[index]) + 1)
+        texts[index] = texts[index][:place] + content + texts[index][place + len(content) :]
+    refused = []
+    for index, text in enumerate(texts):
+        try:
+            check_runs(expand_runs(text), int(heights[index]), int(widths[index]))
+        except ValueError:
+            refused.append(index)
+    assert find_bad_runs(texts, heights, widths).tolist() == refused

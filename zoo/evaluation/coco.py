@@ -22,6 +22,7 @@ import hotcoco
 import numpy as np
 from jaxtyping import Float, Int64
 
+from zoo.data.masks import areas_of_runs
 from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.predictions import to_xywh
 
@@ -121,9 +122,10 @@ def load_hotcoco(
         iscrowd=ground_truth.iscrowd,
         segmentation=None if masks is None or ground_truth.masks is None else ground_truth.masks.run_lengths(),
     )
-    coco_dt = coco_gt.load_res(detections, segmentation=None if masks is None else masks.run_lengths())
-    if masks is not None and areas is None:
-        areas = masks.areas().astype(np.float64)
+    found = None if masks is None else masks.run_lengths()
+    coco_dt = coco_gt.load_res(detections, segmentation=found)
+    if found is not None and areas is None:
+        areas = areas_of_runs(found).astype(np.float64)
     if areas is not None:
         coco_dt.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
     return hotcoco.COCOeval(coco_gt, coco_dt, "bbox" if masks is None else "segm")

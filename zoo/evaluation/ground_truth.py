@@ -46,10 +46,9 @@ class ObjectMasks:
         """Masks of the given rows, in the given order."""
         return ObjectMasks(self.masks.select(rows), self.heights[rows], self.widths[rows])
 
-    def run_lengths(self) -> list[dict[str, Any] | list[list[float]]]:
+    def run_lengths(self) -> list[Any]:
         """Run lengths of each in the form that pycocotools and hotcoco read."""
-        sizes = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
-        return [{"size": list(size), "counts": self.masks.runs(row, *size)} for row, size in enumerate(sizes)]
+        return self.masks.run_lengths(self.heights, self.widths)
 
     def areas(self) -> Int64[np.ndarray, " T"]:
         """Number of pixels of each."""

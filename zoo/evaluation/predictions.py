@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from pycocotools import mask as coco_mask
 
-from zoo.data.masks import Masks, check_runs, compress_runs, encode_stack, expand_runs
+from zoo.data.masks import Masks, check_runs, compress_runs, encode_stack, expand_runs, find_bad_runs
 from zoo.errors import InputError
 from zoo.evaluation.ground_truth import ObjectMasks
 from zoo.io.files import atomic_path
@@ -323,7 +323,7 @@ def _read_masks(entries: Sequence[_Result], path: str | Path) -> ObjectMasks | N
     have = [bool(entry.segmentation) for entry in entries]
     if not any(have):
         return None
-    runs = []
+    runs, sizes = [], []
     for number, entry in enumerate(entries):
         place = f"entry {number}"
         if not entry.segmentation:
@@ -331,22 +331,26 @@ def _read_masks(entries: Sequence[_Result], path: str | Path) -> ObjectMasks | N
             raise InputError(f"has no `segmentation`, but entry {first} has one", file=path, place=place)
         if isinstance(entry.segmentation, list):
             raise InputError("segmentation is a list; COCO results have run lengths", file=path, place=place)
-        counts, size = entry.segmentation.counts, entry.segmentation.size
+        counts = entry.segmentation.counts
         try:
-            text = counts.encode() if isinstance(counts, str) else compress_runs(np.array(counts, np.int64))
-            check_runs(expand_runs(text), *size)
-        except (ValueError, OverflowError) as error:
-            raise InputError(str(error), file=path, place=place) from error
-        runs.append(text)
-    heights, widths = np.array([entry.segmentation.size for entry in entries], np.int64).T  # type: ignore[union-attr]
+            runs.append(counts.encode() if isinstance(counts, str) else compress_runs(np.array(counts, np.int64)))
+        except OverflowError as error:
+            raise InputError(f"a count of its mask is too large: {error}", file=path, place=place) from error
+        sizes.append(entry.segmentation.size)
+    heights, widths = np.array(sizes, np.int64).T
+    for number in find_bad_runs(runs, heights, widths)[:1].tolist():
+        try:
+            check_runs(expand_runs(runs[number]), *sizes[number])
+        except ValueError as error:
+            raise InputError(str(error), file=path, place=f"entry {number}") from error
     return ObjectMasks(Masks.pack(runs), heights, widths)
 
 
 def _segmentations(masks: ObjectMasks | None, rows: range) -> list[_Segmentation | None]:
     if masks is None:
         return [None] * len(rows)
-    sizes = ((int(masks.heights[row]), int(masks.widths[row])) for row in rows)
-    return [_Segmentation(size, masks.masks.runs(row, *size).decode()) for row, size in zip(rows, sizes, strict=True)]
+    runs = masks.select(np.array(rows, np.int64)).run_lengths()
+    return [_Segmentation(tuple(run["size"]), run["counts"].decode()) for run in runs]
 
 
 def _plain_key(key: int | float | str) -> int | str:

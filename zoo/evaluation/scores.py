@@ -125,8 +125,8 @@ def order_masks(ground_truth: GroundTruth, predictions: Predictions) -> ObjectMa
     """
     if predictions.masks is None:
         raise InputError("the predictions have no masks; evaluate their boxes")
-    index = np.searchsorted(ground_truth.image_ids, predictions.image_ids)
-    return predictions.masks.select(np.argsort(index, kind="stable"))
+    ids = predictions.image_ids
+    return predictions.masks.select(np.argsort(ids, kind="stable")) if (np.diff(ids) < 0).any() else predictions.masks
 
 
 def order_detections(ground_truth: GroundTruth, predictions: Predictions) -> Detections:
