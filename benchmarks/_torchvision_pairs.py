@@ -21,7 +21,9 @@ from zoo.weights import load_weights
 
 TRUNKS = {"resnet18": "r18", "resnet50": "r50"}
 SLOTS = 91  # torchvision's class slots for COCO
-MODEL_NAMES = ("retinanet", "faster_rcnn")
+BOX_MODELS = ("retinanet", "faster_rcnn")
+MODEL_NAMES = (*BOX_MODELS, "mask_rcnn")
+THEIRS = {"retinanet": tv.RetinaNet, "faster_rcnn": tv.FasterRCNN, "mask_rcnn": tv.MaskRCNN}
 
 
 def make_images(count: int, height: int, width: int, device: str) -> list[Tensor]:
@@ -33,7 +35,7 @@ def make_images(count: int, height: int, width: int, device: str) -> list[Tensor
 
 
 def make_targets(count: int, height: int, width: int, device: str) -> list[Target]:
-    """7 objects per image (COCO's mean) with sides of 1/50 to 2/3 of the image's."""
+    """7 objects per image (COCO's mean) with sides of 1/50 to 2/3 of the image's; their masks fill their boxes."""
     generator = torch.Generator().manual_seed(1)
     targets = []
     for index in range(count):
@@ -48,9 +50,18 @@ def make_targets(count: int, height: int, width: int, device: str) -> list[Targe
                 iscrowd=torch.zeros(7, dtype=torch.bool, device=device),
                 difficult=torch.zeros(7, dtype=torch.bool, device=device),
                 area=(boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
+                masks=_fill(boxes, height, width),
             )
         )
     return targets
+
+
+def _fill(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Masks uint8 [M, H, W] of boxes."""
+    rows = torch.arange(height, device=boxes.device)[None, :, None]
+    columns = torch.arange(width, device=boxes.device)[None, None]
+    x1, y1, x2, y2 = boxes[:, :, None, None].unbind(dim=1)
+    return ((rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)).to(torch.uint8)
 
 
 def build_pair(
@@ -73,12 +84,8 @@ def build_pair(
         extra_blocks=LastLevelP6P7(256, 256) if is_retinanet else None,
     )
     sizes = {"min_size": min_size, "max_size": max_size}
-    anchors = tv.retinanet._default_anchorgen() if is_retinanet else None
-    theirs = (
-        tv.RetinaNet(backbone, SLOTS, anchor_generator=anchors, **sizes)
-        if is_retinanet
-        else tv.FasterRCNN(backbone, SLOTS, **sizes)
-    )
+    anchors = {"anchor_generator": tv.retinanet._default_anchorgen()} if is_retinanet else {}
+    theirs = THEIRS[name](backbone, SLOTS, **anchors, **sizes)
     if is_frozen:
         fit_frozen_norms(theirs.backbone.body, trunk)
     arguments: dict[str, Any] = {"score_threshold": 0.05}  # torchvision's

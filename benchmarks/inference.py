@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from _common import time_in_turn
-from _torchvision_pairs import MODEL_NAMES, TRUNKS, add_rates, build_pair, make_images, start_report
+from _torchvision_pairs import BOX_MODELS, TRUNKS, add_rates, build_pair, make_images, start_report
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -183,7 +183,7 @@ def main() -> None:
     )
     images = make_images(batch, height, width, device)
     floats = [image / 255 for image in images]
-    for name in MODEL_NAMES:
+    for name in BOX_MODELS:
         case = f"{name}_{TRUNKS[arguments.trunk]}"
         theirs, ours = build_pair(name, height, 2 * width, device, arguments.trunk)
         scale_scores(theirs, ours, name, images)

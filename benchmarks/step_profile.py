@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from _common import Report, seconds_of
-from _torchvision_pairs import MODEL_NAMES, TRUNKS, build_pair, make_images, make_targets
+from _torchvision_pairs import BOX_MODELS, TRUNKS, build_pair, make_images, make_targets
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from train_step import our_step
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320, help="shorter side of the images; the longer is 4/3 of it")
     parser.add_argument("--trunk", choices=TRUNKS, default="resnet50")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--models", choices=MODEL_NAMES, nargs="+", default=MODEL_NAMES)
+    parser.add_argument("--models", choices=BOX_MODELS, nargs="+", default=BOX_MODELS)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     height, width = arguments.size, arguments.size * 4 // 3 + (arguments.size == 320)

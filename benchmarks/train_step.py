@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from zoo.callbacks.torch_compile import modules_to_compile
 from zoo.detector import Detector
+from zoo.profiling.flops import peak_allocated
+from zoo.profiling.hardware import list_versions
 from zoo.types import Target
 
 # case -> (bf16 in ours, bf16 and channels_last in theirs, goal of the ratio on a CPU by model)
 PRECISIONS: dict[str, tuple[bool, bool, dict[str, float]]] = {
-    "fp32": (False, False, {"retinanet": 1.0, "faster_rcnn": 1.0}),
-    "bf16": (True, True, {"retinanet": 1.2, "faster_rcnn": 1.2}),
-    "default": (True, False, {"retinanet": 4.0, "faster_rcnn": 2.5}),
+    "fp32": (False, False, {"retinanet": 1.0, "faster_rcnn": 1.0, "mask_rcnn": 1.0}),
+    "bf16": (True, True, {"retinanet": 1.2, "faster_rcnn": 1.2, "mask_rcnn": 1.0}),
+    "default": (True, False, {"retinanet": 4.0, "faster_rcnn": 2.5, "mask_rcnn": 1.0}),
 }
 
 
@@ -58,7 +60,10 @@ def their_step(model: nn.Module, images: list[Tensor], targets: list[Target], de
     model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
     # Its loader yields floats, so the conversion is not timed.
     floats = [image / 255 for image in images]
-    labelled = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
+    labelled = [
+        {key: target[key] for key in ("boxes", "masks") if key in target} | {"labels": target["labels"] + 1}
+        for target in targets
+    ]
     return make_step(model, lambda: model(floats, labelled), device, bf16)
 
 
@@ -98,6 +103,15 @@ def measure_ladder(
         before, step_before = rung, step
 
 
+def add_memory(
+    report: Report, case: str, ours: Callable[[], None], theirs: Callable[[], None], device: torch.device
+) -> None:
+    """Add the memory that a step allocates at its peak, beyond weights and the optimizer's state."""
+    own, peer = (float(peak_allocated(step, device) or 0) / 1e6 for step in (ours, theirs))
+    report.row([case, f"{own:.0f}", f"{peer:.0f}", "MB", f"{peer / own:.2f}", ""])
+    report.case(case, own, peer, f"torchvision {list_versions()['torchvision']}", "MB", peer / own)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -116,19 +130,19 @@ def main() -> None:
         f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip(),
         device,
     )
-    images, targets = (make(arguments.batch, height, width, device) for make in (make_images, make_targets))
+    images, with_masks = (make(arguments.batch, height, width, device) for make in (make_images, make_targets))
+    without = [{key: value for key, value in target.items() if key != "masks"} for target in with_masks]
     for name in arguments.models:
+        targets = with_masks if name == "mask_rcnn" else without
         case = f"{name}_{TRUNKS[arguments.trunk]}"
         for precision, (our_bf16, their_bf16, goals) in PRECISIONS.items():
             theirs, ours = build_pair(name, height, 2 * width, device, arguments.trunk)
-            timing = time_in_turn(
-                our_step(ours, images, targets, device, our_bf16),
-                their_step(theirs, images, targets, device, their_bf16),
-                arguments.rounds,
-                device,
-            )
+            step = our_step(ours, images, targets, device, our_bf16)
+            their = their_step(theirs, images, targets, device, their_bf16)
+            timing = time_in_turn(step, their, arguments.rounds, device)
             goal = goals[name] if device == "cpu" else None
             add_rates(report, f"{case}/train/{precision}", timing, arguments.batch, goal)
+            add_memory(report, f"{case}/memory/{precision}", step, their, ours.device)
         if arguments.ladder:
             pair = build_pair(name, height, 2 * width, device, arguments.trunk)
             measure_ladder(report, case, pair, (images, targets), arguments.rounds)

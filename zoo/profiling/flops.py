@@ -88,16 +88,22 @@ def measure_memory(
     targets = None if target is None else [target]
     kept = image.nbytes + sum(tensor.nbytes for tensor in (*detector.parameters(), *detector.buffers()))
     with evaluation_mode(detector), context():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            detector([image], targets)
-            return (kept + torch.cuda.max_memory_allocated(device) - before) / 1e6
-        if device.type == "cpu":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a message
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-                detector([image], targets)
-            return (kept + _peak_bytes(profiler)) / 1e6
+        allocated = peak_allocated(lambda: detector([image], targets), device)
+    return None if allocated is None else (kept + allocated) / 1e6
+
+
+def peak_allocated(run: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes of tensors that a call has allocated at its peak, beyond those before; None as in `measure_memory`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "cpu":
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a message
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+        return _peak_bytes(profiler)
     return None
 
 
