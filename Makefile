@@ -22,7 +22,7 @@ help: ## show this list
 
 setup: $(STAMP) ## make .venv and install everything into it
 
-compare: $(STAMP) ## train and compare every detector of boxes on the built-in shapes (ARGS="--data ... --trainer ...")
+compare: $(STAMP) ## train and compare every detector on the built-in shapes (ARGS="--data ... --trainer ...")
 	$(RUN) -m zoo.cli compare $(ARGS)
 
 test: $(STAMP) ## run the tests, without the slow ones (ARGS="-k boxes")

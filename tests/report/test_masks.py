@@ -123,6 +123,12 @@ def test_a_report_of_predictions_with_masks_has_their_metrics_intervals_and_diff
     assert pair.differences["mask_AP"].value == pytest.approx(expected)
 
 
+def test_verifying_a_report_compares_masks_again(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(reported / "out"), "--verify"]) == 0
+    counted, total = (int(word) for word in capsys.readouterr().out.split()[:3:2])
+    assert counted == total
+
+
 def test_page_and_markdown_show_masks_and_leave_out_those_without(reported: Path) -> None:
     page, text = ((reported / "out" / name).read_text() for name in ("report.html", "report.md"))
     assert page.count('<input type="checkbox" class="masks" checked>') == 1

@@ -57,9 +57,14 @@ Progress = Callable[[str], None]
 
 
 def read_run_predictions(
-    results: Results, table: AnnotationTable, out: Path, progress: Progress
-) -> dict[str, Predictions]:
-    """Predictions of each finished run, keyed by `Run.folder`; says how those of other programs were matched."""
+    results: Results, module: DetectionDataModule, out: Path, progress: Progress
+) -> tuple[AnnotationTable, dict[str, Predictions]]:
+    """Annotations, with masks if any predictions have them, and predictions of each finished run by `Run.folder`.
+
+    Says how the predictions of other programs were matched.
+    """
+    split = final_split(module)
+    table = module.table(split)
     predictions = {}
     labels = run_labels(results.runs)
     for run in results.runs:
@@ -70,7 +75,9 @@ def read_run_predictions(
             predictions[run.folder] = matched.predictions
             for note in (*matched.notes, *matched.warnings) if path.is_file() else matched.warnings:
                 progress(f"{labels[run.folder]}: {note}")
-    return predictions
+    if any(found.masks is not None for found in predictions.values()):
+        module.want_masks(True)
+    return module.table(split), predictions
 
 
 def analyse(
@@ -210,11 +217,7 @@ def analyse_and_report(
 
     The predictions of pairs of configurations that are to be combined are written to `out/combined`.
     """
-    split = final_split(module)
-    predictions = read_run_predictions(results, module.table(split), out, progress)
-    if any(found.masks is not None for found in predictions.values()):
-        module.want_masks(True)
-    table = module.table(split)
+    table, predictions = read_run_predictions(results, module, out, progress)
     if pairs:
         progress(f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of detectors combined")
     combined = combine_runs(results, predictions, pairs)

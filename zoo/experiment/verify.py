@@ -58,7 +58,7 @@ def verify_report(folder: Path, progress: Progress = lambda text: None) -> Verif
         run.metrics, run.per_class, run.shown_score = {}, {}, None
         run.analysis = Analysis(ceilings=run.analysis.ceilings)
     again.pairs, again.combinations = [], []
-    predictions = read_run_predictions(again, table, folder, progress)
+    table, predictions = read_run_predictions(again, module, folder, progress)
     pairs = [(item.first, item.second) for item in results.combinations if item.method == "fused"]
     combined = combine_runs(again, predictions, pairs)
     analyse(again, predictions, table, results.resamples, progress, combined)
