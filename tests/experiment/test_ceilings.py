@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_detector import TinyDetector
 from torch import Tensor
 
 from zoo.data.formats.shapes import Shapes
+from zoo.data.masks import Masks, encode_runs
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
 from zoo.experiment.ceilings import compute_ceilings
@@ -283,3 +285,17 @@ def test_a_detector_in_training_mode_has_the_same_ceilings() -> None:
     assert expected
     assert compute_ceilings(detector.train(), table, SOURCE) == expected
     assert detector.training
+
+
+def test_masks_that_few_cells_cannot_draw() -> None:
+    """A disc is drawn well by 28 x 28 cells of its box; a comb of one-pixel teeth, finer than the cells, is not."""
+    rows, columns = np.mgrid[:200, :200]
+    disc = np.hypot(rows - 100, columns - 100) < 80
+    comb = (rows >= 20) & (rows < 180) & (columns >= 20) & (columns < 180) & (columns % 4 == 0)
+    table = make_table([[[20, 20, 180, 180], [20, 20, 180, 180]], [[20, 20, 180, 180]]])
+    masks = Masks.pack([encode_runs(disc), encode_runs(comb), None])
+    table = replace(table, masks=masks, widths=np.full(2, 200, np.int32), heights=np.full(2, 200, np.int32))
+    *_, found = compute_ceilings(build("mask_rcnn"), table, SOURCE)
+    assert (found.limit, found.objects, found.share) == ("coarse mask of 28 x 28", 1, 0.5)
+    without = compute_ceilings(build("mask_rcnn"), replace(table, masks=None), SOURCE)
+    assert all("mask" not in ceiling.limit for ceiling in without)

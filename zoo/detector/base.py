@@ -66,6 +66,9 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     uses_masks: ClassVar[bool] = False
     """Whether the detector is trained on masks: the targets of its loaders then have them."""
 
+    mask_side: ClassVar[int] = 0
+    """Rows and columns of the masks of detections; 0 without masks."""
+
     proposal_cache: ProposalCache | None = None
 
     def __init__(

@@ -1,8 +1,9 @@
 """Ceilings: share of the objects of a data set that a detector's representation cannot represent, without training.
 
 Each detector states its own limits (`Detector.find_limits`) with the parts it is made of: its frame, its anchors and
-windows, its assignment of objects to cells; the limit of region proposals is stated here for all detectors that take
-them. Random weights suffice. Objects that evaluation ignores (crowds, and VOC's difficult ones) are left out.
+windows, its assignment of objects to cells; the limits of region proposals and of masks of few cells are stated here
+for all detectors that have them. Random weights suffice. Objects that evaluation ignores (crowds, and VOC's difficult
+ones) are left out.
 
 The shares do not all bound recall in the same way. Objects whose corners coincide cannot be detected at all. An object
 that no anchor, window or proposal overlaps well has few training samples, but box regression can still reach it from
@@ -15,19 +16,24 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.data.dataset import DetectionDataset
+from zoo.data.masks import NONE
 from zoo.data.source import Source
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector
 from zoo.experiment.recall import dataset_recall
+from zoo.nn.mask_head import mask_targets
+from zoo.ops.paste import paste_masks
 from zoo.proposals import ProposalCache
 from zoo.report.results import Ceiling
 from zoo.types import FramedObjects
 
 IOU = 0.5  # an object with a lower IoU with every proposal counts as missed
+MASK_IOU = 0.9  # of the masks that a perfect detection would have
 
 ProgressBar = Callable[[Any], Iterable[Any]]
 
@@ -53,14 +59,15 @@ def compute_ceilings(
     proposals = (
         [] if detector.proposals is None else [_proposal_ceiling(detector, table, source, num_workers, progress)]
     )
+    of_masks = [_mask_ceiling(detector.mask_side, table)] if detector.mask_side and table.has_masks else []
     if type(detector).find_limits is Detector.find_limits:
-        return proposals
+        return proposals + of_masks
     masks: dict[tuple[str, str], list[Tensor]] = defaultdict(list)  # (limit, meaning) -> masks of the images
     for outputs, images in _by_frame(detector, table, progress):
         for objects in images:
             for limit in detector.find_limits(outputs, objects):
                 masks[limit.name, limit.meaning].append(limit.is_lost)
-    return [_ceiling(*sentences, torch.cat(lost)) for sentences, lost in masks.items()] + proposals
+    return [_ceiling(*sentences, torch.cat(lost)) for sentences, lost in masks.items()] + proposals + of_masks
 
 
 def _ceiling(limit: str, meaning: str, lost: Tensor) -> Ceiling:
@@ -79,6 +86,27 @@ def _proposal_ceiling(
     share = 1 - recall.found[IOU, "all"]
     meaning = f"No proposal overlaps it by IoU {IOU}: only box regression can still reach it from a worse one."
     return Ceiling("selective search misses it", share, round(share * count) if count else 0, meaning)
+
+
+def _mask_ceiling(side: int, table: AnnotationTable) -> Ceiling:
+    """Objects whose mask, in the cells of a detection with the object's own box, is pasted back with an IoU below 0.9.
+
+    Cells are the shares of the mask that mask detectors are trained on (`zoo.nn.mask_head.mask_targets`).
+    """
+    assert table.masks is not None
+    lost = []
+    for index in range(len(table)):
+        target, rows = table.target(index), table.rows(index)
+        height, width = int(table.heights[index]), int(table.widths[index])
+        counts = ~(target["iscrowd"] | target["difficult"]).numpy() & (table.masks.kinds[rows] != NONE)
+        for row in np.flatnonzero(counts):
+            mask = torch.from_numpy(table.masks.decode(rows.start + int(row), height, width))
+            box = target["boxes"][None, row : row + 1]
+            cells = mask_targets(mask[None, None], torch.zeros(1, 1, dtype=torch.int64), box, side)[0]
+            pasted, whole = paste_masks(cells, box[0], height, width)[0], mask.bool()
+            lost.append(bool((pasted & whole).sum() < MASK_IOU * (pasted | whole).sum()))
+    meaning = f"In {side} x {side} cells of its own box, its mask has an IoU below {MASK_IOU} with the mask itself."
+    return _ceiling(f"coarse mask of {side} x {side}", meaning, torch.tensor(lost, dtype=torch.bool))
 
 
 def _by_frame(
