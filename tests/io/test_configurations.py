@@ -41,6 +41,13 @@ def test_every_detector_has_a_configuration_for_shapes_and_for_other_data() -> N
     assert all(find_model_file(name, data).is_file() for name in MODELS for data in (None, "cells"))
 
 
+def test_the_fastest_detectors_are_trained_first_and_all_are_trained() -> None:
+    names = [file.stem.removesuffix("_tiny") for file in default_models(None, has_masks=True)]
+    assert names[0] == "yolov1"
+    assert names[-2:] == ["mask_rcnn", "rcnn"]
+    assert sorted(names) == sorted(MODELS)
+
+
 @pytest.mark.parametrize("verb", [["fit", "--model"], ["compare", "--models"]])
 @pytest.mark.parametrize(("name", "near"), [("retinet", "retinanet"), ("faster-rcnn", "faster_rcnn"), ("xyz", "")])
 def test_an_unknown_name_is_said_with_the_nearest(
