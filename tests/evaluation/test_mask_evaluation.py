@@ -88,11 +88,11 @@ def test_objects_without_a_mask_do_not_count(tmp_path: Path) -> None:
     predictions = shaken(table, 3)
     kept = [table.masks.runs(row, 1, 1) if row % 2 else None for row in range(table.num_objects)]
     half = {name: getattr(table, name) for name in table.__dataclass_fields__} | {"masks": Masks.pack(kept)}
+    boxes = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in table.boxes.tolist()]
     crowd = {name: getattr(table, name) for name in table.__dataclass_fields__} | {
-        "masks": Masks.pack(text or b"0" for text in kept),
+        "masks": Masks.pack(text or box for text, box in zip(kept, boxes, strict=True)),
         "iscrowd": np.array([text is None for text in kept]),
     }
-    crowd["masks"] = ObjectMasks.of_table(AnnotationTable(**half)).masks
     results = []
     for columns in (half, crowd):
         truth = GroundTruth.from_table(AnnotationTable(**columns))
@@ -102,6 +102,29 @@ def test_objects_without_a_mask_do_not_count(tmp_path: Path) -> None:
     assert results[0][0] == pytest.approx(results[0][1], abs=1e-12)
     assert results[0] == results[1]
     assert results[0][0]["AP"] > 0.1
+
+
+def test_a_detection_of_an_object_without_a_mask_is_neither_right_nor_wrong() -> None:
+    table = Shapes(2, seed=0).read(with_masks=True)
+    assert table.masks is not None
+    masks = ObjectMasks.of_table(table)
+    image_ids = np.repeat(table.image_ids, np.diff(table.offsets))
+    scores = np.linspace(1, 0.5, len(image_ids))
+    perfect = Predictions(image_ids, table.boxes, scores, table.labels, masks)
+    kept = [None if row == 0 else table.masks.runs(row, 1, 1) for row in range(table.num_objects)]
+    truth = GroundTruth.from_table(replace(table, masks=Masks.pack(kept)))
+    assert evaluate(truth, perfect, ["coco"], by_masks=True).metrics["AP"] == pytest.approx(1)
+    assert tide_errors(truth, perfect, by_masks=True)["Bkg"] == 0
+
+
+def test_sizes_are_those_of_masks_where_the_data_has_no_areas_of_its_own() -> None:
+    table = Shapes(12, seed=0).read(with_masks=True)
+    masks = ObjectMasks.of_table(table)
+    truth = GroundTruth.from_table(table).for_masks()
+    assert truth.areas.tolist() == masks.areas().tolist()
+    assert (truth.areas < GroundTruth.from_table(table).areas).all()
+    segments = GroundTruth.from_table(replace(table, areas=table.areas * 0.7))  # as COCO's json has them
+    assert segments.for_masks().areas.tolist() == segments.areas.tolist()
 
 
 def test_perfect_masks_and_shifted_ones() -> None:
@@ -273,9 +296,11 @@ def test_files_keep_masks_exactly_and_those_of_other_programs_need_no_box(tmp_pa
         pytest.param({"segmentation": {"size": [8, 8], "counts": "\u00e9"}}, "entry 0: the counts", id="characters"),
         pytest.param({"segmentation": {"size": [8, 8], "counts": [60, -2, 6]}}, "entry 0: the counts", id="negative"),
         pytest.param({"segmentation": {"size": [8, 8], "counts": [2**70]}}, "entry 0", id="huge"),
-        pytest.param({"segmentation": [[0, 0, 4, 0, 4, 4]]}, "entry 0: segmentation is a list", id="polygon"),
+        pytest.param({"segmentation": {"size": [2**70, 1], "counts": "0"}}, "entry 0", id="huge size"),
+        pytest.param({"segmentation": {"size": [-2, -2], "counts": "4"}}, "entry 0", id="negative size"),
+        pytest.param({"segmentation": [[0, 0, 4, 0, 4, 4]]}, "entry 0: has no run lengths", id="polygon"),
         pytest.param({"segmentation": {"size": [1, 64], "counts": [64]}}, "entry 0: its mask has 64 x 1", id="size"),
-        pytest.param({"segmentation": []}, "entry 0: has no `segmentation`, but entry 1 has one", id="none"),
+        pytest.param({"segmentation": []}, "entry 0: has no run lengths as `segmentation`, but entry 1 has", id="none"),
     ],
 )
 def test_bad_masks_in_files_are_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -294,5 +319,16 @@ def test_an_entry_needs_a_box_or_a_mask(tmp_path: Path) -> None:
     table, _ = one_mask(slice(1, 5))
     file = tmp_path / "predictions.json"
     file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 0.5}]))
-    with pytest.raises(InputError, match="entry 0: has neither `bbox` nor `segmentation`"):
+    with pytest.raises(InputError, match="entry 0: has neither `bbox` nor run lengths"):
         read_predictions(file, table)
+
+
+def test_polygons_of_boxes_that_pycocotools_adds_to_results_are_ignored(tmp_path: Path) -> None:
+    table, found = one_mask(slice(1, 5))
+    file = tmp_path / "predictions.json"
+    write_predictions(replace(found, masks=None), file, table)
+    (entry,) = json.loads(file.read_text())
+    file.write_text(json.dumps([entry | {"segmentation": [[0, 0, 0, 4, 8, 4, 8, 0]]}]))
+    read = read_predictions(file, table).predictions
+    assert read.masks is None
+    assert np.array_equal(read.boxes, found.boxes)

@@ -222,3 +222,17 @@ def test_masks_are_evaluated_where_both_sides_have_them():
     assert "mask_AP" not in boxes_only.compute()
     with pytest.raises(ValueError, match="give the sizes of their images"):
         metric.update([images[0][0]], [images[0][1]])
+
+
+def test_a_batch_without_detections_has_no_masks_and_counts() -> None:
+    table = Shapes(2, seed=0).read(with_masks=True)
+    metric = DetectionMAP(ground_truth=GroundTruth.from_table(table))
+    none = Prediction(
+        boxes=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=torch.zeros(0, 28, 28),
+    )
+    for index in range(2):
+        metric.update([none], [table.target(index)], [(int(table.heights[index]), int(table.widths[index]))])
+    assert metric.compute()["mask_AP"] == 0

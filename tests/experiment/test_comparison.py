@@ -6,6 +6,7 @@ import math
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning.callbacks.timer
 import torch
@@ -18,10 +19,12 @@ from tiny_detector import TinyDetector
 import zoo.experiment.comparison
 import zoo.models
 from zoo.cli.main import main
+from zoo.data.source import DataWarning
 from zoo.errors import InputError
 from zoo.experiment import run as run_module
 from zoo.experiment.budget import DEFAULT_BUDGET, FINE_TUNING_BUDGET, Budget, validation_interval
 from zoo.experiment.comparison import ComparisonInterrupted, run_comparison
+from zoo.experiment.gather import train_has_masks
 from zoo.io.configurations import find_configs
 from zoo.io.files import encode_json
 from zoo.report.results import Results, read_results
@@ -467,3 +470,27 @@ def test_a_detector_of_masks_is_refused_where_the_data_has_none(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "data.yaml: mask_rcnn_tiny is trained on masks, but the train split has none; leave it out" in error
     assert not (folder / "out").exists()
+
+
+def test_a_broken_mask_leaves_out_detectors_of_masks_only(folder: Path) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    (folder / "train.json").write_text(json.dumps(content))
+    with pytest.warns(DataWarning, match="cannot be read: .*; detectors of masks are left out"):
+        assert not train_has_masks(folder / "data.yaml")
+
+
+@pytest.mark.parametrize(("shape", "expected"), [("rectangle", False), ("triangle", True)])
+def test_rectangles_are_no_masks_whatever_their_size(folder: Path, shape: str, expected: bool) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    random = np.random.default_rng(0)
+    image_id = content["images"][0]["id"]
+    content["annotations"] = []
+    for number in range(60):
+        x, y, width, height = *random.uniform(0, 10, 2), *random.uniform(5, 20, 2)
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        segmentation = [corners if shape == "rectangle" else corners[:6]] if number > 20 else []
+        entry = {"id": number + 1, "image_id": image_id, "category_id": 3, "bbox": [x, y, width, height], "iscrowd": 0}
+        content["annotations"].append(entry | {"area": width * height, "segmentation": segmentation})
+    (folder / "train.json").write_text(json.dumps(content))
+    assert train_has_masks(folder / "data.yaml") is expected

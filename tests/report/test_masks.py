@@ -1,6 +1,7 @@
 """Masks in reports: outlines, drawings, tables, and a report of predictions with masks from file to page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from shaken import shaken
 
 from zoo.cli.main import main
 from zoo.data.formats.shapes import Shapes
+from zoo.data.module import DetectionDataModule
+from zoo.evaluation import Predictions
 from zoo.evaluation.identity import write_predictions
+from zoo.experiment.analysis import analyse, read_run_predictions
 from zoo.report.pictures.draw import class_color, draw_boxes
 from zoo.report.pictures.examples import make_example, read_examples, write_examples
 from zoo.report.pictures.outlines import trace
-from zoo.report.results import read_results
+from zoo.report.results import Run, read_results
 
 NUM_IMAGES = 16
 
@@ -127,6 +131,30 @@ def test_verifying_a_report_compares_masks_again(reported: Path, capsys: pytest.
     assert main(["report", str(reported / "out"), "--verify"]) == 0
     counted, total = (int(word) for word in capsys.readouterr().out.split()[:3:2])
     assert counted == total
+
+
+def test_more_detections_than_are_drawn_and_none_at_all(reported: Path) -> None:
+    """A seed that detected nothing has mask AP 0, and counts in the mean."""
+    table = Shapes(NUM_IMAGES, seed=3).read(with_masks=True)
+    entries = json.loads((reported / "first.json").read_text())
+    (reported / "many.json").write_text(json.dumps([entry for entry in entries for _ in range(150)]))
+    arguments = ["--data", str(reported / "data.yaml"), "--out", str(reported / "more"), "--resamples", "0"]
+    assert main(["report", str(reported / "many.json"), *arguments]) == 0
+    examples = read_examples(reported / "more/examples.json")
+    assert max(len(found.masks) for example in examples for found in example.predictions.values()) == 100
+    full = shaken(table, 0)
+    none = Predictions(full.image_ids[:0], full.boxes[:0], full.scores[:0], full.labels[:0])
+    runs = [Run("mask_rcnn", "mask", seed, f"seed{seed}", "done") for seed in (0, 1)]
+    results = replace(read_results(reported / "out/results.json"), runs=runs)
+    for run, found in zip(runs, (full, none), strict=True):
+        (reported / run.folder).mkdir()
+        write_predictions(found, reported / run.folder / "predictions.json", table)
+    module = DetectionDataModule(test=Shapes(NUM_IMAGES, seed=3))
+    read, predictions = read_run_predictions(results, module, reported, print)
+    analyse(results, predictions, read, resamples=20)
+    assert runs[0].metrics["mask_AP"] > 0
+    assert runs[1].metrics["mask_AP"] == 0
+    assert "mask_AP" in runs[1].analysis.intervals
 
 
 def test_page_and_markdown_show_masks_and_leave_out_those_without(reported: Path) -> None:

@@ -57,7 +57,7 @@ def doctor(args: list[str]) -> int:
     parser = make_parser("doctor", epilog=epilog)
     parser.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     parser.add_argument("--json", action="store_true", help="print every finding as json")
-    text = "write a cleaned copy and changes.json to a new or empty folder (boxes and classes; masks are lost)"
+    text = "write a cleaned copy and changes.json to a new or empty folder (boxes, classes, masks)"
     parser.add_argument("--fix", type=Path, metavar="OUT", help=text)
     text = "in the copy, merge classes whose names differ only in case or spaces"
     parser.add_argument("--merge-classes", action="store_true", help=text)

@@ -42,9 +42,23 @@ class ObjectMasks:
         runs = Masks.pack(None if kind == NONE else table.masks.runs(row, *size) for row, (kind, size) in rows)
         return cls(runs, heights, widths)
 
+    @classmethod
+    def none(cls) -> "ObjectMasks":
+        """Those of no objects."""
+        return cls(Masks.pack([]), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
     def select(self, rows: Int64[np.ndarray, " Q"]) -> "ObjectMasks":
         """Masks of the given rows, in the given order."""
         return ObjectMasks(self.masks.select(rows), self.heights[rows], self.widths[rows])
+
+    def fill(self, rows: Int64[np.ndarray, " Q"], boxes: Float[np.ndarray, "T 4"]) -> "ObjectMasks":
+        """The same masks, but for the given rows those of their boxes."""
+        sizes = list(zip(self.heights.tolist(), self.widths.tolist(), strict=True))
+        runs: list[bytes] = [run["counts"] for run in self.run_lengths()]
+        for row in rows.tolist():
+            x1, y1, x2, y2 = boxes[row].tolist()
+            runs[row] = Masks.pack([[np.array([x1, y1, x2, y1, x2, y2, x1, y2])]]).runs(0, *sizes[row])
+        return ObjectMasks(Masks.pack(runs), self.heights, self.widths)
 
     def run_lengths(self) -> list[Any]:
         """Run lengths of each in the form that pycocotools and hotcoco read."""
@@ -132,14 +146,21 @@ class GroundTruth:
         )
 
     def for_masks(self) -> "GroundTruth":
-        """Ground truth for comparing masks: an object without a mask does not count, as a crowd.
+        """Ground truth for comparing masks.
+
+        An object without a mask does not count: its box becomes a crowd region. Areas are those of masks where the
+        data set has no others than those of boxes.
 
         Raises:
             InputError: there are no masks.
         """
         if self.masks is None:
             raise InputError("the ground truth has no masks; read it with masks, or evaluate boxes")
-        return replace(self, iscrowd=self.iscrowd | (self.masks.masks.kinds == NONE))
+        without = self.masks.masks.kinds == NONE
+        masks = self.masks.fill(np.flatnonzero(without), self.boxes) if without.any() else self.masks
+        of_boxes = np.isclose(self.areas, (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1), rtol=1e-6)
+        areas = np.where(of_boxes, masks.areas(), self.areas)
+        return replace(self, iscrowd=self.iscrowd | without, masks=masks, areas=areas)
 
     def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
         """Ground truth of some of the images, given by id in any order.

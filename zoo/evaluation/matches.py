@@ -17,6 +17,7 @@ Legend:
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from hotcoco.primitives import mask_iou
@@ -203,9 +204,9 @@ def _mask_iou(
     """IoU of the masks of pairs, which are all pairs of each group in turn, by detection."""
     assert ground_truth.masks is not None
     found, objects = masks.run_lengths(), ground_truth.masks.run_lengths()
-    starts = np.flatnonzero(np.diff(groups[pair_detection], prepend=-1))
+    limits = [*np.flatnonzero(np.diff(groups[pair_detection], prepend=-1)), len(pair_detection)]
     iou = [np.zeros(0)]
-    for start, end in zip(starts, [*starts[1:], len(pair_detection)], strict=True):
+    for start, end in pairwise(limits):
         rows, columns = np.unique(pair_detection[start:end]), np.unique(pair_object[start:end])
         crowd = ground_truth.iscrowd[columns]
         iou.append(mask_iou([found[row] for row in rows], [objects[column] for column in columns], crowd).reshape(-1))

@@ -112,7 +112,7 @@ class DetectionMAP(Metric):
     def _add_masks(self, preds: Sequence[Prediction], sizes: Sequence[tuple[int, int]]) -> None:
         texts = [text for item, size in zip(preds, sizes, strict=True) for text in encode_masks(item, *size)]
         self.pred_mask_lengths.append(torch.tensor([len(text) for text in texts], dtype=torch.int64))
-        self.pred_mask_bytes.append(torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).clone())
+        self.pred_mask_bytes.append(torch.from_numpy(np.frombuffer(b"".join(texts), np.uint8).copy()))
         self.heights.append(torch.tensor([height for height, _ in sizes]))
         self.widths.append(torch.tensor([width for _, width in sizes]))
 

@@ -25,6 +25,7 @@ from zoo.ops.paste import image_masks
 from zoo.types import Prediction
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 _CHUNK = 50_000  # json entries encoded at once: bounds the memory for the python objects to about 20 MB
 
 
@@ -113,8 +114,8 @@ def _pack_masks(
 class _Segmentation(msgspec.Struct, gc=False):
     """Run lengths of a mask: compressed as text, or a list of counts."""
 
-    size: tuple[int, int]  # height, width of the image
-    counts: str | list[int]
+    size: tuple[_Side, _Side]  # height, width of the image
+    counts: str | list[_Int64]
 
 
 class _Result(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
@@ -124,7 +125,8 @@ class _Result(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     category_id: _Int64 | float | str
     bbox: tuple[float, float, float, float] | None = None  # x, y, width, height; of the mask where there is none
     score: float
-    segmentation: _Segmentation | list[Any] | None = None  # a list, which other programs write for none, is empty
+    # A list is of polygons, or empty; pycocotools adds one of the box to results that it has loaded.
+    segmentation: _Segmentation | list[Any] | None = None
     file_name: str | None = None
     category_name: str | None = None
 
@@ -311,7 +313,7 @@ def _read_bbox(entries: Sequence[_Result], masks: ObjectMasks | None, path: str 
     """Box of each entry; that of its mask where it has none."""
     missing = [number for number, entry in enumerate(entries) if entry.bbox is None]
     if missing and masks is None:
-        raise InputError("has neither `bbox` nor `segmentation`", file=path, place=f"entry {missing[0]}")
+        raise InputError("has neither `bbox` nor run lengths as `segmentation`", path, f"entry {missing[0]}")
     bbox = np.array([entry.bbox or (0, 0, 0, 0) for entry in entries], dtype=np.float64).reshape(-1, 4)
     if missing and masks is not None:
         bbox[missing] = coco_mask.toBbox(masks.select(np.array(missing)).run_lengths())
@@ -320,22 +322,16 @@ def _read_bbox(entries: Sequence[_Result], masks: ObjectMasks | None, path: str 
 
 def _read_masks(entries: Sequence[_Result], path: str | Path) -> ObjectMasks | None:
     """Masks of all entries; None if no entry has one."""
-    have = [bool(entry.segmentation) for entry in entries]
+    have = [isinstance(entry.segmentation, _Segmentation) for entry in entries]
     if not any(have):
         return None
     runs, sizes = [], []
     for number, entry in enumerate(entries):
-        place = f"entry {number}"
-        if not entry.segmentation:
-            first = have.index(True)
-            raise InputError(f"has no `segmentation`, but entry {first} has one", file=path, place=place)
-        if isinstance(entry.segmentation, list):
-            raise InputError("segmentation is a list; COCO results have run lengths", file=path, place=place)
+        if not isinstance(entry.segmentation, _Segmentation):
+            message = f"has no run lengths as `segmentation`, but entry {have.index(True)} has"
+            raise InputError(message, file=path, place=f"entry {number}")
         counts = entry.segmentation.counts
-        try:
-            runs.append(counts.encode() if isinstance(counts, str) else compress_runs(np.array(counts, np.int64)))
-        except OverflowError as error:
-            raise InputError(f"a count of its mask is too large: {error}", file=path, place=place) from error
+        runs.append(counts.encode() if isinstance(counts, str) else compress_runs(np.array(counts, np.int64)))
         sizes.append(entry.segmentation.size)
     heights, widths = np.array(sizes, np.int64).T
     for number in find_bad_runs(runs, heights, widths)[:1].tolist():

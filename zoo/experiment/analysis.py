@@ -6,7 +6,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from zoo.data.table import AnnotationTable
 from zoo.evaluation.bootstrap import KEYS, Bootstrap, bootstrap
 from zoo.evaluation.curves import best_thresholds, calibration, confusion_matrix, precision_recall
 from zoo.evaluation.errors import tide_errors
-from zoo.evaluation.ground_truth import GroundTruth
+from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks
 from zoo.evaluation.identity import read_predictions
 from zoo.evaluation.matches import collect_matches
 from zoo.evaluation.predictions import Predictions
@@ -75,9 +75,18 @@ def read_run_predictions(
             predictions[run.folder] = matched.predictions
             for note in (*matched.notes, *matched.warnings) if path.is_file() else matched.warnings:
                 progress(f"{labels[run.folder]}: {note}")
-    if any(found.masks is not None for found in predictions.values()):
+    masked = {run.config for run in results.runs if run.folder in predictions and _has_masks(run, predictions)}
+    for run in results.runs:
+        if run.config in masked and run.folder in predictions and not len(predictions[run.folder]):
+            # A file without detections does not say that they would have masks.
+            predictions[run.folder] = replace(predictions[run.folder], masks=ObjectMasks.none())
+    if masked:
         module.want_masks(True)
     return module.table(split), predictions
+
+
+def _has_masks(run: Run, predictions: Mapping[str, Predictions]) -> bool:
+    return predictions[run.folder].masks is not None or f"{MASK_PREFIX}AP" in run.metrics
 
 
 def analyse(

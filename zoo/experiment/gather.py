@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from zoo.data.formats.raw import MaskError
 from zoo.data.formats.recognise import data_arguments, is_data_set
+from zoo.data.masks import NONE
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.data.source import DataWarning
 from zoo.data.table import box_areas
@@ -30,8 +33,8 @@ from zoo.report.results import (
 )
 from zoo.training.configuration import build_data
 
-_SAMPLED = 200  # images that tell masks from boxes
-_FULL = 0.95  # share of its box that a mask fills from which it is only the box
+_SAMPLED = 1000  # masks that tell whether they are more than boxes
+_FULL = 0.95  # of its box: masks of which half fill more are rectangles
 
 
 def gather_runs(
@@ -170,7 +173,7 @@ def read_data_config(runs: Sequence[Path], data: Path | None) -> tuple[str, Path
 def train_has_masks(data: Path) -> bool:
     """Whether the training images of a data file or a data set have masks that are more than boxes.
 
-    Some labelling tools write a rectangle into `segmentation`.
+    Some labelling tools write a rectangle into `segmentation`. Warns of masks that cannot be read; then there are none.
 
     Raises:
         InputError: the data cannot be used.
@@ -178,14 +181,18 @@ def train_has_masks(data: Path) -> bool:
     section, origin = read_data_config([], data)
     module = build_data(yaml.safe_load(section), origin)
     module.want_masks(True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # those of the comparison, which reads the data again
-        table = module.table("train")
-    if not table.has_masks:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # those of the comparison, which reads the data again
+            table = module.table("train")
+    except MaskError as error:
+        warnings.warn(f"{error}; detectors of masks are left out", DataWarning, stacklevel=2)
         return False
-    masks = ObjectMasks.of_table(table.select(range(min(len(table), _SAMPLED))))
-    boxes = table.boxes[: len(masks.heights)]
-    return bool(((masks.areas() > 0) & (masks.areas() < _FULL * box_areas(boxes))).any())
+    if table.masks is None or not table.has_masks:
+        return False
+    rows = np.flatnonzero(table.masks.kinds != NONE)[:_SAMPLED]
+    areas = ObjectMasks.of_table(table).select(rows).areas()
+    return bool(np.median(areas / box_areas(table.boxes[rows])) < _FULL)
 
 
 def describe_data(module: DetectionDataModule, name: str) -> dict[str, str | int]:

@@ -13,6 +13,7 @@ from zoo.data.formats.recognise import recognise
 from zoo.data.masks import encode_runs
 from zoo.data.quality.cleaned_copy import write_cleaned
 from zoo.data.quality.doctor import examine
+from zoo.errors import InputError
 
 WIDTH, HEIGHT = 96, 64
 
@@ -58,14 +59,14 @@ def test_good_masks_have_no_findings(masked: Path) -> None:
         pytest.param(polygon(10, 10, 40, 20) + polygon(10, 30, 40, 40), {"mask_in_parts": 1}, id="parts"),
         pytest.param({"size": [HEIGHT, WIDTH], "counts": "x\x01"}, {"mask_broken": 1}, id="broken"),
         pytest.param([[1, 2, 3]], {"mask_broken": 1}, id="odd"),
-        pytest.param([], {"interpreted": 1}, id="none"),
+        pytest.param([], {"mask_missing": 1}, id="none"),
     ],
 )
 def test_each_kind_of_bad_mask(masked: Path, segmentation: object, kinds: dict[str, int]) -> None:
     edit_json(masked, lambda content: content["annotations"][0].update(segmentation=segmentation))
     found = counts(masked)
     if "mask_broken" in kinds:  # its object has none
-        kinds = kinds | {"interpreted": 1}
+        kinds = kinds | {"mask_missing": 1}
     assert found == kinds
 
 
@@ -117,6 +118,8 @@ def test_run_lengths_of_another_size_than_the_image_file_are_left_out(masked: Pa
     content = json.loads(json_path(tmp_path / "out").read_text())
     assert [content["images"][0][side] for side in ("width", "height")] == [HEIGHT, WIDTH]
     assert content["annotations"][0]["segmentation"] == []
+    changes = json.loads((tmp_path / "out/changes.json").read_text())
+    assert "mask of another size: left out" in [change["what"] for change in changes]
 
 
 def test_voc_masks_that_disagree_with_boxes(tmp_path: Path) -> None:
@@ -134,3 +137,19 @@ def test_voc_masks_that_disagree_with_boxes(tmp_path: Path) -> None:
         image.putpalette([0] * 768)
         image.save(root / "SegmentationObject" / f"{number}.png")
     assert counts(root) == {"mask_unlike_box": 1}
+
+
+def test_a_broken_mask_is_found_where_no_other_object_has_one(tmp_path: Path) -> None:
+    root = make(tmp_path, "coco")
+    edit_json(root, lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3]]))
+    assert counts(root)["mask_broken"] == 1
+
+
+def test_voc_masks_of_another_size_than_their_image(tmp_path: Path) -> None:
+    root = make(tmp_path, "voc")
+    (root / "SegmentationObject").mkdir()
+    PILImage.fromarray(np.ones((8, 8), np.uint8)).save(root / "SegmentationObject" / "1.png")
+    (finding,) = (found for found in examine(recognise(root)).findings if found.kind == "mask_broken")
+    assert finding.message == "has 8x8 pixels, but its image has 96x64"
+    with pytest.raises(InputError, match=r"1\.png: has 8x8 pixels, but its image has 96x64"):
+        recognise(root)["train"].read(with_masks=True)

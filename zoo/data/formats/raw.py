@@ -97,6 +97,7 @@ class RawSplit:
             they are as annotated.
         masks: of the objects; None if they were not asked for.
         notes: how annotations that are not in the standard form of their format were interpreted, a sentence each.
+        mask_notes: which masks are missing or incomplete, a sentence each.
     """
 
     classes: tuple[str, ...]
@@ -124,6 +125,7 @@ class RawSplit:
     box_scales: Float64[np.ndarray, "N 2"] | None = None
     masks: Masks | None = None
     notes: tuple[str, ...] = ()
+    mask_notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of images listed, including duplicates."""
@@ -222,7 +224,7 @@ def select_valid_boxes(raw: RawSplit, strict: bool) -> Bool[np.ndarray, " T"]:
 
 def warn_of_notes(raw: RawSplit, file: str | Path) -> None:
     """Warns once about each note of a split that was read from `file`, and about 16-bit images that use fewer bits."""
-    for note in (*raw.notes, *_describe_unused_bits(raw.paths() if raw.folders else [])):
+    for note in (*raw.notes, *raw.mask_notes, *_describe_unused_bits(raw.paths() if raw.folders else [])):
         warnings.warn(f"{file}: {note}", DataWarning, stacklevel=3)
 
 

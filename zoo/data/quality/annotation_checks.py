@@ -73,6 +73,8 @@ def note_findings(split: str, raw: RawSplit, file: str) -> Iterator[Finding]:
     """Interpretations of annotations that are not in the standard form of their format."""
     for note in raw.notes:
         yield Finding("interpreted", split, file, None, note)
+    for note in raw.mask_notes:
+        yield Finding("mask_missing", split, file, None, note)
 
 
 def id_findings(split: str, raw: RawSplit) -> Iterator[Finding]:

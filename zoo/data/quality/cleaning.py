@@ -187,16 +187,21 @@ def _correct_sizes(draft: _Draft, findings: Iterable[Finding], inspection: Inspe
             finding, "size corrected" if is_plain else "image left out, since its boxes may be of another image"
         )
     # images of unknown size are left out
-    draft.raw = _without_masks_of_other_sizes(draft.raw, sizes).with_sizes(sizes)
+    _leave_out_masks_of_other_sizes(draft, sizes)
+    draft.raw = draft.raw.with_sizes(sizes)
 
 
-def _without_masks_of_other_sizes(raw: RawSplit, sizes: NDArray[np.integer]) -> RawSplit:
-    """Copy without the run lengths of images whose size is corrected: they are those of the other size."""
+def _leave_out_masks_of_other_sizes(draft: _Draft, sizes: NDArray[np.integer]) -> None:
+    """Leaves out run lengths of images whose size is corrected: they are those of the other size."""
+    raw = draft.raw
     if raw.masks is None:
-        return raw
+        return
     corrected = np.append((sizes != np.stack([raw.widths, raw.heights], axis=1)).any(axis=1), False)[raw.image_index]
-    kinds = np.where(corrected & (raw.masks.kinds == RUNS), NONE, raw.masks.kinds).astype(np.int8)
-    return replace(raw, masks=replace(raw.masks, kinds=kinds))
+    wrong = corrected & (raw.masks.kinds == RUNS)
+    for row in np.flatnonzero(wrong).tolist():
+        draft.changes.append(Change(draft.split, *raw.object_place(row), "mask of another size: left out"))
+    kinds = np.where(wrong, NONE, raw.masks.kinds).astype(np.int8)
+    draft.raw = replace(raw, masks=replace(raw.masks, kinds=kinds))
 
 
 def _leave_out_uncertain_objects(draft: _Draft, findings: Iterable[Finding], parsed: RawSplit) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.formats.parse import distinct_sources, origin, parse_splits, share_classes
-from zoo.data.formats.raw import RawSplit
+from zoo.data.formats.raw import MaskError, RawSplit
 from zoo.data.quality.annotation_checks import (
     balance_findings,
     box_findings,
@@ -70,7 +70,8 @@ def examine(sources: Mapping[str, Source], progress: Progress = no_progress) -> 
     """
     sources = distinct_sources(sources)
     parsed, errors = _parse(sources, with_masks=True)
-    if not any(raw.masks is not None and raw.masks.any() for raw in parsed.values()):
+    has_masks = any(raw.masks is not None and raw.masks.any() for raw in parsed.values())
+    if not has_masks and not any(isinstance(error, MaskError) for of_split in errors.values() for error in of_split):
         parsed, errors = _parse(sources, with_masks=False)  # a data set of boxes: no masks to miss
     findings = [
         finding for split, raw in parsed.items() for finding in class_findings(split, raw, origin(sources[split]))

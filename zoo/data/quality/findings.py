@@ -126,6 +126,7 @@ KINDS: dict[str, Kind] = {
     "mask_broken": Kind(
         "warning", "Masks that cannot be read", "correct them; detectors of masks refuse them", "mask left out"
     ),
+    "mask_missing": Kind("warning", "Missing masks", "draw them; these objects do not count where masks are compared"),
     "mask_empty": Kind("warning", "Masks without pixels", "draw it again; it does not count where masks are compared"),
     "mask_outside_box": Kind("warning", "Masks outside their box", "correct the box or the mask"),
     "mask_unlike_box": Kind("warning", "Masks that disagree with their box", "correct the box or the mask"),

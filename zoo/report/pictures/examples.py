@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -128,9 +129,7 @@ def make_example(
         jpeg=_encode_jpeg(image),
         truth=replace(_to_objects(target, scale), masks=[trace(mask, scale) for mask in truth_masks]),
         predictions={
-            folder: replace(
-                _to_detections(prediction, scale), masks=[trace(mask, scale) for mask in (masks or {}).get(folder, ())]
-            )
+            folder: _to_detections(prediction, scale, (masks or {}).get(folder, ()))
             for folder, prediction in predictions.items()
         },
         reasons=[replace(reason, boxes=_to_boxes(torch.tensor(reason.boxes) * scale)) for reason in reasons],
@@ -268,11 +267,12 @@ def _to_objects(target: Target, scale: float = 1.0) -> Objects:
     )
 
 
-def _to_detections(prediction: Prediction, scale: float) -> Detections:
+def _to_detections(prediction: Prediction, scale: float, masks: Iterable[MaskPixels]) -> Detections:
     return Detections(
         boxes=_to_boxes(prediction["boxes"][:_MAX_DETECTIONS] * scale),
         labels=prediction["labels"][:_MAX_DETECTIONS].tolist(),
         scores=[float(f"{score:.{_DIGITS}g}") for score in prediction["scores"][:_MAX_DETECTIONS].tolist()],
+        masks=[trace(mask, scale) for mask in islice(masks, _MAX_DETECTIONS)],
     )
 
 

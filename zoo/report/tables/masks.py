@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zoo.evaluation.scores import MASK_PREFIX
 from zoo.report.entries import Entry
 from zoo.report.number_format import format_ap, format_interval, format_or_missing
 from zoo.report.tables.runs import Cell, mark_best
 
-PREFIX = "mask_"  # of metrics of masks in `Run.metrics`
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NOTE = (
     "COCO's metrics with the IoU of masks in place of that of boxes; small, medium and large go by the area of the "
@@ -27,16 +27,16 @@ class MaskRow:
 
 def mask_entries(entries: Sequence[Entry]) -> list[Entry]:
     """Entries whose masks were evaluated."""
-    return [entry for entry in entries if entry.metric(f"{PREFIX}AP") is not None]
+    return [entry for entry in entries if entry.metric(f"{MASK_PREFIX}AP") is not None]
 
 
 def mask_rows(entries: Sequence[Entry]) -> list[MaskRow]:
     """A row for each entry with masks, highest mask AP first."""
-    found = sorted(mask_entries(entries), key=lambda entry: -(entry.metric(f"{PREFIX}AP") or 0.0))
-    columns = [mark_best([entry.metric(PREFIX + name) for entry in found], format_ap) for name in COLUMNS]
+    found = sorted(mask_entries(entries), key=lambda entry: -(entry.metric(f"{MASK_PREFIX}AP") or 0.0))
+    columns = [mark_best([entry.metric(MASK_PREFIX + name) for entry in found], format_ap) for name in COLUMNS]
     rows = []
     for entry, *cells in zip(found, *columns, strict=True):
-        interval = entry.interval(f"{PREFIX}AP")
+        interval = entry.interval(f"{MASK_PREFIX}AP")
         text = format_interval(interval) if interval and interval.low <= interval.high else ""
         rows.append(MaskRow(entry.label, list(cells), text, format_or_missing(entry.metric("AP"))))
     return rows

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from zoo.evaluation.scores import MASK_PREFIX
 from zoo.report.entries import Entry
 from zoo.report.number_format import format_difference_interval, format_signed
 from zoo.report.results import Difference, Pair
@@ -15,9 +16,9 @@ MEASURES = {
     "APs": "AP of small objects",
     "APm": "AP of medium objects",
     "APl": "AP of large objects",
-    "mask_AP": "AP of masks",
-    "mask_AP50": "AP50 of masks",
-    "mask_AP75": "AP75 of masks",
+    f"{MASK_PREFIX}AP": "AP of masks",
+    f"{MASK_PREFIX}AP50": "AP50 of masks",
+    f"{MASK_PREFIX}AP75": "AP75 of masks",
 }
 
 _CLASS = "class "  # prefix of a measure that is the AP of a class

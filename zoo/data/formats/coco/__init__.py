@@ -192,7 +192,8 @@ def parse_coco(
         annotated_class=lambda row: str(object_class_ids[row]),
         has_ids=True,
         masks=masks,
-        notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes, *mask_notes),
+        notes=(*notes, *root_notes, *name_notes, *size_notes, *rotation_notes),
+        mask_notes=tuple(mask_notes),
     )
     return resolve_resized(raw, on_error)
 

@@ -207,7 +207,7 @@ def parse_voc(
     if masks is not None:
         pictures = [root / masks / f"{name}.png" for root, name in zip(found.roots, found.names, strict=True)]
         counts = [len(content.objects) for content in found.contents]
-        instance_masks, mask_notes = read_masks(pictures, counts, on_error)
+        instance_masks, mask_notes = read_masks(pictures, counts, sizes, on_error)
     raw = RawSplit(
         classes=tuple(classes),
         class_ids=np.arange(1, len(classes) + 1),
@@ -230,7 +230,8 @@ def parse_voc(
         annotated_image=lambda row: PurePosixPath(names[image_index[row]]).stem,
         annotated_class=lambda row: objects[row].name,
         masks=instance_masks,
-        notes=(*found.notes, *_decimal_notes(found), *mask_notes),
+        notes=(*found.notes, *_decimal_notes(found)),
+        mask_notes=tuple(mask_notes),
     )
     return resolve_resized(raw, on_error)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
@@ -13,20 +14,23 @@ from zoo.errors import InputError
 from zoo.io.files import atomic_path
 
 
-def read_masks(files: Sequence[Path], counts: Sequence[int], on_error: OnError) -> tuple[Masks, list[str]]:
+def read_masks(
+    files: Sequence[Path], counts: Sequence[int], sizes: Int32[np.ndarray, "N 2"], on_error: OnError
+) -> tuple[Masks, list[str]]:
     """(masks, notes) of the objects of all images; those of an image without a file, or without a pixel, have none.
 
     Args:
         files: png file of each image, which may be missing.
         counts: number of objects of each image.
+        sizes: width and height of each image; 0 where unknown.
         on_error: called with the error for each file that cannot be used; its objects then have no masks.
     """
     found: list[bytes | None] = []
     missing = [file for file in files if not file.exists()]
-    for file, count in zip(files, counts, strict=True):
+    for file, count, size in zip(files, counts, sizes.tolist(), strict=True):
         numbers = None
         try:
-            numbers = _read_png(file) if file.exists() and count else None
+            numbers = _read_png(file, *size) if file.exists() and count else None
         except MaskError as error:
             on_error(error)
         for number in range(1, count + 1):
@@ -70,11 +74,15 @@ MAX_OBJECTS = 254  # 0 is background, 255 marks borders
 PALETTE = _palette()
 
 
-def _read_png(file: Path) -> NDArray[np.uint8]:
+def _read_png(file: Path, width: int, height: int) -> NDArray[np.uint8]:
     try:
         with PILImage.open(file) as image:
-            if image.mode not in ("P", "L"):
-                raise MaskError(f"has mode {image.mode}; VOC's masks are png files with a palette", file)
-            return np.asarray(image)
+            mode, numbers = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise MaskError(f"cannot be read: {error}", file) from error
+    if mode not in ("P", "L"):
+        raise MaskError(f"has mode {mode}; VOC's masks are png files with a palette", file)
+    found_height, found_width = numbers.shape
+    if (width and height) and (found_width, found_height) != (width, height):
+        raise MaskError(f"has {found_width}x{found_height} pixels, but its image has {width}x{height}", file)
+    return numbers
