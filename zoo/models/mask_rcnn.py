@@ -140,14 +140,17 @@ class MaskRCNN(FasterRCNN):
         rois = self.sample_rois(outputs, batch)
         losses = self.box_losses(outputs, batch, rois)
         count = max(int(self.rois_per_image * POSITIVE_FRACTION), 1)  # positive RoIs come first
+        choose = self.mask_norm or rois.labels.is_cpu
+        if choose:
+            # Batch norm must not see other RoIs, and on a CPU they cost time. On a GPU this waits for the device.
+            count = max(int(((rois.labels >= 0) & rois.filled)[:, :count].sum(dim=1).max()), 1)
         boxes, labels, matched = rois.boxes[:, :count], rois.labels[:, :count], rois.matched[:, :count]
         masks = get_masks(batch)
         has_mask = gather_matched(masks.flatten(2).any(dim=2).bool(), matched)  # some objects may have none
         positive = (labels >= 0) & rois.filled[:, :count] & has_mask
         targets = mask_targets(masks, matched, upcast(boxes), 2 * POOLED_SIDE).flatten(0, 1)
         pooled, labels, positive = self.mask_pooling(outputs.features, boxes), labels.flatten(), positive.flatten()
-        if self.mask_norm or positive.is_cpu:
-            # Batch norm must not see other RoIs, and on a CPU they cost time. On a GPU this waits for the device.
+        if choose:
             chosen = positive.nonzero()[:, 0]
             pooled, labels, targets, positive = pooled[chosen], labels[chosen], targets[chosen], positive[chosen]
         return losses | {"mask": mask_loss(self.mask_head(pooled), labels, targets, positive)}

@@ -74,7 +74,7 @@ def mask_targets(
 def masks_of_class(logits: Float[Tensor, "N C S S"], labels: Int64[Tensor, " N"]) -> Float[Tensor, "N S S"]:
     """The logits of one class's mask; of the first class for negative labels."""
     index = labels.clamp(min=0)[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-    return upcast(logits).gather(1, index)[:, 0]
+    return upcast(logits.gather(1, index)[:, 0])  # one class in float32, not all
 
 
 def mask_loss(
