@@ -37,8 +37,9 @@ ALLOWED: dict[str, dict[str, int]] = {
     # empty, one for those that are kept. They are then padded to a fixed number.
     "faster_rcnn": {"nonzero": 2, "nms": 10},
     "faster_rcnn of the paper": {"nonzero": 2, "nms": 2},
-    # As Faster R-CNN; the positive RoIs are selected for the mask head on a CPU only.
-    "mask_rcnn": {"nonzero": 3, "nms": 10},
+    # As Faster R-CNN; on a CPU only, RoIs are pooled for masks up to the largest number of positive ones of an image
+    # (item), and the positive ones are selected for the mask head (nonzero).
+    "mask_rcnn": {"nonzero": 3, "nms": 10, "item": 1},
     # Batch norm over regions must not see empty slots: filled slots are selected (one mask) and the results are written
     # back (one mask for logits, one for deltas); the backward pass repeats each of the three.
     "faster_rcnn of torchvision's second": {"nonzero": 2, "nms": 10, "mask": 6},
