@@ -1,6 +1,7 @@
 """Evaluation of masks: COCO's metrics by both engines and by pycocotools itself, matches, TIDE, and files of masks."""
 
 import contextlib
+import gc
 import io
 import json
 from dataclasses import replace
@@ -332,3 +333,15 @@ def test_polygons_of_boxes_that_pycocotools_adds_to_results_are_ignored(tmp_path
     read = read_predictions(file, table).predictions
     assert read.masks is None
     assert np.array_equal(read.boxes, found.boxes)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_evaluation_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
+    table = Shapes(2, seed=0).read(with_masks=True)
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        evaluate(GroundTruth.from_table(table), shaken(table, 0), ["coco"], by_masks=True)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

@@ -14,7 +14,9 @@ Legend:
 """
 
 import contextlib
+import gc
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -141,7 +143,20 @@ def run_tables(run: hotcoco.COCOeval) -> Tables:
 
 
 def _run_hotcoco(ground_truth: GroundTruth, detections: Float[np.ndarray, "D 7"], masks: ObjectMasks | None) -> Tables:
-    return run_tables(load_hotcoco(ground_truth, detections, masks=masks))
+    with _paused_collector():
+        return run_tables(load_hotcoco(ground_truth, detections, masks=masks))
+
+
+@contextlib.contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause Python's garbage collector: looking through the dicts of many masks takes as long as the evaluation."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _run_pycocotools(
