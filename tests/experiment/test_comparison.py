@@ -449,7 +449,7 @@ def test_a_comparison_says_what_it_chose(
     assert trainer == find_configs() / "trainers/cpu.yaml"
     assert planned == budget
     chosen, limit = capsys.readouterr().out.splitlines()
-    without = "" if has_masks else " but those of masks, which this data has none of"
+    without = "" if has_masks else " but those of masks, as this data has none beyond boxes"
     assert chosen.startswith(f"models: all detectors{without}, {kind}: ")
     assert chosen.endswith("(choose others by --models, see zoo models)")
     assert limit == (

@@ -103,7 +103,7 @@ def _describe_models(models: Sequence[Path], data: Path | None) -> str:
     kind = "small ones, from scratch" if is_built_in(data) else "MobileNetV2 pretrained on ImageNet, fine-tuned"
     names = ", ".join(file.stem for file in models)
     left_out = not any(file.stem.startswith(NEED_MASKS) for file in models)
-    every = f"all detectors{' but those of masks, which this data has none of' if left_out else ''}"
+    every = f"all detectors{' but those of masks, as this data has none beyond boxes' if left_out else ''}"
     return f"models: {every}, {kind}: {names} (choose others by --models, see zoo models)"
 
 

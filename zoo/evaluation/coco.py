@@ -4,7 +4,8 @@ hotcoco is the default (Rust, bit-equal to pycocotools and about fifty times fas
 get the same arrays and return the same precision and recall tables, which are summarised here as in
 `COCOeval.summarize` (github.com/cocodataset/cocoapi, pycocotools/cocoeval.py).
 
-For masks, an object without one does not count, as a crowd; the size of a detection is the area of its mask.
+For masks, an object without one does not count: its box is a crowd region (`GroundTruth.for_masks`). The size of a
+detection is the area of its mask.
 
 COCO's protocol has no counterpart to VOC's `difficult`: such objects are normal objects here, as in every VOC data set
 that was converted to COCO's json.

@@ -181,7 +181,7 @@ def write_coco_results(
     file_names: Mapping[int, str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write detections as COCO-results json: a list of image_id, category_id, score, bbox [x, y, w, h] and masks.
+    """Write detections as COCO-results json: a list of image_id, category_id, bbox [x, y, w, h], score, and masks.
 
     With the names of files and classes, entries have `file_name` and `category_name`, too: unlike ids, names mean the
     same to other programs. Widths are differences in f64, so that `read_coco_results` restores each f32 edge exactly.

@@ -53,12 +53,13 @@ def verify_report(folder: Path, progress: Progress = lambda text: None) -> Verif
             f" in the report {results.fingerprints.get(split)}",
             file=folder / "results.json",
         )
+    # before the metrics are cleared: they tell that a run without detections has masks
+    table, predictions = read_run_predictions(results, module, folder, progress)
     again = deepcopy(results)
     for run in again.runs:
         run.metrics, run.per_class, run.shown_score = {}, {}, None
         run.analysis = Analysis(ceilings=run.analysis.ceilings)
     again.pairs, again.combinations = [], []
-    table, predictions = read_run_predictions(again, module, folder, progress)
     pairs = [(item.first, item.second) for item in results.combinations if item.method == "fused"]
     combined = combine_runs(again, predictions, pairs)
     analyse(again, predictions, table, results.resamples, progress, combined)
