@@ -17,10 +17,11 @@ from zoo.data.module import DetectionDataModule
 from zoo.evaluation import Predictions
 from zoo.evaluation.identity import write_predictions
 from zoo.experiment.analysis import analyse, read_run_predictions
+from zoo.experiment.verify import verify_report
 from zoo.report.pictures.draw import class_color, draw_boxes
 from zoo.report.pictures.examples import make_example, read_examples, write_examples
 from zoo.report.pictures.outlines import trace
-from zoo.report.results import Run, read_results
+from zoo.report.results import Run, read_results, write_results
 
 NUM_IMAGES = 16
 
@@ -155,6 +156,20 @@ def test_more_detections_than_are_drawn_and_none_at_all(reported: Path) -> None:
     assert runs[0].metrics["mask_AP"] > 0
     assert runs[1].metrics["mask_AP"] == 0
     assert "mask_AP" in runs[1].analysis.intervals
+
+
+def test_a_run_without_detections_has_mask_metrics_again_when_it_is_verified(reported: Path) -> None:
+    folder = reported / "empty"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run/predictions.json").write_text("[]")
+    run = Run("mask_rcnn", "mask", 0, "run", "done", metrics={"mask_AP": 0.0})  # as its result.json has them
+    results = replace(read_results(reported / "out/results.json"), runs=[run], pairs=[])
+    module = DetectionDataModule(test=Shapes(NUM_IMAGES, seed=3))
+    table, predictions = read_run_predictions(results, module, folder, print)
+    analyse(results, predictions, table, resamples=20)
+    results.resamples = 20
+    write_results(results, folder / "results.json")
+    assert verify_report(folder).different == []
 
 
 def test_page_and_markdown_show_masks_and_leave_out_those_without(reported: Path) -> None:
