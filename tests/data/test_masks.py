@@ -140,7 +140,7 @@ def test_real_masks_take_few_bytes_and_are_exact() -> None:
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    changed=st.lists(st.tuples(st.integers(0, 7), st.text("/0123OPQR_`no", max_size=3).map(str.encode)), max_size=4),
+    changed=st.lists(st.tuples(st.integers(0, 7), st.text("/0123OPQR_`no", max_size=16).map(str.encode)), max_size=4),
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_bad_run_lengths_are_found_among_many_as_one_by_one(seed: int, changed: list[tuple[int, bytes]]) -> None:
@@ -160,3 +160,10 @@ def test_bad_run_lengths_are_found_among_many_as_one_by_one(seed: int, changed: 
         except ValueError:
             refused.append(index)
     assert find_bad_runs(texts, heights, widths).tolist() == refused
+
+
+def test_a_count_of_more_bits_than_an_integer_is_refused() -> None:
+    text = b"R" + b"P" * 12 + b"1"  # 2, and a bit of 2^65, which would be lost
+    with pytest.raises(ValueError, match="larger than COCO's"):
+        expand_runs(text)
+    assert find_bad_runs([b"2", text], np.array([1, 1]), np.array([2, 2])).tolist() == [1]

@@ -29,6 +29,7 @@ MIN_CORNERS = 3
 _DECIMALS = 100
 _CHECKED_AT_ONCE = 20_000  # masks; bounds the memory to some tens of MB
 _ZERO, _MORE, _SIGN, _BITS = 48, 32, 16, 5  # of compressed run lengths
+_LONGEST = 7  # characters of a count: enough for a difference of two counts of 32 bits, and no sum of them overflows
 
 Polygons = Sequence[NDArray[np.float64]]
 """Parts of one object, x and y in turn: [2 * corners] each, in pixels."""
@@ -165,6 +166,8 @@ def expand_runs(text: bytes) -> Int64[np.ndarray, " K"]:
         raise ValueError("the counts of the mask are not COCO's compressed run lengths")
     starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
     sizes = np.diff([*starts, len(values)])
+    if sizes.max() > _LONGEST:
+        raise ValueError("the counts of the mask are larger than COCO's compressed run lengths allow")
     place = np.arange(len(values)) - np.repeat(starts, sizes)
     counts = np.add.reduceat((values & (_MORE - 1)) << (_BITS * place), starts)
     counts = np.where(values[is_last] & _SIGN, counts - (1 << (_BITS * sizes)), counts)
@@ -200,6 +203,7 @@ def _find_bad(texts: Sequence[bytes], totals: NDArray[np.int64]) -> NDArray[np.i
         return np.flatnonzero(bad)
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends - starts + 1
+    np.logical_or.at(bad, of_value[ends[sizes > _LONGEST]], True)
     place = np.arange(len(values)) - np.repeat(starts, sizes)
     counts = np.add.reduceat((values & (_MORE - 1)) << (_BITS * place), starts)
     counts = np.where(values[ends] & _SIGN, counts - (1 << (_BITS * sizes)), counts)
