@@ -11,7 +11,8 @@ from zoo.evaluation.coco import Engine
 from zoo.evaluation.ground_truth import GroundTruth
 from zoo.evaluation.identity import write_predictions
 from zoo.evaluation.metric import DetectionMAP
-from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.evaluation.predictions import Predictions
+from zoo.evaluation.results_file import write_coco_results
 from zoo.evaluation.scores import PROTOCOLS, Protocol, Scores, check_protocols
 from zoo.types import RawBatch
 

@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from zoo.errors import InputError
-from zoo.evaluation.predictions import Predictions, ResultsFile, read_results_file, write_coco_results
+from zoo.evaluation.predictions import Predictions
+from zoo.evaluation.results_file import ResultsFile, read_results_file, write_coco_results
 from zoo.io.paths import best_matches
 
 if TYPE_CHECKING:

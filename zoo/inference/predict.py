@@ -17,7 +17,8 @@ from zoo.data.module import DetectionDataModule
 from zoo.data.table import AnnotationTable
 from zoo.detector import Detector, above_score
 from zoo.errors import InputError
-from zoo.evaluation.predictions import Predictions, write_coco_results
+from zoo.evaluation.predictions import Predictions
+from zoo.evaluation.results_file import write_coco_results
 from zoo.inference.videos import is_video, predict_video, require_reader
 from zoo.io.files import atomic_path, write_atomically
 from zoo.ops.distributed import is_distributed
