@@ -178,7 +178,7 @@ def test_predictions_have_the_same_keys_in_training_mode(detector: Detector) -> 
     images, _ = make_batch()
     with torch.no_grad():
         found = detector.train()(images)
-    keys = {"boxes", "scores", "labels"} | ({"masks"} if detector.uses_masks else set())
+    keys = {"boxes", "scores", "labels"} | ({"masks"} if detector.mask_side else set())
     assert all(set(prediction) == keys for prediction in found)
 
 

@@ -66,7 +66,7 @@ def sources(name: str) -> tuple[Source, Source]:
 @pytest.mark.parametrize(("name", "num_classes"), [("bccd", 3), ("voc100", 20), ("coco_mini", 80)])
 def test_training_step_and_evaluation(name: str, num_classes: int, model: str, tmp_path: Path) -> None:
     train, val = sources(name)
-    if MODELS[model].uses_masks and name != "coco_mini":
+    if MODELS[model].mask_side and name != "coco_mini":
         pytest.skip(f"{name} has no masks here")
     data = DetectionDataModule(train, val, batch_size=2, num_workers=0)
     assert data.num_classes == num_classes

@@ -34,7 +34,7 @@ class Target(TypedDict):
     difficult: Bool[Tensor, " M"]
     area: Float[Tensor, " M"]  # f32 pixels^2; of the segmentation where the data has one, else of the box
     proposals: NotRequired[Float[Tensor, "P 4"]]  # only for detectors that declare `proposals`
-    masks: NotRequired[UInt8[Tensor, "M _ _"]]  # 0 or 1, [M, H, W]; only for detectors that declare `uses_masks`
+    masks: NotRequired[UInt8[Tensor, "M _ _"]]  # 0 or 1, [M, H, W]; only for detectors with a `mask_side`
 
 
 class Prediction(TypedDict):

@@ -442,7 +442,7 @@ def test_a_comparison_says_what_it_chose(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", *data]) == 2
     models, _, trainer, _, planned = plans[0][:5]
-    chosen_keys = [key for key, detector in zoo.models.MODELS.items() if has_masks or not detector.uses_masks]
+    chosen_keys = [key for key, detector in zoo.models.MODELS.items() if has_masks or not detector.mask_side]
     expected = sorted(f"{key}_{suffix}" for key in chosen_keys if key != "tiny")
     assert isinstance(models, list)
     assert sorted(model.stem for model in models) == expected

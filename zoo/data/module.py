@@ -199,7 +199,7 @@ class DetectionDataModule(LightningDataModule):
         Takes the settings of region proposals from the Trainer's detector, where it has any, and whether it uses masks.
         """
         if self.trainer is not None:
-            self.want_masks(getattr(self.trainer.lightning_module, "uses_masks", False))
+            self.want_masks(getattr(self.trainer.lightning_module, "mask_side", 0) > 0)
             self.proposals = getattr(self.trainer.lightning_module, "proposals", None) or self._given_proposals
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),

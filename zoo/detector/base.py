@@ -63,11 +63,8 @@ class Detector(LightningModule, ABC, Generic[Outputs]):
     display_name: ClassVar[str] = ""
     """Name in reports; where it is empty, the key in `zoo.models.MODELS` or the name of the class is shown."""
 
-    uses_masks: ClassVar[bool] = False
-    """Whether the detector is trained on masks: the targets of its loaders then have them."""
-
     mask_side: ClassVar[int] = 0
-    """Rows and columns of the masks of detections; 0 without masks."""
+    """Rows and columns of the masks of detections; 0 without. A detector with masks gets those of the targets, too."""
 
     proposal_cache: ProposalCache | None = None
 

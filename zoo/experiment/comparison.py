@@ -204,7 +204,7 @@ def plan_runs(
         if started is not None:
             print(f"{name}: {started}", flush=True)
         module = module or built.data
-        if detector.uses_masks:
+        if detector.mask_side:
             module.want_masks(True)
             if "train" in module.sources and not module.table("train").has_masks:
                 raise InputError(f"{name} is trained on masks, but the train split has none; leave it out", file=data)

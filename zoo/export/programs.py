@@ -71,7 +71,7 @@ class SingleImage(Program):
             f"Inputs: image: uint8 [3, height, width], RGB, of any size{proposals}. Outputs, by descending score: "
             "boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 [detections]; "
             "labels: int64 [detections], positions in class_names of the metadata"
-            f"{MASKS_TEXT if detector.uses_masks else ''}."
+            f"{MASKS_TEXT if detector.mask_side else ''}."
         )
 
     def forward(self, image: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -107,7 +107,7 @@ class ImageBatch(Program):
             f"{proposals if detector.proposals else ''}. Outputs, image by image, by descending score: boxes: float32 "
             "[detections, 4], x1 y1 x2 y2 in pixels of the image; scores: float32 [detections]; labels: int64 "
             "[detections], positions in class_names of the metadata; image_index: int64 [detections], the position of "
-            f"the image in the batch{MASKS_TEXT if detector.uses_masks else ''}."
+            f"the image in the batch{MASKS_TEXT if detector.mask_side else ''}."
         )
 
     def forward(self, images: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -139,7 +139,7 @@ class ImageBatch(Program):
 
 def output_shapes(detector: Detector) -> Shapes:
     """Shapes of what a detector predicts."""
-    return OUTPUT_SHAPES | ({"masks": ["detections", "side", "side"]} if detector.uses_masks else {})
+    return OUTPUT_SHAPES | ({"masks": ["detections", "side", "side"]} if detector.mask_side else {})
 
 
 def select_image(value: Any, hint: Any, index: int) -> Any:

@@ -73,7 +73,6 @@ class MaskRCNN(FasterRCNN):
     """
 
     display_name = "Mask R-CNN"
-    uses_masks = True
     mask_side = 2 * POOLED_SIDE
 
     def __init__(
