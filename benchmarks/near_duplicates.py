@@ -65,7 +65,7 @@ def main() -> None:
         return
     paths = [path for folder in arguments.folders for path in list_images(folder)]
     images = [PILImage.open(path).convert("RGB") for path in paths]
-    found = [fingerprint(np.array(image)) for image in images]  # None for images of one colour
+    found = [fingerprint(np.array(image.convert("L"))) for image in images]  # None for images of one colour
     images = [image for image, bits in zip(images, found, strict=True) if bits is not None]
     paths = [path for path, bits in zip(paths, found, strict=True) if bits is not None]
     prints = np.array([bits for bits in found if bits is not None], np.uint64)
@@ -73,7 +73,7 @@ def main() -> None:
     columns = ("change", "median", "99%", "max", f"above {MAX_DIFFERING_BITS}")
     report = Report("Differing bits, of 255, between fingerprints of an image and a changed copy", command, columns)
     for name, change in CHANGES.items():
-        changed = [fingerprint(np.array(change(image))) for image in images]
+        changed = [fingerprint(np.array(change(image).convert("L"))) for image in images]
         distances = np.array([int(np.bitwise_count(a ^ b).sum()) for a, b in zip(prints, changed, strict=True)])
         quantiles = [f"{value:.0f}" for value in np.quantile(distances, QUANTILES)]
         report.row([name, *quantiles, f"{(distances > MAX_DIFFERING_BITS).mean():.1%}"])

@@ -13,7 +13,7 @@ from zoo.data.formats.coco import Coco
 from zoo.data.images import SUFFIXES, ImageFolder, list_images
 from zoo.data.source import DataWarning
 from zoo.errors import InputError
-from zoo.io.decoding import bits_in_use, deep_pixels, load_image, upright_size
+from zoo.io.decoding import bits_in_use, deep_pixels, load_grey, load_image, upright_size
 
 
 def photo(width=37, height=21, seed=0) -> PILImage.Image:
@@ -155,23 +155,40 @@ def test_cmyk_jpeg(tmp_path):
     assert difference.abs().float().mean() < 4
 
 
-def test_damaged_files_and_files_that_are_not_images(tmp_path):
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("L", "png")]
+)
+def test_grey_image_is_that_of_the_colours(tmp_path, mode, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    photo(131, 77).convert(mode).save(path, exif=exif)
+    colours = load_image(path).permute(1, 2, 0).contiguous().numpy()
+    difference = load_grey(path).astype(int) - cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+    assert difference.shape == ((77, 131) if orientation == 1 else (131, 77))
+    assert np.abs(difference).mean() < 1  # colours are rounded and clipped
+    assert np.abs(difference).max() <= 8
+
+
+@pytest.mark.parametrize("load", [load_image, load_grey])
+def test_damaged_files_and_files_that_are_not_images(tmp_path, load):
     buffer = io.BytesIO()
     photo(200, 200).save(buffer, format="JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:1500])
     with pytest.raises(InputError, match=r"cut.jpg: image is damaged \(.*truncated"):
-        load_image(tmp_path / "cut.jpg")
+        load(tmp_path / "cut.jpg")
     buffer = io.BytesIO()
     photo(200, 200).save(buffer, format="PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:1500])
     with pytest.raises(InputError, match=r"cut.png: image is damaged"):
-        load_image(tmp_path / "cut.png")
+        load(tmp_path / "cut.png")
     for name, data in (("text.jpg", b"hello"), ("empty.jpg", b""), ("stub.jpg", b"\xff\xd8\xff")):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=rf"{name}: not an image"):
-            load_image(tmp_path / name)
+            load(tmp_path / name)
     with pytest.raises(InputError, match=r"none.jpg: image cannot be read: No such file"):
-        load_image(tmp_path / "none.jpg")
+        load(tmp_path / "none.jpg")
 
 
 def test_image_folder(tmp_path):

@@ -6,6 +6,7 @@ about. Tensors have shape [3, H, W] and are channels-last in memory.
 """
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -41,10 +42,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
     Raises:
         InputError: the file is missing, truncated, not an image, or of another size.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"image cannot be read: {error.strerror or error}", file=path) from error
+    data = _read(path)
     image = _decode(data, path, upright=True)
     if size is None or size == (image.shape[2], image.shape[1]):
         return image
@@ -56,10 +54,35 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
     raise InputError(f"image is {actual} but its annotation says {annotated}; correct the annotation", file=path)
 
 
-def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
-    is_jpeg = data[:2] == b"\xff\xd8"
+def load_grey(path: str | Path) -> NDArray[np.uint8]:
+    """Brightness [H, W] of an image, upright; that of a JPEG within rounding, without decoding its colours.
+
+    Raises:
+        InputError: the file is missing, truncated or not an image.
+    """
+    data = _read(path)
+    with suppress(*_DECODE_ERRORS):  # whether it is damaged is decided by the complete decoder
+        if _is_jpeg(data, upright=True) and simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
+            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY")[..., 0], np.uint8)
+    pixels = _decode(data, path, upright=True).permute(1, 2, 0).contiguous().numpy()
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _read(path: str | Path) -> bytes:
     try:
-        if is_jpeg and not (upright and _has_metadata(data) and _orientation(data) != 1):
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"image cannot be read: {error.strerror or error}", file=path) from error
+
+
+def _is_jpeg(data: bytes, upright: bool) -> bool:
+    """Whether an image is a JPEG that needs no rotation."""
+    return data[:2] == b"\xff\xd8" and not (upright and _has_metadata(data) and _orientation(data) != 1)
+
+
+def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
+    try:
+        if _is_jpeg(data, upright):
             return _decode_jpeg(data)
         with PILImage.open(io.BytesIO(data)) as image:
             deep = _read_deep_colour(image, data)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from zoo.errors import InputError
-from zoo.io.decoding import bits_in_use, deep_pixels, load_image, orientation
+from zoo.io.decoding import bits_in_use, deep_pixels, load_grey, orientation
 
 MAX_DIFFERING_BITS = 40
 """Near-duplicates differ in at most this many of 255 bits; `benchmarks/results/near_duplicates.md` has the reason."""
@@ -75,26 +75,21 @@ class ImageFile:
 def inspect_image(path: Path) -> ImageFile:
     """Decodes an image file completely and returns its properties."""
     try:
-        image = load_image(path)
+        grey = load_grey(path)
         with PILImage.open(path) as file:
             exif_orientation = orientation(file)
         deep = deep_pixels(path)
         digest = hashlib.sha256(path.read_bytes()).digest()
     except InputError as error:
         return ImageFile(str(error).removeprefix(f"{path}: "))
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    height, width = pixels.shape[:2]
+    height, width = grey.shape
     is_16_bit = deep is not None and deep.min(initial=0) >= 0 and deep.max(initial=0) < 1 << 16
     unused_bits = 16 - bits_in_use(deep) if deep is not None and is_16_bit else 0
-    return ImageFile(None, width, height, exif_orientation, unused_bits, digest, fingerprint(pixels))
+    return ImageFile(None, width, height, exif_orientation, unused_bits, digest, fingerprint(grey))
 
 
 def inspect_images(paths: Sequence[Path], progress: Progress = no_progress) -> list[ImageFile]:
-    """`inspect_image` of many files, with a thread per core.
-
-    Threads mainly overlap file reads, because simplejpeg holds Python's global lock while it decodes. A small
-    photograph takes 0.7 ms on one core, so that processes, which take seconds to start, would only be worthwhile for
-    tens of thousands of images.
+    """`inspect_image` of many files, with a thread per core: decoding and resizing do not hold Python's global lock.
 
     Args:
         paths: image files.
@@ -104,9 +99,9 @@ def inspect_images(paths: Sequence[Path], progress: Progress = no_progress) -> l
         return list(progress(pool.map(inspect_image, paths), len(paths)))
 
 
-def fingerprint(pixels: NDArray[np.uint8]) -> UInt64[np.ndarray, "4"] | None:
-    """Perceptual hash of an RGB image [H, W, 3]: 255 bits and a zero bit; None for an image without contrast."""
-    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+def fingerprint(image: NDArray[np.uint8]) -> UInt64[np.ndarray, "4"] | None:
+    """Perceptual hash of a grey image [H, W]: 255 bits and a zero bit; None for an image without contrast."""
+    grey = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     if grey.std() < _MIN_CONTRAST:
         return None
     low = cv2.dct(grey.astype(np.float32))[:_KEPT, :_KEPT].reshape(-1)[1:]
