@@ -14,7 +14,7 @@ from paths import COCOAPI
 from zoo.data.formats.coco import read_coco
 from zoo.errors import InputError
 from zoo.evaluation import GroundTruth, Predictions, evaluate, format_scores, read_predictions
-from zoo.evaluation.coco import KEYS
+from zoo.evaluation.coco import KEYS, coco_tables
 from zoo.evaluation.scores import check_protocols, describe_detection_limit
 from zoo.evaluation.voc import average_precisions
 
@@ -95,6 +95,17 @@ def test_engines_give_equal_ap_by_class(make_case, arguments):
     )
     for name, values in reference.per_class.items():
         assert ours.per_class[name] == pytest.approx(values, abs=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_classes_evaluated_in_parts_give_the_same_metrics(case, at_once, monkeypatch):
+    whole = evaluate(case.ground_truth, case.predictions)
+    calls = []
+    monkeypatch.setattr("zoo.evaluation.scores._AT_ONCE", at_once)
+    monkeypatch.setattr("zoo.evaluation.scores.coco_tables", lambda *parts: calls.append(1) or coco_tables(*parts))
+    assert evaluate(case.ground_truth, case.predictions) == whole
+    assert len(calls) > 1
+    assert evaluate(case.ground_truth, case.predictions, ["voc07"]).metrics == {"VOC07": whole.metrics["VOC07"]}
 
 
 def test_mean_of_class_ap_is_ap(case):

@@ -17,7 +17,7 @@ Legend:
 import contextlib
 import gc
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -44,7 +44,22 @@ class CocoScores:
     ap50: Float[np.ndarray, " C"]
 
 
-def evaluate_coco(
+Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C A 3"], Float[np.ndarray, "10 C A 3"]]
+"""Precision and recall by IoU .5 .. .95, (recall,) class, A sizes (all, s, m, l), and max detections (1, 10, 100)."""
+
+
+def summarize_tables(tables: Sequence[Tables]) -> CocoScores:
+    """Metrics from tables of the classes in order, in one or several parts."""
+    precision = np.concatenate([precision for precision, _ in tables], axis=2)
+    recall = np.concatenate([recall for _, recall in tables], axis=1)
+    return CocoScores(
+        metrics=_summarize(precision, recall),
+        ap=np.array([mean_defined(precision[:, :, c, 0, 2]) for c in range(precision.shape[2])]),
+        ap50=np.array([mean_defined(precision[0, :, c, 0, 2]) for c in range(precision.shape[2])]),
+    )
+
+
+def coco_tables(
     ground_truth: GroundTruth,
     image_index: Int64[np.ndarray, " D"],
     boxes: Float[np.ndarray, "D 4"],
@@ -52,8 +67,8 @@ def evaluate_coco(
     labels: Int64[np.ndarray, " D"],
     engine: Engine = "hotcoco",
     masks: ObjectMasks | None = None,
-) -> CocoScores:
-    """Evaluate detections by COCO's protocol for boxes, or for masks where these are given.
+) -> Tables:
+    """Precision and recall of detections by COCO's protocol for boxes, or for masks where these are given.
 
     Args:
         ground_truth: of all images.
@@ -67,20 +82,10 @@ def evaluate_coco(
     """
     num_classes = len(ground_truth.classes)
     if num_classes == 0 or len(ground_truth.image_ids) == 0:
-        undefined = np.full(num_classes, UNDEFINED)
-        return CocoScores(dict.fromkeys(KEYS, UNDEFINED), undefined, undefined)
+        return np.full((10, 101, num_classes, 4, 3), UNDEFINED), np.full((10, num_classes, 4, 3), UNDEFINED)
     detections = pack_detections(image_index, boxes, scores, labels)
     run = _run_hotcoco if engine == "hotcoco" else _run_pycocotools
-    precision, recall = run(ground_truth, detections, masks)
-    return CocoScores(
-        metrics=_summarize(precision, recall),
-        ap=np.array([mean_defined(precision[:, :, c, 0, 2]) for c in range(num_classes)]),
-        ap50=np.array([mean_defined(precision[0, :, c, 0, 2]) for c in range(num_classes)]),
-    )
-
-
-Tables: TypeAlias = tuple[Float[np.ndarray, "10 R C A 3"], Float[np.ndarray, "10 C A 3"]]
-"""Precision and recall by IoU .5 .. .95, (recall,) class, A sizes (all, s, m, l), and max detections (1, 10, 100)."""
+    return run(ground_truth, detections, masks)
 
 
 def pack_detections(

@@ -162,6 +162,21 @@ class GroundTruth:
         areas = np.where(of_boxes, masks.areas(), self.areas)
         return replace(self, iscrowd=self.iscrowd | without, masks=masks, areas=areas)
 
+    def of_classes(self, start: int, stop: int) -> "GroundTruth":
+        """Objects of the classes start .. stop - 1, which become 0 .. stop - start - 1; of all images."""
+        rows = np.flatnonzero((self.labels >= start) & (self.labels < stop))
+        return replace(
+            self,
+            classes=self.classes[start:stop],
+            image_index=self.image_index[rows],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            labels=self.labels[rows] - start,
+            iscrowd=self.iscrowd[rows],
+            difficult=self.difficult[rows],
+            masks=None if self.masks is None else self.masks.select(rows),
+        )
+
     def of_images(self, image_ids: Int64[np.ndarray, " P"]) -> "GroundTruth":
         """Ground truth of some of the images, given by id in any order.
 

@@ -137,10 +137,15 @@ class DetectionMAP(Metric):
         return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
     def _evaluate(self) -> Scores:
+        for name in _PREDICTION_COLUMNS:  # one at a time, so that few are in memory twice
+            chunks = getattr(self, name)
+            if isinstance(chunks, list) and len(chunks) > 1:
+                setattr(self, name, [torch.cat(chunks)])
         image_ids = _column(self.image_ids, np.int64)
         _, first = np.unique(image_ids, return_index=True)
         pred_counts = _column(self.pred_counts, np.int64)
-        take = ragged_indices(pred_counts, first)
+        in_order = np.array_equal(first, np.arange(len(image_ids)))
+        take = slice(None) if in_order else ragged_indices(pred_counts, first)  # a slice copies nothing
         self.predictions = Predictions(
             image_ids=np.repeat(image_ids[first], pred_counts[first]),
             boxes=_column(self.pred_boxes, np.float32, 4)[take],
@@ -166,7 +171,7 @@ class DetectionMAP(Metric):
             )
         return evaluate_boxes_and_masks(ground_truth, self.predictions, self.protocols, self.engine)
 
-    def _masks(self, pred_counts: Int64[np.ndarray, " N"], take: Int64[np.ndarray, " D"]) -> ObjectMasks | None:
+    def _masks(self, pred_counts: Int64[np.ndarray, " N"], take: slice | Int64[np.ndarray, " D"]) -> ObjectMasks | None:
         """Masks of the detections `take`; None without any."""
         lengths = _column(self.pred_mask_lengths, np.int64)
         if not len(self.heights):
@@ -175,7 +180,8 @@ class DetectionMAP(Metric):
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         masks = Masks(kinds, starts, _column(self.pred_mask_bytes, np.uint8))
         sizes = (np.repeat(_column(side, np.int64), pred_counts) for side in (self.heights, self.widths))
-        return ObjectMasks(masks, *sizes).select(take)
+        packed = ObjectMasks(masks, *sizes)
+        return packed if isinstance(take, slice) else packed.select(take)
 
 
 _PREDICTION_COLUMNS = ("pred_counts", "pred_boxes", "pred_scores", "pred_labels")

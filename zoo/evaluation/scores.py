@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.errors import InputError
-from zoo.evaluation.coco import Engine, evaluate_coco, mean_defined
+from zoo.evaluation.coco import Engine, Tables, coco_tables, mean_defined, summarize_tables
 from zoo.evaluation.ground_truth import GroundTruth, ObjectMasks, check_labels
 from zoo.evaluation.predictions import Predictions
-from zoo.evaluation.voc import evaluate_voc
+from zoo.evaluation.voc import VocScores, evaluate_voc
 
 Protocol: TypeAlias = Literal["coco", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")
@@ -30,6 +30,7 @@ MAX_DETECTIONS = 100
 """COCO's limit for detections of one class in one image."""
 MASK_PREFIX = "mask_"
 """Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
+_AT_ONCE = 1_000_000  # detections that are evaluated together; bounds the engine's memory to about 500 MB
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10", f"{MASK_PREFIX}AP", f"{MASK_PREFIX}AP50")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, " D"], Float[np.ndarray, "D 4"], Float[np.ndarray, " D"], Int64[np.ndarray, " D"]
@@ -72,23 +73,48 @@ def evaluate(
         if set(protocols) != {"coco"}:
             raise InputError("masks are evaluated by COCO's protocol only", place="protocols")
         ground_truth, masks = ground_truth.for_masks(), order_masks(ground_truth, predictions)
+    tables: list[Tables] = []
+    voc: list[VocScores] = []
+    for start, stop in _class_ranges(labels, len(ground_truth.classes)):
+        truth = ground_truth.of_classes(start, stop)
+        rows = np.flatnonzero((labels >= start) & (labels < stop))
+        detections = (index[rows], boxes[rows], scores[rows], labels[rows] - start)
+        if "coco" in protocols:
+            tables.append(coco_tables(truth, *detections, engine, None if masks is None else masks.select(rows)))
+        if "voc07" in protocols or "voc10" in protocols:
+            voc.append(evaluate_voc(truth, *detections))
+
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}
     by_class: dict[str, Float[np.ndarray, " C"]] = {}
     if "coco" in protocols:
-        coco = evaluate_coco(ground_truth, index, boxes, scores, labels, engine, masks)
+        coco = summarize_tables(tables)
         metrics |= coco.metrics
         by_class |= {"AP": coco.ap, "AP50": coco.ap50}
-    if "voc07" in protocols or "voc10" in protocols:
-        voc = evaluate_voc(ground_truth, index, boxes, scores, labels)
-        for protocol, key, values in (("voc07", "VOC07", voc.voc07), ("voc10", "VOC10", voc.voc10)):
-            if protocol in protocols:
-                metrics[key] = mean_defined(values)
-                by_class[key] = values
+    if "voc07" in protocols:
+        by_class["VOC07"] = np.concatenate([part.voc07 for part in voc])
+    if "voc10" in protocols:
+        by_class["VOC10"] = np.concatenate([part.voc10 for part in voc])
+    metrics |= {key: mean_defined(by_class[key]) for key in ("VOC07", "VOC10") if key in by_class}
     for key, values in by_class.items():
         for name, value in zip(ground_truth.classes, values.tolist(), strict=True):
             per_class[name][key] = value
     return Scores(metrics, per_class)
+
+
+def _class_ranges(labels: Int64[np.ndarray, " D"], num_classes: int) -> list[tuple[int, int]]:
+    """Ranges of classes that are evaluated together: all, or as many as have `_AT_ONCE` detections (at least one).
+
+    Classes do not depend on each other, and the engines take hundreds of bytes for a detection.
+    """
+    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+    ranges, start = [], 0
+    while start < num_classes:
+        limit = _AT_ONCE + (ends[start - 1] if start else 0)
+        stop = max(int(np.searchsorted(ends, limit, side="right")), start + 1)
+        ranges.append((start, stop))
+        start = stop
+    return ranges or [(0, 0)]
 
 
 def evaluate_boxes_and_masks(
