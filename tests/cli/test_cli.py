@@ -214,6 +214,13 @@ def test_proposals_fills_the_cache_and_reports_recall(
     assert table_rows(capsys.readouterr().out) == rows
 
 
+def test_proposals_takes_the_name_of_a_detector(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PROPOSALS, "--model", "fast_rcnn", "--data.proposal_cache", "kept"]) == 0
+    assert "model fast_rcnn: " in capsys.readouterr().err
+    assert main([*PROPOSALS, "--model", "retinanet"]) == 2
+    assert capsys.readouterr().err.endswith("its detector needs no region proposals\n")
+
+
 def test_fit_reads_the_proposals_cached_for_its_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"trunk": "resnet10t", "proposals": {"mode": "single", "width": 60, "min_side": 5}}
     model |= {"channels": 16, "head_width": 16, "frame": {"min_size": 32, "max_size": 64}}

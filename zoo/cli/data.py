@@ -24,6 +24,7 @@ from zoo.data.quality.image_files import Item
 from zoo.data.quality.stats import compute_statistics
 from zoo.data.source import Source
 from zoo.errors import InputError
+from zoo.io.configurations import name_models
 from zoo.io.files import encode_json, require_writable, write_atomically
 from zoo.report.dataset import render_statistics
 
@@ -154,11 +155,12 @@ def proposals(args: list[str]) -> int:
 
     silence_lightning()
     parser = make_data_parser("proposals")
-    text = "model file; its search settings are the defaults of the flags"
+    text = "a detector or a configuration (zoo models), or a file; its search settings are the defaults of the flags"
     parser.add_argument("--model", type=str | None, default=None, help=text)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes; 0: this one")
     parser.add_class_arguments(SelectiveSearch)
     parser.add_lightning_class_args(DetectionDataModule, "data")
+    args = name_models(args)
     config = parse(parser, args)
     if config.model is not None:
         parser.set_defaults(proposals_of_model(config.model))
