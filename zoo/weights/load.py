@@ -25,8 +25,8 @@ def load(file: str | Path) -> Detector:
     Args:
         file: a .ckpt file of `zoo fit`, `zoo compare` or any Lightning Trainer; the folder of a run, whose best
             checkpoint is loaded (the last one where there is no best); or a published file, which is recognised by its
-            content: torchvision's RetinaNet and Faster R-CNN (COCO's 80 classes, or as many as the file has), darknet's
-            files of YOLOv1 and YOLOv3, the original CornerNet's.
+            content: torchvision's RetinaNet, Faster R-CNN, Mask R-CNN and SSD (COCO's 80 classes, or as many as the
+            file has), darknet's files of YOLOv1 and YOLOv3, the original CornerNet's.
 
     Raises:
         InputError: the file is missing, damaged, or neither a checkpoint of a detector in `MODELS` nor a known
