@@ -53,19 +53,19 @@ def main() -> int:
 def record(command: str, folder: Path) -> None:
     """Run a command, and draw what it prints if no command of its verb has been drawn yet."""
     command = re.sub(r" +", " ", command)
-    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
+    environment = os.environ | {"COLUMNS": str(WIDTH)}
     print(command, flush=True)
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     picture = PICTURES / f"{command.split()[1]}.svg"
-    lines = [line.rsplit("\r")[-1] for line in (done.stderr + done.stdout).rstrip().split("\n")]
+    lines = (done.stderr + done.stdout).rstrip().splitlines()
     if not picture.exists() and lines:
         draw(lines[-MOST_LINES:], command, picture)
 
 
 def draw(lines: list[str], title: str, picture: Path) -> None:
-    """Lines with ANSI colours as a picture of a terminal, which loads no font from a network."""
+    """Lines as a picture of a terminal, which loads no font from a network."""
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(Text.from_ansi("\n".join(lines)))
+    console.print(Text("\n".join(lines)))
     console.save_svg(str(picture), title=title)
     picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture.read_text(), flags=re.DOTALL))
 
