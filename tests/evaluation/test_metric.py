@@ -89,6 +89,15 @@ def test_order_batch_size_and_repeated_images_do_not_change_a_bit(case):
     assert as_bytes(metric.compute()) == as_bytes(expected.compute())
 
 
+def test_joining_chunks_does_not_change_a_bit(case, monkeypatch):
+    expected, metric = (DetectionMAP(case.ground_truth.classes) for _ in range(2))
+    update_in_batches(expected, as_images(case), batch_size=1)
+    monkeypatch.setattr("zoo.evaluation.metric._MOST_CHUNKS", 3)
+    update_in_batches(metric, as_images(case), batch_size=1)
+    assert len(metric.pred_boxes) <= 3 < len(expected.pred_boxes)
+    assert as_bytes(metric.compute()) == as_bytes(expected.compute())
+
+
 def test_reset_and_forward(case):
     images = as_images(case)
     metric = DetectionMAP(case.ground_truth.classes, protocols=["voc07"])

@@ -70,7 +70,7 @@ class DetectionMAP(Metric):
         self.ground_truth = ground_truth
         self.scores: Scores | None = None  # of the last `compute`, on every rank
         self.predictions: Predictions | None = None  # of the last `compute`, of all processes, on rank 0 only
-        for name in ("image_ids", *_PREDICTION_COLUMNS, *_MASK_COLUMNS, *_TARGET_COLUMNS):
+        for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
@@ -108,6 +108,15 @@ class DetectionMAP(Metric):
         self.gt_labels.append(torch.cat([item["labels"] for item in target]))
         self.gt_iscrowd.append(torch.cat([item["iscrowd"] for item in target]))
         self.gt_difficult.append(torch.cat([item["difficult"] for item in target]))
+        if len(self.image_ids) > _MOST_CHUNKS:
+            self._join_chunks()
+
+    def _join_chunks(self) -> None:
+        """Join the chunks of each state: when many small ones are freed, their memory stays with the process."""
+        for name in _STATES:  # one at a time, so that only one is in memory twice
+            chunks = getattr(self, name)
+            if isinstance(chunks, list) and len(chunks) > 1:
+                setattr(self, name, [torch.cat(chunks)])
 
     def _add_masks(self, preds: Sequence[Prediction], sizes: Sequence[tuple[int, int]]) -> None:
         texts = [text for item, size in zip(preds, sizes, strict=True) for text in encode_masks(item, *size)]
@@ -137,10 +146,7 @@ class DetectionMAP(Metric):
         return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
     def _evaluate(self) -> Scores:
-        for name in _PREDICTION_COLUMNS:  # one at a time, so that few are in memory twice
-            chunks = getattr(self, name)
-            if isinstance(chunks, list) and len(chunks) > 1:
-                setattr(self, name, [torch.cat(chunks)])
+        self._join_chunks()
         image_ids = _column(self.image_ids, np.int64)
         _, first = np.unique(image_ids, return_index=True)
         pred_counts = _column(self.pred_counts, np.int64)
@@ -184,9 +190,11 @@ class DetectionMAP(Metric):
         return packed if isinstance(take, slice) else packed.select(take)
 
 
+_MOST_CHUNKS = 1024
 _PREDICTION_COLUMNS = ("pred_counts", "pred_boxes", "pred_scores", "pred_labels")
 _MASK_COLUMNS = ("pred_mask_lengths", "pred_mask_bytes", "heights", "widths")
 _TARGET_COLUMNS = ("gt_counts", "gt_boxes", "gt_areas", "gt_labels", "gt_iscrowd", "gt_difficult")
+_STATES = ("image_ids", *_PREDICTION_COLUMNS, *_MASK_COLUMNS, *_TARGET_COLUMNS)
 
 
 def _column(state: list[Tensor] | Tensor, dtype: type[np.generic], *shape: int) -> np.ndarray:

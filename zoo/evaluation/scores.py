@@ -30,7 +30,7 @@ MAX_DETECTIONS = 100
 """COCO's limit for detections of one class in one image."""
 MASK_PREFIX = "mask_"
 """Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
-_AT_ONCE = 1_000_000  # detections that are evaluated together; bounds the engine's memory to about 500 MB
+_AT_ONCE = 500_000  # detections that are evaluated together; bounds the engine's memory to some 200 MB
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10", f"{MASK_PREFIX}AP", f"{MASK_PREFIX}AP50")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, " D"], Float[np.ndarray, "D 4"], Float[np.ndarray, " D"], Int64[np.ndarray, " D"]
