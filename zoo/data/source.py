@@ -125,15 +125,19 @@ def report_bad_boxes(
     )
 
 
-def find_missing(paths: Sequence[Path]) -> list[int]:
-    """Indices of files that do not exist, ascending; lists each folder once, which is faster than a call per file."""
-    by_folder: dict[Path, list[tuple[str, int]]] = defaultdict(list)
+def find_missing(paths: Sequence[str | Path]) -> list[int]:
+    """Indices of files that do not exist, ascending.
+
+    Lists each folder once, which is faster than a call per file; of many files, texts are faster than `Path`s.
+    """
+    by_folder: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for index, path in enumerate(paths):
-        by_folder[path.parent].append((path.name, index))
+        folder, name = os.path.split(path)
+        by_folder[folder].append((name, index))
     missing: list[int] = []
     for folder, names in by_folder.items():
         try:
-            with os.scandir(folder) as entries:
+            with os.scandir(folder or ".") as entries:
                 present = {entry.name for entry in entries}
         except OSError:
             present = set()

@@ -21,12 +21,19 @@ class Located:
     """Image files of a split.
 
     Args:
-        paths: one for each listed name; the path as listed where no file was found.
+        listed: path of each, as it is listed.
+        found: path of each that was found elsewhere, by its index.
         note: what was done about names that are not paths of files, in one sentence; "" if nothing was.
     """
 
-    paths: list[Path]
+    listed: list[str]
+    found: dict[int, Path]
     note: str = ""
+
+    @property
+    def paths(self) -> list[Path]:
+        """One for each name; the path as listed where no file was found."""
+        return [self.found.get(index) or Path(path) for index, path in enumerate(self.listed)]
 
 
 def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
@@ -37,38 +44,40 @@ def locate_images(names: Sequence[str], folder: Path, root: Path) -> Located:
         folder: that the names should be relative to.
         root: folder of the data set, which is searched at any depth.
     """
-    paths = [folder / name for name in names]
-    missing = find_missing(paths)
-    if not missing:
-        return Located(paths)
-    index = _index_images(root)
+    listed = [os.path.join(folder, name) for name in names]  # texts: a Path for each takes a second for COCO's
+    missing = find_missing(listed)
+    index = _index_images(root) if missing else {}
+    if not index:
+        return Located(listed, {})
     found: dict[int, Path] = {}
     ambiguous: dict[int, list[Path]] = {}
     absent = set(missing)
-    used_folders = {path.parent for place, path in enumerate(paths) if place not in absent}
+    folders = [os.path.dirname(path) for path in listed]
+    parents = {path: Path(path) for path in set(folders)}
+    used = Counter(parents[path] for place, path in enumerate(folders) if place not in absent)
+    used_folders = set(used)
     for place in missing:
         candidates = best_matches(names[place], index)
-        if paths[place].parent in used_folders:
+        parent = parents[folders[place]]
+        if parent in used_folders:
             # The folder is right, so the file is missing, and one of its name elsewhere is another image.
-            candidates = [path for path in candidates if path.parent == paths[place].parent]
+            candidates = [path for path in candidates if path.parent == parent]
         if len(candidates) == 1:
             found[place] = candidates[0]
         elif candidates:
             ambiguous[place] = candidates
-    used = Counter(path.parent for place, path in enumerate(paths) if place not in absent)
     used.update(path.parent for path in found.values())
     for place, candidates in ambiguous.items():
         most = max(used[path.parent] for path in candidates)
         likely = [path for path in candidates if used[path.parent] == most]
         if most and len(likely) == 1:  # one folder holds the other images of the split
             found[place] = likely[0]
-    for place, path in found.items():
-        paths[place] = path
     if not found:
-        return Located(paths)
+        return Located(listed, found)
     first = min(found)
     return Located(
-        paths,
+        listed,
+        found,
         f"{len(found)} of {len(names)} images are not in {folder} under their listed names and were found by base name"
         f" below {root}, the first {names[first]} as {os.path.relpath(found[first], root)}",
     )

@@ -8,6 +8,7 @@ same parsers, which pass every error to a function `on_error`: `raise_error` sto
 collects the error, and parsing continues without the record.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from zoo.data.masks import Masks
-from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, report_bad_boxes
+from zoo.data.source import DataWarning, describe_bad_box, find_bad_boxes, find_missing, report_bad_boxes
 from zoo.data.table import AnnotationTable
 from zoo.errors import InputError
 from zoo.io.decoding import bits_in_use, deep_pixels
@@ -139,6 +140,13 @@ class RawSplit:
     def paths(self) -> list[Path]:
         """Paths of all image files, which may not exist."""
         return [self.path(index) for index in range(len(self))]
+
+    def missing(self) -> list[int]:
+        """Indices of the images whose file does not exist; none of images that are generated in memory."""
+        if not self.folders:
+            return []
+        folders = [self.folders[index] for index in self.folder_ids.tolist()]
+        return find_missing(list(map(os.path.join, folders, self.file_names)))
 
     def with_sizes(self, sizes: Int32[np.ndarray, "N 2"]) -> Self:
         """Copy with image sizes; converts relative boxes to pixels.

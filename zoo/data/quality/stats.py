@@ -18,7 +18,7 @@ from zoo.data.formats.parse import distinct_sources, parse_splits, share_classes
 from zoo.data.formats.raw import RawSplit
 from zoo.data.quality.image_files import Progress, no_progress
 from zoo.data.quality.neighbours import highest_iou
-from zoo.data.source import Source, find_bad_boxes, find_missing
+from zoo.data.source import Source, find_bad_boxes
 from zoo.data.table import AnnotationTable, box_areas
 from zoo.errors import InputError
 from zoo.io.decoding import upright_size
@@ -148,7 +148,7 @@ def compute_statistics(data: str, sources: Mapping[str, Source], progress: Progr
     splits = {}
     for split, raw in raws.items():
         notes += [f"{split}: {note}" for note in raw.notes]
-        missing = find_missing(raw.paths()) if raw.folders else []
+        missing = raw.missing()
         if missing:
             notes.append(
                 f"{split}: {len(missing)} of {len(raw)} image files are missing ({raw.path(missing[0])}); "
