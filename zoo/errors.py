@@ -27,3 +27,9 @@ class Preempted(Exception):  # noqa: N818 (nothing went wrong)
     """A training was stopped by a signal. Its checkpoint is written, and the same command resumes it."""
 
     exit_code = 143  # what a shell reports for a process ended by SIGTERM
+
+
+class Interrupted(Preempted):
+    """A training was stopped by Ctrl-C."""
+
+    exit_code = 130

@@ -67,23 +67,65 @@ def test_run_folder_is_resumed_without_loggers(folder: Path, capsys: pytest.Capt
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_without_a_run_folder_names_the_checkpoint_to_go_on_with(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, sent = TinyDetector.compute_losses, []
 
     def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: Batch) -> Losses:
         if self.training and self.trainer.global_step == 2 and not sent:
             sent.append(True)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return original(self, outputs, batch)
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
-    assert main(["fit", *FILES]) == 143
+    assert main(["fit", *FILES]) == code
     found = re.search(r"run the same command with (--checkpoint) (\S+) to resume", capsys.readouterr().err)
     assert found
     assert main(["fit", *FILES, *found.groups()]) == 0
     assert "resuming after epoch 1, step 3" in capsys.readouterr().out
+
+
+def test_ctrl_c_pressed_twice_stops_at_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TinyDetector.compute_losses
+
+    def compute_losses(self: TinyDetector, outputs: torch.Tensor, batch: Batch) -> Losses:
+        if self.training and self.trainer.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second one did not interrupt the step")
+        return original(self, outputs, batch)
+
+    monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
+    assert main(["fit", *FILES, "--out", "run"]) == 130
+    errors = capsys.readouterr().err
+    assert "Ctrl-C again stops at once" in errors
+    assert errors.endswith("zoo: interrupted\n")
+    assert last_step(folder) == 2, "the checkpoint of the last finished epoch"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_stops_after_a_step_with_its_loader_workers(folder: Path) -> None:
+    """A terminal sends SIGINT to the workers and the fork server, too."""
+    fit = [sys.executable, "-m", "zoo.cli", "fit", *FILES, "--out", "run", "--data.num_workers", "2", *ENDLESS]
+    last = folder / "run/checkpoints/last.ckpt"
+    with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not last.exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, errors
+    assert "stopped by Ctrl-C" in errors
+    assert "DataLoader worker" not in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow

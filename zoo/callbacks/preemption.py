@@ -1,9 +1,10 @@
-"""Stop a training on SIGTERM or SIGUSR1, with a checkpoint from which it resumes exactly."""
+"""Stop a training on SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint from which it resumes exactly."""
 
 import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from zoo.errors import Preempted
+from zoo.errors import Interrupted, Preempted
 from zoo.ops.distributed import DelayedMax, is_distributed, run_on_rank_zero
 
 LAST = "last"  # name of the checkpoint from which a run resumes
@@ -29,8 +30,8 @@ class Preemption(Callback):
     """Stop a training between two steps on a signal, and save a checkpoint that resumes at the next step.
 
     Schedulers and clouds send SIGTERM before they stop a machine. SLURM sends SIGUSR1 before the time limit if asked to
-    (`sbatch --signal=USR1@180`); the job is then also requeued. Any number of processes may receive the signal: all
-    stop after the same step.
+    (`sbatch --signal=USR1@180`); the job is then also requeued. Ctrl-C does the same as SIGTERM; the second time it
+    stops at once. Any number of processes may receive the signal: all stop after the same step.
 
     If a validation follows a step, the training stops when it is over and its checkpoints are written, so the notice
     must be longer than a validation. A kill without notice loses only the epoch in progress.
@@ -39,13 +40,14 @@ class Preemption(Callback):
         resumes_itself: whether the same command resumes the run, for the message.
 
     Raises:
-        Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process.
+        Preempted: in `on_train_batch_end` or `on_train_epoch_start`, on every process; `Interrupted` after Ctrl-C.
     """
 
     def __init__(self, resumes_itself: bool = True) -> None:
         super().__init__()
         self._resumes_itself = resumes_itself
         self._received = 0  # by this process: 0, STOP or REQUEUE
+        self._is_interrupted = False  # by Ctrl-C
         self._decision = 0  # maximum over all processes
         self._previous: DelayedMax | None = None  # reduction that was started at the previous step
         self._watchdog: threading.Timer | None = None
@@ -54,9 +56,12 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install signal handlers in place of Lightning's, which restores the original ones after training."""
         self._received = self._decision = 0
+        self._is_interrupted = False
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the run of a comparison ignores it
+                signal.signal(signal.SIGINT, self._on_interrupt)
         # Lightning broadcasts before each step whether a process received a signal, which synchronises with the device.
         loop = trainer.fit_loop.epoch_loop
         if hasattr(loop, "_broadcast_sigterm_tensor"):
@@ -105,20 +110,27 @@ class Preemption(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         file = last_checkpoint(trainer)
+        error, what = (Interrupted, "Ctrl-C") if self._is_interrupted else (Preempted, "a signal")
         if file is None:
-            raise Preempted("stopped by a signal; this run writes no checkpoints")
+            raise error(f"stopped by {what}; this run writes no checkpoints")
         job = slurm_job()
         if self._decision == REQUEUE and job is not None:
             # The other processes wait, since SLURM may end the job with the first process that exits.
             run_on_rank_zero(partial(requeue, job)) if is_distributed() else requeue(job)
         how = "again" if self._resumes_itself else f"with --checkpoint {file}"
-        message = f"stopped by a signal; {file} holds step {trainer.global_step}: run the same command {how} to resume"
-        raise Preempted(message if trainer.is_global_zero else "")
+        message = f"stopped by {what}; {file} holds step {trainer.global_step}: run the same command {how} to resume"
+        raise error(message if trainer.is_global_zero else "")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = max(self._received, SIGNALS[signal.Signals(number)])
         if number == signal.SIGTERM and self._watchdog is None:
             self._start_watchdog()
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received, self._is_interrupted = STOP, True
+        print("\nstopping after this step or validation; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def _start_watchdog(self) -> None:
         self._watchdog = threading.Timer(SECONDS_TO_STEP, self._on_timeout)

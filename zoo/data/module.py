@@ -20,7 +20,7 @@ from zoo.data.sampling import EvalSampler, TrainSampler
 from zoo.data.source import DataWarning, Source
 from zoo.data.summary import check_objects
 from zoo.data.table import AnnotationTable
-from zoo.data.workers import ignore_sigterm_of_others
+from zoo.data.workers import ignore_signals_of_others
 from zoo.errors import InputError, SharedInputError
 from zoo.proposals import ProposalCache, SelectiveSearch, propose
 from zoo.types import Image
@@ -317,7 +317,7 @@ class DetectionDataModule(LightningDataModule):
             drop_last=drop_last,
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=ignore_sigterm_of_others,
+            worker_init_fn=ignore_signals_of_others,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

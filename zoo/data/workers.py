@@ -1,7 +1,8 @@
-"""Loader workers that go on when SIGTERM is sent to all processes of a training.
+"""Loader workers that go on when SIGTERM or SIGINT is sent to all processes of a training.
 
-`timeout`, systemd and batch systems send SIGTERM to all processes that they started, not only to the first. The
-training then ends after its current step or validation (`zoo.callbacks.preemption`), for which it needs its workers.
+`timeout`, systemd and batch systems send SIGTERM to all processes that they started, not only to the first, and a
+terminal sends SIGINT on Ctrl-C. The training then ends after its current step or validation
+(`zoo.callbacks.preemption`), for which it needs its workers.
 """
 
 import multiprocessing
@@ -12,15 +13,16 @@ import threading
 _SECONDS = 1.0  # between two checks of the parent
 
 
-def ignore_sigterm_of_others(worker: int) -> None:
-    """End this worker with its parent process or on SIGTERM from it, and ignore SIGTERM from others.
+def ignore_signals_of_others(worker: int) -> None:
+    """End this worker with its parent process or on SIGTERM from it; ignore SIGTERM from others, and SIGINT.
 
-    For `worker_init_fn` of a DataLoader. Without effect where the system does not say who sent a signal (macOS,
-    Windows); PyTorch's workers then end within five seconds after their parent.
+    For `worker_init_fn` of a DataLoader. Where the system does not say who sent a signal (macOS, Windows), SIGTERM ends
+    it, and PyTorch's workers end within five seconds after their parent.
 
     Args:
         worker: its number.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # also in the thread
         threading.Thread(target=_exit_with_parent, daemon=True).start()
