@@ -94,6 +94,7 @@ def main() -> None:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(part, args.images, args.resamples, theirs))
         process.start()
+        theirs.close()  # so that the end of the process is noticed
         value, seconds, before, most = ours.recv()
         process.join()
         report.row((name, f"{value:.4f}", f"{seconds:.0f}", f"{before:.0f}", f"{most:.0f}", f"{GOAL_MB:.0f}"))

@@ -6,6 +6,7 @@
 The site has the folders of the repository, so a relative link between two of these files works on both.
 """
 
+import argparse
 import io
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "build" / "source"
+SOURCE, SITE = ROOT / "build" / "source", ROOT / "build" / "site"
 COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 PARTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "docs", "configs", "benchmarks/results")
 WIDTH = 100  # columns of the help texts
@@ -24,10 +25,13 @@ WIDTH = 100  # columns of the help texts
 
 def main() -> int:
     """Build the site, or write the page of the commands."""
-    if sys.argv[1:] == ["--commands"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", action="store_true", help="write docs/reference/commands.md instead")
+    if parser.parse_args().commands:
         COMMANDS.write_text(commands_page())
         return 0
-    shutil.rmtree(SOURCE.parent, ignore_errors=True)
+    for folder in (SOURCE, SITE):
+        shutil.rmtree(folder, ignore_errors=True)
     for part in PARTS:
         target = SOURCE / part
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 python docs/pictures.py FOLDER         some ten minutes on two cores; the environment's `zoo` has to be on the PATH
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -30,10 +31,12 @@ FURTHER = (
 
 def main() -> int:
     """Run the commands and draw the first output of each verb."""
-    folder = Path(sys.argv[1]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="new folder, in which the commands run")
+    folder = parser.parse_args().folder.resolve()
     folder.mkdir(parents=True)
-    shutil.rmtree(PICTURES, ignore_errors=True)
-    PICTURES.mkdir()
+    made = folder / "pictures"
+    made.mkdir()
     for page in ("your-images.md", "fine-tuning.md"):
         text = (TUTORIALS / page).read_text()
         for language, block in re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL):
@@ -42,21 +45,23 @@ def main() -> int:
             else:
                 for command in block.replace("\\\n", "").splitlines():
                     if command.startswith("zoo "):
-                        record(command, folder)
+                        record(command, folder, made)
     for command in FURTHER:
-        record(command, folder)
+        record(command, folder, made)
     found = sorted((folder / "runs" / "found" / "annotated").iterdir())
-    shutil.copy(found[3], PICTURES / f"found{found[3].suffix}")
+    shutil.copy(found[3], made / "found.jpg")
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    shutil.copytree(made, PICTURES)
     return 0
 
 
-def record(command: str, folder: Path) -> None:
+def record(command: str, folder: Path, made: Path) -> None:
     """Run a command, and draw what it prints if no command of its verb has been drawn yet."""
     command = re.sub(r" +", " ", command)
     environment = os.environ | {"COLUMNS": str(WIDTH)}
     print(command, flush=True)
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    picture = PICTURES / f"{command.split()[1]}.svg"
+    picture = made / f"{command.split()[1]}.svg"
     lines = (done.stderr + done.stdout).rstrip().splitlines()
     if not picture.exists() and lines:
         draw(lines[-MOST_LINES:], command, picture)

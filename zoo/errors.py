@@ -32,4 +32,4 @@ class Preempted(Exception):  # noqa: N818 (nothing went wrong)
 class Interrupted(Preempted):
     """A training was stopped by Ctrl-C."""
 
-    exit_code = 130
+    exit_code = 130  # what a shell reports for a process ended by SIGINT

@@ -78,6 +78,24 @@ def test_watchdog_exits_in_a_step_but_not_in_a_validation(monkeypatch: pytest.Mo
     assert {timer.seconds for timer in timers} == {17.0}
 
 
+@pytest.mark.parametrize("first", [None, signal.SIGTERM])
+def test_only_the_second_ctrl_c_interrupts_a_step(
+    first: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*arguments: object) -> int:
+        raise BrokenPipeError  # as when Ctrl-C has ended `tee`
+
+    monkeypatch.setattr(os, "write", write)
+    callback = preemption.Preemption()
+    if first is not None:
+        monkeypatch.setattr(callback, "_start_watchdog", lambda: None)
+        callback._on_signal(first, None)
+    callback._on_interrupt(signal.SIGINT, None)
+    assert callback._received == (preemption.INTERRUPT if first is None else preemption.STOP)
+    with pytest.raises(KeyboardInterrupt):
+        callback._on_interrupt(signal.SIGINT, None)
+
+
 @pytest.mark.parametrize("end", ["on_train_end", "on_exception"])
 def test_watchdog_is_cancelled_when_the_training_is_over(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     timers: list[FakeTimer] = []

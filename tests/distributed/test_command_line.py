@@ -31,8 +31,17 @@ ENDLESS = ["--trainer.max_epochs", "1000000000"]  # the training cannot end befo
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     return tmp_path
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Wait for the end of a process that was sent a signal; what it wrote to stderr."""
+    try:
+        return process.communicate(timeout=SECONDS)[1]
+    finally:
+        process.kill()
 
 
 def last_step(folder: Path) -> int:
@@ -85,6 +94,7 @@ def test_a_stopped_run_without_a_run_folder_names_the_checkpoint_to_go_on_with(
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
     assert main(["fit", *FILES]) == code
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     found = re.search(r"run the same command with (--checkpoint) (\S+) to resume", capsys.readouterr().err)
     assert found
     assert main(["fit", *FILES, *found.groups()]) == 0
@@ -121,7 +131,7 @@ def test_ctrl_c_in_a_terminal_stops_after_a_step_with_its_loader_workers(folder:
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=SECONDS)
+        errors = end(process)
     assert process.returncode == 130, errors
     assert "stopped by Ctrl-C" in errors
     assert "DataLoader worker" not in errors
@@ -142,7 +152,7 @@ def test_a_signal_to_all_processes_of_a_comparison_saves_a_checkpoint(folder: Pa
         os.killpg(process.pid, number)
         time.sleep(0.01)
         process.send_signal(number)  # `timeout` sends it to the process and to the group
-        _, errors = process.communicate(timeout=SECONDS)
+        errors = end(process)
     assert process.returncode == 130, errors
     assert "run the same command again to resume" in errors
     assert "DataLoader worker" not in errors
@@ -152,15 +162,16 @@ def test_a_signal_to_all_processes_of_a_comparison_saves_a_checkpoint(folder: Pa
 
 
 @pytest.mark.slow
-def test_sigterm_stops_two_processes_and_they_resume(folder: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_two_processes_and_they_resume(folder: Path, number: signal.Signals, code: int) -> None:
     fit = [sys.executable, "-m", "zoo.cli", "fit", *FILES, *TWO, "--out", "run", *ENDLESS]
     with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
         while not (folder / "run/checkpoints/last.ckpt").exists():
             assert process.poll() is None
             time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 143
+        process.send_signal(number)
+        errors = end(process)
+    assert process.returncode == code
     assert errors.count("run the same command again to resume") == 1
     stopped = last_step(folder)
     epochs = str(stopped + 2)  # of one step each

@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from snippets import read_commands, read_snippets, run_commands, run_snippet
 
+from zoo.cli.arguments import check_flags
 from zoo.detector import Detector
 from zoo.errors import InputError
 from zoo.models import FasterRCNN, RetinaNet
@@ -67,8 +68,10 @@ def test_commands_have_verbs_and_flags_that_exist(page: str) -> None:
         assert verb in HELP, verb
         for word in words:
             flag = re.sub(r"\+?=.*", "", word)
-            single_value = verb in ("fit", "compare", "validate", "test") and flag.startswith(VALUES)
-            assert not word.startswith("--") or single_value or re.search(rf"{flag}\b", HELP[verb]), (verb, flag)
+            if flag.startswith(VALUES):
+                check_flags("fit", [flag], has_own_model=False)
+            elif flag.startswith("--"):
+                assert re.search(rf"{flag}\b", HELP[verb]), (verb, flag)
 
 
 def shorten(commands: str) -> str:

@@ -4,8 +4,8 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from zoo.errors import Interrupted, Preempted
 from zoo.ops.distributed import DelayedMax, is_distributed, run_on_rank_zero
 
 LAST = "last"  # name of the checkpoint from which a run resumes
-STOP, REQUEUE = 1, 2
+INTERRUPT, STOP, REQUEUE = 1, 2, 3  # the highest of all processes decides
 SIGNALS = {signal.SIGTERM: STOP}
 if hasattr(signal, "SIGUSR1"):  # Windows has none
     SIGNALS[signal.SIGUSR1] = REQUEUE
@@ -46,8 +46,8 @@ class Preemption(Callback):
     def __init__(self, resumes_itself: bool = True) -> None:
         super().__init__()
         self._resumes_itself = resumes_itself
-        self._received = 0  # by this process: 0, STOP or REQUEUE
-        self._is_interrupted = False  # by Ctrl-C
+        self._received = 0  # by this process: 0, INTERRUPT, STOP or REQUEUE
+        self._was_interrupted = False  # by a first Ctrl-C
         self._decision = 0  # maximum over all processes
         self._previous: DelayedMax | None = None  # reduction that was started at the previous step
         self._watchdog: threading.Timer | None = None
@@ -56,11 +56,11 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install signal handlers in place of Lightning's, which restores the original ones after training."""
         self._received = self._decision = 0
-        self._is_interrupted = False
+        self._previous, self._was_interrupted, self._is_outside_steps = None, False, False
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the run of a comparison ignores it
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # runs of a comparison, and background jobs
                 signal.signal(signal.SIGINT, self._on_interrupt)
         # Lightning broadcasts before each step whether a process received a signal, which synchronises with the device.
         loop = trainer.fit_loop.epoch_loop
@@ -84,11 +84,13 @@ class Preemption(Callback):
             file = last_checkpoint(trainer)
             self._cancel_watchdog()  # writing may take longer
             if file is not None:
-                trainer.save_checkpoint(file)
+                trainer.save_checkpoint(file, weights_only=False)
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal came in the previous epoch, whose checkpoint is written."""
+        """Stop if a signal came in the previous epoch or in its validation; its checkpoint is written."""
+        if not is_distributed():
+            self._decision = self._received
         if self._decision:
             self._stop(trainer)
 
@@ -110,7 +112,7 @@ class Preemption(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         file = last_checkpoint(trainer)
-        error, what = (Interrupted, "Ctrl-C") if self._is_interrupted else (Preempted, "a signal")
+        error, what = (Interrupted, "Ctrl-C") if self._decision == INTERRUPT else (Preempted, "a signal")
         if file is None:
             raise error(f"stopped by {what}; this run writes no checkpoints")
         job = slurm_job()
@@ -127,10 +129,11 @@ class Preemption(Callback):
             self._start_watchdog()
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self._was_interrupted:
             raise KeyboardInterrupt
-        self._received, self._is_interrupted = STOP, True
-        print("\nstopping after this step or validation; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        self._received, self._was_interrupted = max(self._received, INTERRUPT), True
+        with suppress(OSError):  # the terminal may have ended the reader of a pipe, too
+            os.write(2, b"\nstopping after the next step or validation; Ctrl-C again stops at once\n")
 
     def _start_watchdog(self) -> None:
         self._watchdog = threading.Timer(SECONDS_TO_STEP, self._on_timeout)

@@ -145,6 +145,7 @@ def evaluate(args: list[str]) -> int:
 
 def proposals(args: list[str]) -> int:
     """`zoo proposals`: compute and cache region proposals, and print their recall."""
+    args = name_models(args)
     from dataclasses import fields
 
     from zoo.data.module import ANNOTATED, DetectionDataModule
@@ -157,10 +158,9 @@ def proposals(args: list[str]) -> int:
     parser = make_data_parser("proposals")
     text = "a detector or a configuration (zoo models), or a file; its search settings are the defaults of the flags"
     parser.add_argument("--model", type=str | None, default=None, help=text)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes; 0: this one")
+    parser.add_argument("--workers", type=int | None, default=None, help="processes; 0: this one (one for each core)")
     parser.add_class_arguments(SelectiveSearch)
     parser.add_lightning_class_args(DetectionDataModule, "data")
-    args = name_models(args)
     config = parse(parser, args)
     if config.model is not None:
         parser.set_defaults(proposals_of_model(config.model))
@@ -170,8 +170,9 @@ def proposals(args: list[str]) -> int:
         data.proposals = SelectiveSearch(**{field.name: config[field.name] for field in fields(SelectiveSearch)})
     except ValueError as error:
         raise InputError(str(error)) from error
-    if config.workers < 0:
-        raise InputError(f"--workers is {config.workers}; give 0 or more (0: search in this process)")
+    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    if workers < 0:
+        raise InputError(f"--workers is {workers}; give 0 or more (0: search in this process)")
     splits = [split for split in ANNOTATED if split in data.sources]
     if not splits:
         raise InputError("no data set; give --data DATA")
@@ -180,7 +181,7 @@ def proposals(args: list[str]) -> int:
     recalls = {}
     for split in splits:
         progress = partial(track, description=split, console=console, disable=not console.is_terminal)
-        recalls[split] = measure_recall(data, split, config.workers, progress)
+        recalls[split] = measure_recall(data, split, workers, progress)
     Console().print(recall_table(recalls))
     return OK
 

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from zoo.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
@@ -48,10 +49,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else OK if code is None else FAILED
     except Preempted as preemption:
         if str(preemption):
-            print(f"zoo: {preemption}", file=sys.stderr)
+            _print_error(f"zoo: {preemption}")
         return preemption.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"\nzoo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        _print_error(f"\nzoo: {str(interrupt) or 'interrupted'}")
         return INTERRUPTED
     except Exception as error:
         input_error = _find_input_error(error) or _find_disk_error(error)
@@ -60,8 +61,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if not isinstance(input_error, SharedInputError):
-            print(f"zoo: {' '.join(str(input_error).split())}", file=sys.stderr)
+            _print_error(f"zoo: {' '.join(str(input_error).split())}")
         return BAD_INPUT
+
+
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # of `zoo ... 2>&1 | tee log`, Ctrl-C ends the reader first
+        print(line, file=sys.stderr, flush=True)
 
 
 def _call(verb: str, args: list[str]) -> int:

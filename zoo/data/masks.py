@@ -156,7 +156,7 @@ def expand_runs(text: bytes) -> Int64[np.ndarray, " K"]:
     """Counts of compressed run lengths.
 
     Raises:
-        ValueError: the text is not made of such characters, or ends within a count.
+        ValueError: the text is not made of such characters, ends within a count, or has one of more than 35 bits.
     """
     values = np.frombuffer(text, np.uint8).astype(np.int64) - _ZERO
     if not len(values):

@@ -139,7 +139,7 @@ def find_missing(paths: Sequence[str | Path]) -> list[int]:
         try:
             with os.scandir(folder or ".") as entries:
                 present = {entry.name for entry in entries}
-        except OSError:
+        except (OSError, ValueError):  # no such folder, or a name that no file can have
             present = set()
         missing += [index for name, index in names if name not in present]
     return sorted(missing)

@@ -30,7 +30,7 @@ MAX_DETECTIONS = 100
 """COCO's limit for detections of one class in one image."""
 MASK_PREFIX = "mask_"
 """Of the names of metrics of masks: mask_AP, mask_AP50, ..."""
-_AT_ONCE = 500_000  # detections that are evaluated together; bounds the engine's memory to some 200 MB
+_AT_ONCE = 500_000  # detections that are evaluated together, if they are of several classes; some 200 MB in the engine
 _BY_CLASS = ("AP", "AP50", "VOC07", "VOC10", f"{MASK_PREFIX}AP", f"{MASK_PREFIX}AP50")
 Detections: TypeAlias = tuple[
     Int64[np.ndarray, " D"], Float[np.ndarray, "D 4"], Float[np.ndarray, " D"], Int64[np.ndarray, " D"]
@@ -75,14 +75,17 @@ def evaluate(
         ground_truth, masks = ground_truth.for_masks(), order_masks(ground_truth, predictions)
     tables: list[Tables] = []
     voc: list[VocScores] = []
-    for start, stop in _class_ranges(labels, len(ground_truth.classes)):
-        truth = ground_truth.of_classes(start, stop)
-        rows = np.flatnonzero((labels >= start) & (labels < stop))
-        detections = (index[rows], boxes[rows], scores[rows], labels[rows] - start)
+    ranges = _class_ranges(labels, len(ground_truth.classes))
+    for start, stop in ranges:
+        truth, found, found_masks = ground_truth, (index, boxes, scores, labels), masks
+        if len(ranges) > 1:
+            rows = np.flatnonzero((labels >= start) & (labels < stop))
+            truth, found = truth.of_classes(start, stop), (index[rows], boxes[rows], scores[rows], labels[rows] - start)
+            found_masks = None if masks is None else masks.select(rows)
         if "coco" in protocols:
-            tables.append(coco_tables(truth, *detections, engine, None if masks is None else masks.select(rows)))
+            tables.append(coco_tables(truth, *found, engine, found_masks))
         if "voc07" in protocols or "voc10" in protocols:
-            voc.append(evaluate_voc(truth, *detections))
+            voc.append(evaluate_voc(truth, *found))
 
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in ground_truth.classes}

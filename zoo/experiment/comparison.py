@@ -40,7 +40,7 @@ from zoo.callbacks.progress import describe_seconds
 from zoo.data.module import ANNOTATED, DetectionDataModule
 from zoo.data.summary import check_objects, describe_split
 from zoo.detector import Detector
-from zoo.errors import InputError, Preempted
+from zoo.errors import InputError, Interrupted, Preempted
 from zoo.experiment.analysis import analyse_and_report
 from zoo.experiment.budget import Budget, validation_interval
 from zoo.experiment.gather import describe_data
@@ -331,7 +331,7 @@ def start_run(spec: RunSpec, launch: Callable[[Path], int]) -> Run:
     with own_folder(spec.folder):  # a task of a job array may be working in it
         write_folder(spec)
         code = launch(spec.folder)
-    if code == Preempted.exit_code:
+    if code in (Preempted.exit_code, Interrupted.exit_code):
         raise KeyboardInterrupt
     run = read_result(spec.folder)
     if run is None:

@@ -63,7 +63,8 @@ def main(folder: Path) -> int:
     Processes other than the first write an `error_<rank>.log` each, since an error may occur in one of them only.
 
     Returns:
-        Exit code: 0 done, 1 failed, 143 preempted; the last writes no result, and the same command resumes the run.
+        Exit code: 0 done, 1 failed, 143 or 130 stopped by a signal; these write no result, and the same command resumes
+        the run.
     """
     code = _train_and_write(folder)
     finish_loggers(code)

@@ -23,7 +23,7 @@ from zoo.types import Image
 # EXIF orientations that swap width and height
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
 # Exceptions that Pillow raises for truncated or corrupt files
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError)
 _NOT_AN_IMAGE = "not an image, or a format that Pillow cannot read; remove or replace it"
 
 
@@ -55,13 +55,13 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image:
 
 
 def load_grey(path: str | Path) -> NDArray[np.uint8]:
-    """Brightness [H, W] of an image, upright; that of a JPEG within rounding, without decoding its colours.
+    """Luma [H, W] of an image, upright; of a JPEG without decoding its colours: theirs but for rounding and clipping.
 
     Raises:
         InputError: the file is missing, truncated or not an image.
     """
     data = _read(path)
-    with suppress(*_DECODE_ERRORS):  # whether it is damaged is decided by the complete decoder
+    with suppress(*DECODE_ERRORS):  # whether it is damaged is decided by the complete decoder
         if _is_jpeg(data, upright=True) and simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
             return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY")[..., 0], np.uint8)
     pixels = _decode(data, path, upright=True).permute(1, 2, 0).contiguous().numpy()
@@ -92,7 +92,7 @@ def _decode(data: bytes, path: str | Path, upright: bool) -> Image:
             return torch.from_numpy(to_rgb(oriented)).permute(2, 0, 1)
     except UnidentifiedImageError:
         raise InputError(_NOT_AN_IMAGE, file=path) from None
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
 
 
@@ -201,6 +201,6 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         raise InputError("image file is missing", file=path) from None
     except UnidentifiedImageError:
         raise InputError(_NOT_AN_IMAGE, file=path) from None
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise InputError(f"image is damaged ({error}); remove or replace it", file=path) from error
     return (height, width) if is_swapped else (width, height)

@@ -21,7 +21,7 @@ class Located:
     """Image files of a split.
 
     Args:
-        listed: path of each, as it is listed.
+        listed: path of each listed name, relative to the folder of the images or absolute.
         found: path of each that was found elsewhere, by its index.
         note: what was done about names that are not paths of files, in one sentence; "" if nothing was.
     """

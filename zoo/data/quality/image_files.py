@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from zoo.errors import InputError
-from zoo.io.decoding import bits_in_use, deep_pixels, load_grey, orientation
+from zoo.io.decoding import DECODE_ERRORS, bits_in_use, deep_pixels, load_grey, orientation
 
 MAX_DIFFERING_BITS = 40
 """Near-duplicates differ in at most this many of 255 bits; `benchmarks/results/near_duplicates.md` has the reason."""
@@ -82,6 +82,8 @@ def inspect_image(path: Path) -> ImageFile:
         digest = hashlib.sha256(path.read_bytes()).digest()
     except InputError as error:
         return ImageFile(str(error).removeprefix(f"{path}: "))
+    except DECODE_ERRORS as error:  # Pillow's, of what it refuses and others read
+        return ImageFile(f"Pillow cannot read it ({error}); remove or replace it")
     height, width = grey.shape
     is_16_bit = deep is not None and deep.min(initial=0) >= 0 and deep.max(initial=0) < 1 << 16
     unused_bits = 16 - bits_in_use(deep) if deep is not None and is_16_bit else 0
