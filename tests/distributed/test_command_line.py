@@ -102,7 +102,7 @@ def test_a_stopped_run_without_a_run_folder_names_the_checkpoint_to_go_on_with(
 
 
 def test_ctrl_c_pressed_twice_stops_at_once(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = TinyDetector.compute_losses
 
@@ -115,7 +115,7 @@ def test_ctrl_c_pressed_twice_stops_at_once(
 
     monkeypatch.setattr(TinyDetector, "compute_losses", compute_losses)
     assert main(["fit", *FILES, "--out", "run"]) == 130
-    errors = capsys.readouterr().err
+    errors = capfd.readouterr().err
     assert "Ctrl-C again stops at once" in errors
     assert errors.endswith("zoo: interrupted\n")
     assert last_step(folder) == 2, "the checkpoint of the last finished epoch"
