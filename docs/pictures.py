@@ -62,7 +62,8 @@ def record(command: str, folder: Path, made: Path) -> None:
     print(command, flush=True)
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     picture = made / f"{command.split()[1]}.svg"
-    lines = (done.stderr + done.stdout).rstrip().replace(f"{PICTURES.parents[1]}/", "").splitlines()
+    text = (done.stderr + done.stdout).replace(f"{PICTURES.parents[1]}/", "").replace(f"{folder}/", "")
+    lines = text.rstrip().splitlines()
     if not picture.exists() and lines:
         draw(lines[-MOST_LINES:], command, picture)
 
