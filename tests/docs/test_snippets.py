@@ -89,9 +89,9 @@ def test_tutorials_from_images_to_a_verdict_and_fine_tuning(tmp_path: Path) -> N
     for page in ("your-images", "fine-tuning"):
         for commands in read_snippets(f"docs/tutorials/{page}.md", "sh"):
             run_commands(shorten(commands), tmp_path)
-    for file in ("runs/mine/report.html", "runs/found/predictions.json", "runs/sizes/report.html"):
-        assert (tmp_path / file).stat().st_size > 100
-    assert (tmp_path / "runs/faster_rcnn.onnx").exists()
+    for file in ("runs/mine/report.html", "runs/sizes/report.html", "runs/faster_rcnn.onnx"):
+        assert (tmp_path / file).stat().st_size > 10_000
+    assert (tmp_path / "runs/found/predictions.json").exists()  # empty after two steps
 
 
 @pytest.mark.slow
