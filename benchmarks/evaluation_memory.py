@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,11 @@ def run_intervals(num_images: int, resamples: int) -> float:
     return difference.high - difference.low
 
 
-def measure(part: Callable[[int, int], float], num_images: int, resamples: int, pipe: object) -> None:
+def measure(part: Callable[[int, int], float], num_images: int, resamples: int, pipe: Connection) -> None:
     """Value, seconds, MB before and MB at most, sent through the pipe."""
     before, start = peak_mb(), time.perf_counter()
     value = part(num_images, resamples)
-    pipe.send((value, time.perf_counter() - start, before, peak_mb()))  # type: ignore[attr-defined]
+    pipe.send((value, time.perf_counter() - start, before, peak_mb()))
 
 
 def peak_mb() -> float:

@@ -5,17 +5,19 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.callbacks import preemption
 from zoo.callbacks.preemption import is_between_steps, requeue, slurm_job
 from zoo.callbacks.resumption import update_learning_rates
-from zoo.errors import Preempted
+from zoo.errors import Interrupted, Preempted
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,16 @@ def test_only_the_second_ctrl_c_interrupts_a_step(
     assert callback._received == (preemption.INTERRUPT if first is None else preemption.STOP)
     with pytest.raises(KeyboardInterrupt):
         callback._on_interrupt(signal.SIGINT, None)
+
+
+def test_ctrl_c_in_a_validation_stops_before_the_next_epoch_if_there_is_a_checkpoint(tmp_path: Path) -> None:
+    callback, module = preemption.Preemption(), LightningModule()
+    trainer = Trainer(logger=False, callbacks=[ModelCheckpoint(tmp_path, filename=preemption.LAST)])
+    callback._on_interrupt(signal.SIGINT, None)
+    callback.on_train_epoch_start(trainer, module)  # the first epoch of a new run: its first step writes one
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(Interrupted, match="stopped by Ctrl-C"):
+        callback.on_train_epoch_start(trainer, module)
 
 
 @pytest.mark.parametrize("end", ["on_train_end", "on_exception"])

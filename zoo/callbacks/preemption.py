@@ -89,7 +89,8 @@ class Preemption(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if a signal came in the previous epoch or in its validation; its checkpoint is written."""
-        if not is_distributed():
+        file = last_checkpoint(trainer)
+        if not is_distributed() and file is not None and file.exists():  # none before the first epoch of a new run
             self._decision = self._received
         if self._decision:
             self._stop(trainer)

@@ -21,7 +21,7 @@ class Located:
     """Image files of a split.
 
     Args:
-        listed: path of each listed name, relative to the folder of the images or absolute.
+        listed: path of each listed name, the folder of the images joined with it.
         found: path of each that was found elsewhere, by its index.
         note: what was done about names that are not paths of files, in one sentence; "" if nothing was.
     """
